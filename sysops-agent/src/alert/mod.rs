@@ -1,0 +1,1 @@
+//! Findings and kernel events become alerts with a life of their own. No network.

@@ -1,0 +1,1 @@
+//! Pure analyzers: what the store remembers in, findings out.

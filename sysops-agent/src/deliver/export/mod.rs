@@ -1,0 +1,1 @@
+//! Ways to machines: Prometheus asks, NATS is told.

@@ -1,0 +1,28 @@
+//! sysops-agent: kernel events and readings in, alerts and telemetry out.
+//!
+//! Modules stand in layer order; `tests/tests/layers.rs` holds who may import whom (docs/ARCHITECTURE.md).
+
+pub mod model;
+
+pub mod host;
+pub mod spec;
+
+pub mod collect;
+pub mod correlate;
+pub mod inventory;
+pub mod kernel;
+pub mod logs;
+
+pub mod store;
+
+pub mod analyze;
+
+pub mod alert;
+pub mod deliver;
+pub mod settings;
+
+pub mod catalog;
+pub mod schedule;
+
+pub mod cli;
+pub mod pipeline;

@@ -1,0 +1,1 @@
+//! Reads /dev/kmsg record by record.

@@ -1,0 +1,3 @@
+//! The agent's binary: arguments in, exit status out.
+
+fn main() {}

@@ -1,0 +1,17 @@
+//! Plain data that the layers hand to each other. No I/O, no clock, no knowledge of any layer.
+
+pub mod alert;
+pub mod batch;
+pub mod event;
+pub mod finding;
+pub mod metric;
+pub mod readings;
+pub mod time;
+
+pub use alert::{Alert, Severity, Status};
+pub use batch::{Batch, Reading};
+pub use event::{Detail, Event, Source};
+pub use finding::{Finding, Level};
+pub use metric::{Desc, Kind, Metric, Unit};
+pub use readings::{Readings, Series, SeriesValue};
+pub use time::Tick;

@@ -1,0 +1,1 @@
+//! Knows every layer: builds, wires, reloads, shuts down.
