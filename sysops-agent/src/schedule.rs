@@ -1,1 +1,0 @@
-//! Runs collectors on time: one worker thread, deadlines, panic isolation, metrics of its own.

@@ -1,0 +1,346 @@
+//! Runs collectors on time: one worker thread, one tick for all that are due together, deadlines, panic isolation, and
+//! metrics about each. What is read goes to the caller of [`Scheduler::next`].
+
+mod plan;
+mod worker;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::collect::{Collector, Entry, Outcome};
+use crate::host::Host;
+use crate::model::{Batch, Desc, Metric, Tick, Unit};
+use crate::spec::Values;
+use plan::Plan;
+pub use worker::Failure;
+use worker::{Done, Task, Worker};
+
+static DURATION: Metric<1> = Metric::gauge(
+    "collector_duration_seconds",
+    Unit::Seconds,
+    "Time that the collector's last reading took.",
+    &["collector"],
+);
+static SUCCESS: Metric<1> = Metric::gauge(
+    "collector_success",
+    Unit::Bool,
+    "1 when the last reading gave values; 0 when it failed. Missing where the host has no such thing.",
+    &["collector"],
+);
+static FAILURES: Metric<1> = Metric::counter(
+    "collector_failures_total",
+    Unit::Count,
+    "Readings that failed, panicked or did not come back in time.",
+    &["collector"],
+);
+static MISSED: Metric<1> = Metric::counter(
+    "collector_missed_turns_total",
+    Unit::Count,
+    "Turns that were skipped because the collector, or the whole agent, was late.",
+    &["collector"],
+);
+static LAST: Metric<1> = Metric::gauge(
+    "collector_last_success_timestamp_seconds",
+    Unit::Seconds,
+    "When the collector last gave values, in seconds since 1970.",
+    &["collector"],
+);
+
+/// The metrics of this component.
+pub static METRICS: &[&Desc] = &[DURATION.desc(), SUCCESS.desc(), FAILURES.desc(), MISSED.desc(), LAST.desc()];
+
+/// How a collector stands.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Standing {
+    /// The collector.
+    pub name: &'static str,
+    /// How it stands.
+    pub state: State,
+    /// Why it is absent or failed; empty when it is ok.
+    pub reason: String,
+    /// What an operator may do; empty when there is nothing to do.
+    pub remedy: String,
+}
+
+/// The three outcomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Values were read, or nothing was tried yet.
+    Ok,
+    /// This host has no such thing.
+    Absent,
+    /// It is there and could not be read.
+    Failed,
+}
+
+/// One reading that has come to an end.
+pub struct Finished {
+    /// Index of the collector in the list given to [`Scheduler::new`].
+    pub job: usize,
+    /// When its round began: the same for all collectors of a round.
+    pub tick: Tick,
+    /// What it read; empty when it failed. Give it back by [`Scheduler::recycle`].
+    pub batch: Batch,
+    /// True when no other collector of this round is still to come.
+    pub round_over: bool,
+}
+
+struct Job {
+    entry: &'static Entry,
+    // Out while it is at work, and for as long as it hangs.
+    collector: Option<Box<dyn Collector>>,
+    batch: Option<Batch>,
+    took: Option<Duration>,
+    last_success: Option<f64>,
+    failures: u64,
+    missed: u64,
+    standing: Standing,
+}
+
+struct Running {
+    job: usize,
+    tick: Tick,
+    deadline: Duration,
+}
+
+/// Collectors with their cadence.
+pub struct Scheduler {
+    host: Host,
+    values: Values,
+    jobs: Vec<Job>,
+    plan: Plan,
+    queue: VecDeque<(usize, Tick)>,
+    running: Option<Running>,
+    worker: Worker,
+    done: UnboundedReceiver<Done>,
+    done_sender: UnboundedSender<Done>,
+}
+
+impl Scheduler {
+    /// Makes the collectors of `entries` and starts the worker. `interval` overrules every collector's own cadence.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn new(
+        host: &Host,
+        values: &Values,
+        entries: &[&'static Entry],
+        interval: Option<Duration>,
+    ) -> std::io::Result<Self> {
+        let (done_sender, done) = unbounded_channel();
+        let worker = Worker::start(0, host.clone(), done_sender.clone())?;
+        let jobs: Vec<Job> = entries.iter().map(|entry| Job::new(entry, host, values)).collect();
+        let intervals = entries.iter().map(|entry| interval.unwrap_or_else(|| values.get(entry.interval)));
+        let plan = Plan::new(host.clock.now().monotonic, intervals);
+        Ok(Self {
+            host: host.clone(),
+            values: values.clone(),
+            jobs,
+            plan,
+            queue: VecDeque::new(),
+            running: None,
+            worker,
+            done,
+            done_sender,
+        })
+    }
+
+    /// Waits for the next reading to end. May be dropped and called again at any time.
+    pub async fn next(&mut self) -> Finished {
+        loop {
+            let now = self.host.clock.now();
+            if let Some(finished) = self.give_up_on_overdue(now) {
+                return finished;
+            }
+            self.enqueue_due(now);
+            self.hand_next();
+            let deadline = self.running.as_ref().map(|running| running.deadline);
+            let wake = deadline.into_iter().chain(self.plan.next()).min();
+            let wait = wake.map_or(Duration::from_secs(3600), |wake| wake.saturating_sub(now.monotonic));
+            tokio::select! {
+                done = self.done.recv() => {
+                    if let Some(finished) = done.and_then(|done| self.take_back(done)) {
+                        return finished;
+                    }
+                }
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Gives a batch back, so that its memory is used again.
+    pub fn recycle(&mut self, job: usize, batch: Batch) {
+        self.jobs[job].batch = Some(batch);
+    }
+
+    /// How each collector stands.
+    pub fn standings(&self) -> impl Iterator<Item = &Standing> {
+        self.jobs.iter().map(|job| &job.standing)
+    }
+
+    /// Adds readings about the collectors themselves.
+    pub fn collect(&self, out: &mut Batch) {
+        for job in &self.jobs {
+            let name = [job.standing.name];
+            if let Some(took) = job.took {
+                out.gauge(&DURATION, name, took.as_secs_f64());
+            }
+            if job.took.is_some() && job.standing.state != State::Absent {
+                out.gauge(&SUCCESS, name, if job.standing.state == State::Ok { 1.0 } else { 0.0 });
+            }
+            #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
+            {
+                out.counter(&FAILURES, name, job.failures as f64);
+                out.counter(&MISSED, name, job.missed as f64);
+            }
+            if let Some(last) = job.last_success {
+                out.gauge(&LAST, name, last);
+            }
+        }
+    }
+
+    fn enqueue_due(&mut self, now: Tick) {
+        let (jobs, queue, running) = (&mut self.jobs, &mut self.queue, &self.running);
+        self.plan.take_due(now.monotonic, |index, missed| {
+            let job = &mut jobs[index];
+            job.missed += missed;
+            let waits = queue.iter().any(|&(queued, _)| queued == index);
+            if waits || job.collector.is_none() || running.as_ref().is_some_and(|running| running.job == index) {
+                job.missed += 1;
+            } else {
+                queue.push_back((index, now));
+            }
+        });
+    }
+
+    fn hand_next(&mut self) {
+        while self.running.is_none() {
+            let Some((index, tick)) = self.queue.pop_front() else { return };
+            let job = &mut self.jobs[index];
+            let Some(collector) = job.collector.take() else { continue };
+            let task = Task { job: index, collector, batch: job.batch.take().unwrap_or_default() };
+            if let Err(task) = self.worker.hand(task) {
+                // A worker ends only with its handle, or when the process is out of everything.
+                self.jobs[index].collector = Some(task.collector);
+                self.replace_worker();
+                continue;
+            }
+            let deadline = self.host.clock.now().monotonic + self.jobs[index].entry.deadline;
+            self.running = Some(Running { job: index, tick, deadline });
+        }
+    }
+
+    fn give_up_on_overdue(&mut self, now: Tick) -> Option<Finished> {
+        let running = self.running.take_if(|running| running.deadline <= now.monotonic)?;
+        self.replace_worker();
+        let deadline = self.jobs[running.job].entry.deadline;
+        self.jobs[running.job].judge(&Err(Failure::Overdue(deadline)), running.tick);
+        Some(self.finished(running.job, running.tick, Batch::default()))
+    }
+
+    fn take_back(&mut self, done: Done) -> Option<Finished> {
+        let job = &mut self.jobs[done.job];
+        job.collector = Some(done.collector.unwrap_or_else(|| (job.entry.new)(&self.host, &self.values)));
+        if done.worker != self.worker.id {
+            // It was given up on: what it read is old, but it can be asked again from its next turn on.
+            job.batch = Some(done.batch);
+            return None;
+        }
+        let running = self.running.take()?;
+        job.took = Some(done.took);
+        job.judge(&done.result, running.tick);
+        Some(self.finished(done.job, running.tick, done.batch))
+    }
+
+    fn finished(&self, job: usize, tick: Tick, batch: Batch) -> Finished {
+        Finished { job, tick, batch, round_over: !self.queue.iter().any(|(_, queued)| *queued == tick) }
+    }
+
+    fn replace_worker(&mut self) {
+        match Worker::start(self.worker.id + 1, self.host.clone(), self.done_sender.clone()) {
+            Ok(worker) => self.worker = worker,
+            Err(error) => tracing::error!("no new thread for collectors: {error}; they wait for the one that hangs"),
+        }
+    }
+}
+
+impl Job {
+    fn new(entry: &'static Entry, host: &Host, values: &Values) -> Self {
+        Self {
+            entry,
+            collector: Some((entry.new)(host, values)),
+            batch: None,
+            took: None,
+            last_success: None,
+            failures: 0,
+            missed: 0,
+            standing: Standing { name: entry.name, state: State::Ok, reason: String::new(), remedy: String::new() },
+        }
+    }
+
+    fn judge(&mut self, result: &Result<Outcome, Failure>, tick: Tick) {
+        let name = self.standing.name;
+        match result {
+            Ok(Outcome::Data) => {
+                if self.standing.state == State::Failed {
+                    tracing::info!("collector {name}: gives values again");
+                }
+                (self.standing.state, self.standing.reason, self.standing.remedy) =
+                    (State::Ok, String::new(), String::new());
+                let wall = tick.wall.duration_since(std::time::UNIX_EPOCH);
+                self.last_success = wall.ok().map(|wall| wall.as_secs_f64());
+            }
+            Ok(Outcome::Absent { reason, remedy }) => {
+                if self.standing.state != State::Absent {
+                    tracing::info!("collector {name}: absent: {reason}");
+                }
+                self.standing.state = State::Absent;
+                self.standing.reason.clone_from(reason);
+                self.standing.remedy.clone_from(remedy);
+            }
+            Err(failure) => {
+                self.failures += 1;
+                let reason = chain(failure);
+                // Said once for each reason; collector_failures_total counts the rest.
+                if self.standing.state != State::Failed || self.standing.reason != reason {
+                    tracing::warn!("collector {name}: {reason}");
+                }
+                self.standing.state = State::Failed;
+                self.standing.reason = reason;
+                self.standing.remedy = remedy(failure).to_owned();
+            }
+        }
+    }
+}
+
+/// The error with its causes, as one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+fn remedy(failure: &Failure) -> &'static str {
+    use crate::collect::CollectError;
+    match failure {
+        Failure::Collect(CollectError::Read(error)) if error.is_denied() => {
+            "run the agent with the capabilities of deploy/systemd/sysops-agent.service (CAP_DAC_READ_SEARCH)"
+        }
+        Failure::Collect(CollectError::Read(_)) => "",
+        Failure::Collect(CollectError::Parse { .. }) => "report it with this message: the file has an unknown form",
+        Failure::Panic(_) => "report it with this message: it is a bug",
+        Failure::Overdue(_) => "look for a file system or device that does not answer",
+    }
+}
+
+#[cfg(test)]
+mod tests;
