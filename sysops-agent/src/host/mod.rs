@@ -4,10 +4,12 @@ pub mod clock;
 pub mod events;
 pub mod files;
 pub mod os;
+pub mod systemd;
 
 pub use clock::Clock;
 pub use events::EventSource;
 pub use files::{Files, ReadError, Source};
+pub use systemd::Systemd;
 
 use std::path::{Path, PathBuf};
 

@@ -1,0 +1,143 @@
+//! The thread that waits for kernel events: it polls the descriptors of all sources and hands on what comes. It does
+//! nothing else, so that a busy main loop does not make a ring buffer overflow.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::fs::Timespec;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+
+use crate::host::{EventSource, Host};
+use crate::kernel::{self, Kernel};
+use crate::logs::kmsg::Kmsg;
+use crate::model::{Batch, Event, Tick};
+
+/// Words that may wait for the main loop. A burst beyond it is dropped and counted: the agent must not grow with it.
+const INBOX: usize = 1024;
+
+/// What the thread says.
+pub(crate) enum Word {
+    /// Something happened.
+    Event(Box<Event>),
+    /// The sources' own readings, at every interval.
+    Readings(Box<Readings>),
+}
+
+/// The sources' own readings.
+pub(crate) struct Readings {
+    pub(crate) batch: Batch,
+    pub(crate) tick: Tick,
+    pub(crate) standings: Vec<kernel::Standing>,
+}
+
+/// The thread.
+pub(crate) struct Watch {
+    pub(crate) inbox: Receiver<Word>,
+    lost: Arc<AtomicU64>,
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    /// Starts to watch; the sources' own readings come every `interval`.
+    pub(crate) fn start(
+        host: &Host,
+        kernel: Kernel,
+        kmsg: Option<Kmsg>,
+        interval: Duration,
+    ) -> std::io::Result<Self> {
+        let (words, inbox) = channel(INBOX);
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let lost = Arc::new(AtomicU64::new(0));
+        let mut sources = Sources { host: host.clone(), kernel, kmsg, words, lost: Arc::clone(&lost) };
+        let end = Arc::clone(&stop);
+        let thread = std::thread::Builder::new()
+            .name("watch".to_owned())
+            .stack_size(512 << 10)
+            .spawn(move || sources.run(&end, interval))?;
+        Ok(Self { inbox, lost, stop, thread: Some(thread) })
+    }
+
+    /// Events that were dropped because the main loop did not take them.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // 8 bytes, native endian: eventfd(2). It is never full, as nothing else is written to it.
+        _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take() {
+            _ = thread.join();
+        }
+    }
+}
+
+struct Sources {
+    host: Host,
+    kernel: Kernel,
+    kmsg: Option<Kmsg>,
+    words: Sender<Word>,
+    lost: Arc<AtomicU64>,
+}
+
+impl Sources {
+    fn run(&mut self, stop: &OwnedFd, interval: Duration) {
+        let mut events = Vec::new();
+        let mut next = self.host.clock.now().monotonic;
+        loop {
+            let now = self.host.clock.now();
+            if now.monotonic >= next {
+                self.tell(now);
+                next = now.monotonic + interval;
+            }
+            if !self.wait(stop, next.saturating_sub(now.monotonic)) {
+                break;
+            }
+            self.kernel.drain(&self.host, &mut events);
+            if let Some(kmsg) = &mut self.kmsg {
+                kmsg.drain(&self.host, &mut events);
+            }
+            for event in events.drain(..) {
+                if self.words.try_send(Word::Event(Box::new(event))).is_err() {
+                    self.lost.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+        if let Some(kmsg) = &mut self.kmsg {
+            kmsg.save();
+        }
+    }
+
+    /// Waits until a source has something or `timeout` is over; false when the end has come.
+    fn wait(&self, stop: &OwnedFd, timeout: Duration) -> bool {
+        let mut fds = vec![PollFd::new(stop, PollFlags::IN)];
+        let kernel = self.kernel.fds();
+        let kmsg = self.kmsg.as_ref().map(EventSource::fds).unwrap_or_default();
+        fds.extend(kernel.iter().chain(&kmsg).map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)));
+        let timeout = Timespec {
+            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(timeout.subsec_nanos()),
+        };
+        // An interrupted poll is a wake-up for nothing: the sources are looked at and have nothing.
+        _ = poll(&mut fds, Some(&timeout));
+        fds[0].revents().is_empty()
+    }
+
+    fn tell(&mut self, tick: Tick) {
+        let mut batch = Batch::default();
+        self.kernel.collect(&self.host, &mut batch);
+        if let Some(kmsg) = &mut self.kmsg {
+            kmsg.collect(&self.host, &mut batch);
+            kmsg.save();
+        }
+        let readings = Readings { batch, tick, standings: self.kernel.standings() };
+        // Readings are only the newest state: when nobody takes them, the next ones will do.
+        _ = self.words.try_send(Word::Readings(Box::new(readings)));
+    }
+}
