@@ -1,3 +1,61 @@
-//! The agent's binary: arguments in, exit status out.
+//! The agent's binary: arguments → settings → what was asked for → exit status.
 
-fn main() {}
+use std::process::ExitCode;
+
+use sysops_agent::cli::{self, Action, Args, Command, exit, output};
+use sysops_agent::host::{Host, Roots};
+use sysops_agent::pipeline::{self, Nobody};
+use sysops_agent::settings::{self, Settings};
+use tokio::task::LocalSet;
+
+fn main() -> ExitCode {
+    let status = match cli::parse(std::env::args_os()) {
+        Ok(args) => run(&args),
+        Err(status) => status,
+    };
+    // A collector that hangs in the kernel keeps its thread; the process does not wait for it.
+    std::process::exit(status.into())
+}
+
+fn run(args: &Args) -> u8 {
+    match args.action() {
+        Action::Validate => return cli::validate::run(args),
+        Action::Command(Command::Metrics { format }) => return cli::metrics::run(format),
+        Action::Command(Command::Config(command)) => return cli::config::run(args, command),
+        Action::Command(Command::Completions { shell }) => return cli::completions::run(shell),
+        Action::Command(Command::Man) => return cli::man::run(),
+        Action::Run | Action::InventoryDump | Action::Command(_) => {}
+    }
+    let settings = match args.settings() {
+        Ok(settings) => settings,
+        Err(problems) => {
+            output::say(&problems);
+            return exit::CONFIG;
+        }
+    };
+    cli::logging::init(args, &settings);
+    let host = Host::live(&Roots { root: args.host_root.clone() });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime {
+        Ok(runtime) => LocalSet::new().block_on(&runtime, work(args.action(), host, settings)),
+        Err(error) => {
+            output::say(&format_args!("error: no event loop: {error}"));
+            exit::UNAVAILABLE
+        }
+    }
+}
+
+async fn work(action: Action, host: Host, settings: Settings) -> u8 {
+    let hostname = pipeline::hostname(&settings);
+    match action {
+        Action::InventoryDump => cli::inventory::run(&host, &settings, &hostname),
+        Action::Command(Command::Once { format }) => cli::once::run(&host, &settings, &hostname, format).await,
+        Action::Command(Command::Doctor { json }) => cli::doctor::run(&host, &settings, json).await,
+        Action::Command(Command::Events(events)) => cli::events::run(&host, &settings, &events).await,
+        Action::Command(Command::Live) => {
+            let style = output::Style::stdout(&settings::environment);
+            cli::run::run(host, settings, Box::new(cli::live::Live::new(style))).await
+        }
+        _ => cli::run::run(host, settings, Box::new(Nobody)).await,
+    }
+}

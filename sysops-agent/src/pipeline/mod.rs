@@ -2,25 +2,26 @@
 //! look of the analyzers; a kernel event goes straight to the alert book.
 
 mod feed;
+mod inventory;
 mod parts;
 mod signals;
+mod sources;
 mod watch;
 
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
 use crate::collect;
 use crate::host::{Host, Systemd};
-use crate::kernel;
+use crate::kernel::{self, Rung};
 use crate::model::{Alert, Batch, Desc, Event, Metric, Readings, Tick, Unit};
-use crate::schedule::{self, Finished, Scheduler};
+use crate::schedule::{Finished, State};
 use crate::settings::{Declared, Settings};
 use crate::store::view::View;
 use feed::Shared;
-use parts::Parts;
+use parts::{Parts, kernel_component, own_component};
 use signals::{Order, Signals};
-use watch::Word;
+pub use sources::Sources;
 
 static EVENTS: Metric<1> = Metric::counter(
     "kernel_events_total",
@@ -28,15 +29,16 @@ static EVENTS: Metric<1> = Metric::counter(
     "Kernel events, each counted once however many sources saw it.",
     &["kind"],
 );
-static EVENTS_DROPPED: Metric<0> = Metric::counter(
-    "kernel_events_dropped_total",
+static REPORTS: Metric<1> = Metric::counter(
+    "kernel_event_reports_total",
     Unit::Count,
-    "Kernel events dropped inside the agent because the main loop was too late to take them.",
-    &[],
+    "What became of reports of kernel events: joined with another source's, late (its event had been told), repeated \
+     by the same source, dropped because the main loop was too late to take it.",
+    &["outcome"],
 );
 
 /// The metrics of this component.
-pub static METRICS: &[&Desc] = &[EVENTS.desc(), EVENTS_DROPPED.desc()];
+pub static METRICS: &[&Desc] = &[EVENTS.desc(), REPORTS.desc()];
 
 /// Time that deliveries have after the order to stop. systemd and people wait for at most 5 s.
 const DRAIN: Duration = Duration::from_secs(4);
@@ -58,19 +60,11 @@ pub struct Nobody;
 
 impl Observer for Nobody {}
 
-/// How to read the configuration again.
-pub struct Reload {
-    /// The file; without one there is nothing to read again.
-    pub file: Option<PathBuf>,
-    /// What it may say.
-    pub declared: Declared,
-}
-
 /// The running agent.
 pub struct Pipeline {
     host: Host,
     settings: Settings,
-    reload: Reload,
+    declared: Declared,
     shared: Rc<Shared>,
     parts: Parts,
     signals: Signals,
@@ -79,38 +73,37 @@ pub struct Pipeline {
     own: Batch,
     events: [(&'static str, u64); 2],
     rounds: u64,
-    probes: Vec<kernel::Standing>,
 }
 
 impl Pipeline {
-    /// Builds everything. Runs inside a tokio `LocalSet`.
+    /// Builds everything. Runs inside a tokio `LocalSet`. `declared` is what the configuration may say when it is read
+    /// again after SIGHUP.
     ///
     /// # Errors
     /// When something that the configuration asks for cannot be had: a forced rung, an address in use, …
     pub fn start(
         host: Host,
         settings: Settings,
-        reload: Reload,
+        declared: Declared,
         mut observer: Box<dyn Observer>,
     ) -> anyhow::Result<Self> {
+        // First of all: without a handler a SIGHUP would end the process.
         let signals = Signals::install()?;
-        let systemd = Systemd::from_env();
         let shared = Rc::new(Shared::new(&host, &settings.values));
-        let (parts, probes) = Parts::start(&host, &settings, &shared)?;
-        observer.standings(&probes);
+        let parts = Parts::start(&host, &settings, &hostname(&settings), &shared)?;
+        observer.standings(&parts.sources.probes);
         Ok(Self {
             host,
             settings,
-            reload,
+            declared,
             shared,
             parts,
             signals,
-            systemd,
+            systemd: Systemd::from_env(),
             observer,
             own: Batch::default(),
             events: [("oom_kill", 0), ("hung_task", 0)],
             rounds: 0,
-            probes,
         })
     }
 
@@ -118,20 +111,16 @@ impl Pipeline {
     pub async fn run(mut self) {
         let mut watchdog = Watchdog::new(&self.systemd);
         loop {
-            let now = self.host.clock.now();
-            let due = self.parts.correlator.next_deadline().map(|at| at.saturating_sub(now.monotonic));
             tokio::select! {
                 // Kernel events first: a person waits for them.
                 biased;
-                word = self.parts.watch.inbox.recv() => match word {
-                    Some(Word::Event(event)) => self.parts.correlator.add(*event, &self.host.clock.now()),
-                    Some(Word::Readings(readings)) => self.take_kernel_readings(*readings),
-                    None => {
+                events = self.parts.sources.next(&self.host) => {
+                    let Some(events) = events.map(std::mem::take) else {
                         tracing::error!("the thread that watches the kernel has ended; that is a bug: stopping");
                         break;
-                    }
-                },
-                () = sleep_for(due) => {}
+                    };
+                    self.take_events(&events);
+                }
                 order = self.signals.next() => match order {
                     Order::Reload => self.reload().await,
                     Order::Stop => break,
@@ -140,9 +129,10 @@ impl Pipeline {
                 value = self.parts.inventory.next() => *self.shared.inventory.borrow_mut() = Some(Rc::new(value)),
                 () = watchdog.due() => watchdog.pet(&self.systemd, self.rounds),
             }
-            self.release_events();
         }
         self.systemd.stopping();
+        let rest = self.parts.sources.flush();
+        self.take_events(&rest);
         self.parts.stop(DRAIN).await;
     }
 
@@ -167,7 +157,7 @@ impl Pipeline {
         for alert in self.parts.book.tick(&tick) {
             self.tell(&alert);
         }
-        self.shared.health.set(self.parts.health(&self.probes));
+        self.shared.health.set(self.parts.health());
         if self.rounds == 0 {
             self.systemd.ready(&self.status());
         }
@@ -180,29 +170,23 @@ impl Pipeline {
         self.parts.collect(&mut self.own);
         self.shared.store.borrow().collect(&mut self.own);
         #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
-        {
-            for (kind, count) in self.events {
-                self.own.counter(&EVENTS, [kind], count as f64);
-            }
-            self.own.counter(&EVENTS_DROPPED, [], self.parts.watch.lost() as f64);
+        for (kind, count) in self.events {
+            self.own.counter(&EVENTS, [kind], count as f64);
         }
-        self.shared.store.borrow_mut().ingest(parts::OWN, &self.own, tick);
+        self.shared.store.borrow_mut().ingest(own_component(), &self.own, tick);
     }
 
-    fn take_kernel_readings(&mut self, readings: watch::Readings) {
-        self.shared.store.borrow_mut().ingest(parts::KERNEL, &readings.batch, readings.tick);
-        self.probes = readings.standings;
-    }
-
-    fn release_events(&mut self) {
+    fn take_events(&mut self, events: &[Event]) {
+        if let Some(readings) = self.parts.sources.take_readings() {
+            self.shared.store.borrow_mut().ingest(kernel_component(), &readings.batch, readings.tick);
+        }
         let now = self.host.clock.now();
-        for event in self.parts.correlator.ready(&now) {
+        for event in events {
             if let Some((_, count)) = self.events.iter_mut().find(|(kind, _)| *kind == event.kind()) {
                 *count += 1;
             }
-            tracing::debug!("kernel event {}: {:?}", event.kind(), event.comm);
-            self.observer.event(&event);
-            if let Some(alert) = self.parts.book.event(&event, &now) {
+            self.observer.event(event);
+            if let Some(alert) = self.parts.book.event(event, &now) {
                 self.tell(&alert);
             }
         }
@@ -218,42 +202,45 @@ impl Pipeline {
 
     /// Reads the configuration again. What cannot be used is said, and everything goes on as it was.
     async fn reload(&mut self) {
-        let Some(file) = &self.reload.file else {
+        let Some(file) = self.settings.file.clone() else {
             tracing::info!("SIGHUP: there is no configuration file to read again");
             return;
         };
         self.systemd.reloading(self.host.clock.now());
-        match crate::settings::load(Some(file), &self.reload.declared, &crate::settings::environment) {
-            Ok(settings) => match self.parts.reload(&self.host, &settings, &self.settings, &self.shared).await {
-                Ok(probes) => {
-                    for notice in settings.notices() {
-                        tracing::warn!("{notice}");
-                    }
-                    if let Some(probes) = probes {
-                        self.observer.standings(&probes);
-                        self.probes = probes;
-                    }
-                    self.settings = settings;
-                    tracing::info!("{}: read again", file.display());
-                }
-                Err(error) => tracing::error!("{}: kept the last good configuration: {error:#}", file.display()),
-            },
-            Err(problems) => {
-                tracing::error!("{}: kept the last good configuration: {problems}", file.display());
-            }
+        match crate::settings::load(Some(&file), &self.declared, &crate::settings::environment) {
+            Ok(settings) => self.take_settings(settings).await,
+            Err(problems) => tracing::error!("{}: kept the last good configuration\n{problems}", file.display()),
         }
         self.systemd.ready(&self.status());
     }
 
-    fn status(&self) -> String {
-        let standing = self.probes.iter().filter(|probe| probe.rung < kernel::Rung::Kmsg).count();
-        let failed = self.parts.scheduler.standings().filter(|one| one.state == schedule::State::Failed).count();
-        format!(
-            "{standing} of {} probes in the kernel, {} collectors, {failed} failed",
-            self.probes.len(),
-            collect::ALL.len()
-        )
+    async fn take_settings(&mut self, settings: Settings) {
+        let name = hostname(&settings);
+        let done = self.parts.reload(&self.host, &settings, &self.settings, &name, &self.shared).await;
+        match done {
+            Ok(()) => {
+                settings.notices().iter().for_each(|notice| tracing::warn!("{notice}"));
+                self.observer.standings(&self.parts.sources.probes);
+                self.settings = settings;
+                tracing::info!("configuration read again");
+            }
+            Err(error) => tracing::error!("kept the last good configuration: {error:#}"),
+        }
     }
+
+    fn status(&self) -> String {
+        let probes = &self.parts.sources.probes;
+        let standing = probes.iter().filter(|probe| probe.rung < Rung::Kmsg).count();
+        let failed = self.parts.scheduler.standings().filter(|one| one.state == State::Failed).count();
+        let collectors = collect::ALL.len();
+        format!("{standing} of {} probes in the kernel, {collectors} collectors, {failed} failed", probes.len())
+    }
+}
+
+/// The agent's name for this host: configured, else the kernel's node name.
+#[must_use]
+pub fn hostname(settings: &Settings) -> String {
+    settings.hostname_or(&crate::host::os::uname().nodename().to_string_lossy())
 }
 
 /// Tells systemd that the agent lives, as long as collectors' rounds come to an end.
@@ -263,8 +250,8 @@ struct Watchdog {
     silent: u32,
 }
 
-/// Intervals without a finished round before the agent counts as stuck: longer than the longest collector's cadence
-/// is not needed, as some collector runs every ten seconds by default.
+/// Turns without a finished round after which the agent counts as stuck. Some collector runs every ten seconds, and a
+/// turn is half of the unit's WatchdogSec.
 const SILENT_MAX: u32 = 4;
 
 impl Watchdog {
@@ -288,7 +275,8 @@ impl Watchdog {
     }
 }
 
-async fn sleep_for(time: Option<Duration>) {
+/// Sleeps, or for ever without a time.
+pub(crate) async fn sleep_for(time: Option<Duration>) {
     match time {
         Some(time) => tokio::time::sleep(time).await,
         None => std::future::pending().await,

@@ -13,7 +13,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::host::{EventSource, Host};
 use crate::kernel::{self, Kernel};
-use crate::logs::kmsg::Kmsg;
+use crate::logs::Kmsg;
 use crate::model::{Batch, Event, Tick};
 
 /// Words that may wait for the main loop. A burst beyond it is dropped and counted: the agent must not grow with it.
@@ -23,6 +23,8 @@ const INBOX: usize = 1024;
 pub(crate) enum Word {
     /// Something happened.
     Event(Box<Event>),
+    /// Was told in an earlier life of the agent: the same hang goes on being logged.
+    Told(Box<Event>),
     /// The sources' own readings, at every interval.
     Readings(Box<Readings>),
 }
@@ -91,26 +93,39 @@ impl Sources {
         let mut events = Vec::new();
         let mut next = self.host.clock.now().monotonic;
         loop {
+            self.hand_on(&mut events);
             let now = self.host.clock.now();
             if now.monotonic >= next {
                 self.tell(now);
                 next = now.monotonic + interval;
             }
-            if !self.wait(stop, next.saturating_sub(now.monotonic)) {
+            let deadline = self.kmsg.as_ref().and_then(Kmsg::next_deadline).map_or(next, |deadline| deadline.min(next));
+            if !self.wait(stop, deadline.saturating_sub(now.monotonic)) {
                 break;
             }
-            self.kernel.drain(&self.host, &mut events);
-            if let Some(kmsg) = &mut self.kmsg {
-                kmsg.drain(&self.host, &mut events);
+        }
+        self.hand_on(&mut events);
+        if let Some(kmsg) = &mut self.kmsg {
+            kmsg.save_now();
+        }
+    }
+
+    /// Hands on what is there. The log's position is saved after that, so that what is not handed on is read again.
+    fn hand_on(&mut self, events: &mut Vec<Event>) {
+        self.kernel.drain(&self.host, events);
+        if let Some(kmsg) = &mut self.kmsg {
+            kmsg.drain(&self.host, events);
+            for event in kmsg.take_told(&self.host) {
+                _ = self.words.try_send(Word::Told(Box::new(event)));
             }
-            for event in events.drain(..) {
-                if self.words.try_send(Word::Event(Box::new(event))).is_err() {
-                    self.lost.fetch_add(1, Ordering::Relaxed);
-                }
+        }
+        for event in events.drain(..) {
+            if self.words.try_send(Word::Event(Box::new(event))).is_err() {
+                self.lost.fetch_add(1, Ordering::Relaxed);
             }
         }
         if let Some(kmsg) = &mut self.kmsg {
-            kmsg.save();
+            kmsg.save(self.host.clock.now());
         }
     }
 
@@ -134,7 +149,6 @@ impl Sources {
         self.kernel.collect(&self.host, &mut batch);
         if let Some(kmsg) = &mut self.kmsg {
             kmsg.collect(&self.host, &mut batch);
-            kmsg.save();
         }
         let readings = Readings { batch, tick, standings: self.kernel.standings() };
         // Readings are only the newest state: when nobody takes them, the next ones will do.

@@ -1,0 +1,63 @@
+//! `live`: where the probes stand, then readings, events and alerts as they happen.
+
+use std::io::Write as _;
+
+use super::event_line::event_line;
+use super::output::{Colour, Style};
+use super::{doctor, overview};
+use crate::kernel::Standing;
+use crate::model::{Alert, Event, Readings, Severity, Status, Tick, shown, time};
+use crate::pipeline::Observer;
+
+/// Prints what it sees. A reader that went away ends the process with its pipe.
+pub struct Live {
+    style: Style,
+}
+
+impl Live {
+    /// A view on stdout.
+    #[must_use]
+    pub fn new(style: Style) -> Self {
+        Self { style }
+    }
+}
+
+impl Observer for Live {
+    fn standings(&mut self, probes: &[Standing]) {
+        let mut out = std::io::stdout().lock();
+        _ = writeln!(out, "{}", self.style.paint(Colour::Bold, "probes"));
+        for probe in probes {
+            _ = doctor::probe_line(probe, self.style, &mut out);
+        }
+        _ = writeln!(out, "{}", self.style.paint(Colour::Bold, "readings, events and alerts (Ctrl-C ends)"));
+    }
+
+    fn event(&mut self, event: &Event) {
+        _ = writeln!(std::io::stdout().lock(), "{}", self.style.paint(Colour::Bold, event_line(event)));
+    }
+
+    fn alert(&mut self, alert: &Alert) {
+        let colour = match (alert.status, alert.severity) {
+            (Status::Resolved, _) => Colour::Green,
+            (_, Severity::Critical | Severity::Emergency) => Colour::Red,
+            (_, Severity::Warn) => Colour::Yellow,
+            (_, Severity::Info) => Colour::Dim,
+        };
+        let word = if alert.status == Status::Resolved { "resolved" } else { alert.severity.name() };
+        let (clock, message) = (clock(alert.timestamp), shown(&alert.message, 500));
+        let word = self.style.paint(colour, format!("ALERT {word}"));
+        _ = writeln!(std::io::stdout().lock(), "{clock}  {word}  {message}");
+    }
+
+    fn round(&mut self, readings: &dyn Readings, tick: Tick) {
+        let line = overview::line(readings);
+        if !line.is_empty() {
+            _ = writeln!(std::io::stdout().lock(), "{}  {line}", clock(tick.wall));
+        }
+    }
+}
+
+fn clock(wall: std::time::SystemTime) -> String {
+    let text = time::rfc3339_secs(wall);
+    text.get(11..20).unwrap_or(&text).to_owned()
+}

@@ -1,0 +1,127 @@
+//! Kernel events from all sources, joined: probes and the kernel's log on their thread, the correlator behind them.
+
+use std::path::Path;
+
+use super::sleep_for;
+use super::watch::{Readings, Watch, Word};
+use crate::correlate::{self, Correlator};
+use crate::host::Host;
+use crate::kernel::{self, Kernel, Rung};
+use crate::logs::{Kmsg, Unavailable};
+use crate::model::{Batch, Event};
+use crate::settings::{Settings, keys};
+
+/// The sources of kernel events.
+pub struct Sources {
+    watch: Watch,
+    correlator: Correlator,
+    /// Where each probe stands, as of the last word from the kernel.
+    pub probes: Vec<kernel::Standing>,
+    /// Whether the kernel's log is read, or why not.
+    pub log: Result<(), Unavailable>,
+    /// The probes' and the log's own readings, when there are new ones.
+    readings: Option<Box<Readings>>,
+    ready: Vec<Event>,
+}
+
+impl Sources {
+    /// Puts the probes up, opens the kernel's log and begins to watch both.
+    ///
+    /// # Errors
+    /// When a rung that the configuration forces cannot stand (with the reason and the remedy), or the system gives no
+    /// thread.
+    pub fn start(host: &Host, settings: &Settings) -> anyhow::Result<Self> {
+        let (kernel, kmsg) = open(host, settings);
+        let probes = kernel.standings();
+        if let Some(probe) = probes.iter().find(|probe| probe.forced_and_failed) {
+            let hint = if probe.remedy.is_empty() { String::new() } else { format!("; {}", probe.remedy) };
+            anyhow::bail!("kernel.{}.rung: {}{hint}", probe.name, probe.reason);
+        }
+        let log = kmsg.as_ref().map(|_| ()).map_err(Clone::clone);
+        let [kills, hangs] = ["oom_kill", "hung_task"].map(|name| sources_of(name, &probes, log.is_ok()));
+        let interval = settings.values.get(&keys::COLLECT_INTERVAL);
+        Ok(Self {
+            watch: Watch::start(host, kernel, kmsg.ok(), interval)?,
+            correlator: Correlator::new(kills, hangs),
+            probes,
+            log,
+            readings: None,
+            ready: Vec::new(),
+        })
+    }
+
+    /// Puts the probes up and takes them down again: where they would stand, without an error for a forced rung.
+    #[must_use]
+    pub fn examine(host: &Host, settings: &Settings) -> (Vec<kernel::Standing>, Result<(), Unavailable>) {
+        let (kernel, kmsg) = open(host, settings);
+        (kernel.standings(), kmsg.map(|_| ()))
+    }
+
+    /// True when any source of events stands.
+    #[must_use]
+    pub fn can_see_anything(&self) -> bool {
+        self.log.is_ok() || self.probes.iter().any(|probe| probe.rung < Rung::Kmsg)
+    }
+
+    /// Waits for events, or for new readings ([`Sources::take_readings`]; the events are then none). May be dropped
+    /// and called again. `None` when the watching thread has ended, which is a bug.
+    pub async fn next(&mut self, host: &Host) -> Option<&mut Vec<Event>> {
+        self.ready.clear();
+        loop {
+            let now = host.clock.now();
+            self.correlator.ready(now, &mut self.ready);
+            if !self.ready.is_empty() {
+                return Some(&mut self.ready);
+            }
+            let due = self.correlator.next_deadline().map(|at| at.saturating_sub(now.monotonic));
+            tokio::select! {
+                word = self.watch.inbox.recv() => match word? {
+                    Word::Event(event) => self.correlator.add(*event, host.clock.now()),
+                    Word::Told(event) => self.correlator.remember(&event),
+                    Word::Readings(readings) => {
+                        self.probes.clone_from(&readings.standings);
+                        self.readings = Some(readings);
+                        return Some(&mut self.ready);
+                    }
+                },
+                () = sleep_for(due) => {}
+            }
+        }
+    }
+
+    /// The newest readings of the sources themselves, once.
+    pub(super) fn take_readings(&mut self) -> Option<Box<Readings>> {
+        self.readings.take()
+    }
+
+    /// What still waits for a second source: at the end.
+    pub(super) fn flush(&mut self) -> Vec<Event> {
+        let mut rest = Vec::new();
+        self.correlator.flush(&mut rest);
+        rest
+    }
+
+    /// Adds what is known of the joining.
+    pub(super) fn collect(&self, out: &mut Batch) {
+        #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
+        for (outcome, count) in [
+            ("joined", self.correlator.joined()),
+            ("late", self.correlator.late()),
+            ("repeated", self.correlator.repeated()),
+            ("dropped", self.watch.lost()),
+        ] {
+            out.counter(&super::REPORTS, [outcome], count as f64);
+        }
+    }
+}
+
+fn open(host: &Host, settings: &Settings) -> (Kernel, Result<Kmsg, Unavailable>) {
+    let data_dir = settings.values.get(&keys::DATA_DIR);
+    (Kernel::start(host, &settings.values), Kmsg::open(host, &settings.values, Path::new(&data_dir)))
+}
+
+/// Which sources give events of the probe `name`. On the rung `off` there are none: the operator does not want them.
+fn sources_of(name: &str, probes: &[kernel::Standing], log: bool) -> correlate::Sources {
+    let rung = probes.iter().find(|probe| probe.name == name).map(|probe| probe.rung);
+    correlate::Sources { probe: rung.is_some_and(|rung| rung < Rung::Kmsg), log: log && rung != Some(Rung::Off) }
+}
