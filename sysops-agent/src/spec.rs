@@ -34,8 +34,33 @@ pub enum Shape {
     TextList,
     /// A table of texts.
     TextMap,
-    /// A list of tables with these keys.
+    /// A list of tables with these keys; their paths are the names within one table.
     TableList(&'static [&'static KeySpec]),
+}
+
+impl fmt::Display for Shape {
+    /// What is expected, for people: `a whole number from 1 to 60`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Bool => f.write_str("true or false"),
+            Self::Int { min: i64::MIN, max: i64::MAX } => f.write_str("a whole number"),
+            Self::Int { min, max: i64::MAX } => write!(f, "a whole number of at least {min}"),
+            Self::Int { min, max } => write!(f, "a whole number from {min} to {max}"),
+            Self::Float { min, max } if max == f64::MAX || max.is_infinite() => write!(f, "a number of at least {min}"),
+            Self::Float { min, max } => write!(f, "a number from {min} to {max}"),
+            Self::Text => f.write_str("text in quotes"),
+            Self::Choice(words) => {
+                f.write_str("one of ")?;
+                for (index, word) in words.iter().enumerate() {
+                    write!(f, "{}\"{word}\"", if index == 0 { "" } else { ", " })?;
+                }
+                Ok(())
+            }
+            Self::TextList => f.write_str("a list of texts"),
+            Self::TextMap => f.write_str("a table of texts"),
+            Self::TableList(_) => f.write_str("a list of tables"),
+        }
+    }
 }
 
 /// The value of a key that is not set.
@@ -70,7 +95,36 @@ pub struct KeySpec {
     pub built: bool,
     /// The value is never printed.
     pub secret: bool,
+    /// A value as TOML, shown in config/agent.toml when there is no default; empty when none says more than the type.
+    pub example: &'static str,
 }
+
+impl KeySpec {
+    /// The table that holds it, without brackets: `alerting.webhook`; empty for the top.
+    #[must_use]
+    pub fn table(&self) -> &'static str {
+        self.path.rsplit_once('.').map_or("", |(table, _)| table)
+    }
+
+    /// Its name within its table: `url`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.path.rsplit_once('.').map_or(self.path, |(_, name)| name)
+    }
+}
+
+/// What a component finds wrong with values that are right one by one: an address that is none, two keys that
+/// exclude each other. `settings` adds the place in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    /// Path of the key, or of its table when no single key is at fault.
+    pub path: String,
+    /// What is wrong and what was expected, without the value of a secret.
+    pub message: String,
+}
+
+/// A component's look at its own values.
+pub type Check = fn(&Values) -> Vec<Complaint>;
 
 /// One key with the type in which its component reads it.
 #[derive(Debug)]
@@ -81,7 +135,14 @@ pub struct Key<T> {
 
 impl<T> Key<T> {
     const fn new(path: &'static str, shape: Shape, fallback: Fallback, doc: &'static str) -> Self {
-        Self { spec: KeySpec { path, shape, fallback, doc, built: true, secret: false }, of: PhantomData }
+        Self { spec: KeySpec { path, shape, fallback, doc, built: true, secret: false, example: "" }, of: PhantomData }
+    }
+
+    /// The same key with a value, written as TOML, for config/agent.toml.
+    #[must_use]
+    pub const fn example(mut self, toml: &'static str) -> Self {
+        self.spec.example = toml;
+        self
     }
 
     /// The declaration, for lists.
@@ -245,6 +306,8 @@ pub enum Value {
     TextList(Vec<String>),
     /// A table of texts.
     TextMap(BTreeMap<String, String>),
+    /// A list of tables.
+    TableList(Vec<BTreeMap<String, Value>>),
 }
 
 /// Values that were set and checked, by path. What is not set has its key's fallback.
@@ -270,6 +333,12 @@ impl Values {
     #[must_use]
     pub fn is_set(&self, key: &'static KeySpec) -> bool {
         self.set.contains_key(key.path)
+    }
+
+    /// The value that the user set, whatever its type.
+    #[must_use]
+    pub fn written(&self, key: &'static KeySpec) -> Option<&Value> {
+        self.set.get(key.path)
     }
 
     /// The value of `key`, or its fallback.
@@ -384,6 +453,14 @@ mod tests {
         assert_eq!(values.get(&TOKEN), None);
         values.set(INTERVAL.spec(), Value::Int(3));
         assert_eq!(values.get(&INTERVAL), Duration::from_secs(3));
+    }
+
+    #[test]
+    fn shapes_say_what_they_take() {
+        assert_eq!(INTERVAL.spec().shape.to_string(), "a whole number from 1 to 60");
+        assert_eq!(Shape::Int { min: 0, max: i64::MAX }.to_string(), "a whole number of at least 0");
+        assert_eq!(Shape::Float { min: 0.0, max: 100.0 }.to_string(), "a number from 0 to 100");
+        assert_eq!(Shape::Choice(&["a", "b"]).to_string(), "one of \"a\", \"b\"");
     }
 
     #[test]

@@ -1,1 +1,0 @@
-//! Lists of everything that registered components declare: the source of generated documents and checks.

@@ -1,1 +1,0 @@
-//! TOML as written becomes checked values, and every mistake is shown with its place.
