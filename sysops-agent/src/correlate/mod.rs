@@ -1,0 +1,237 @@
+//! Joins what several sources say of the same kernel event into one event, and tells each hang once. Pure: time is a
+//! parameter. Who waits for [`Correlator::next_deadline`] is left to `pipeline`.
+//!
+//! An OOM kill is the same when the task (process or thread id, and name) is the same and the times are near.
+//!
+//! The kernel reports a hung task again at each check while it hangs. It is the same hang when it began
+//! (`time - blocked_seconds`) before the last report of it: a task that ran in between was counted anew by the kernel,
+//! so its next hang begins later. Kernels 3.10 and 4.18 print the timeout instead of the time waited; there reports
+//! of one hang are one timeout apart and those of two at least two, so that one that says the same number and comes
+//! within 1.25 times of it is of the same hang. A later hang of the task is a new event.
+
+mod join;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::model::{Detail, Event, Source, Tick};
+
+/// How long an event waits for what the other source knows. With the way through the kernel and the channels an
+/// OOM kill stays below 100 ms.
+const HOLD_KILL: Duration = Duration::from_millis(60);
+/// A hang is seconds old when it is reported, and its stack takes a while to be logged.
+const HOLD_HANG: Duration = Duration::from_millis(150);
+/// Farthest that probe and log of one kill may lie apart: the log's clock is known to within its drift.
+const SAME_KILL: Duration = Duration::from_secs(2);
+/// Farthest that two reports of one source of one kill may lie apart (the log has some twice).
+const SAME_SOURCE: Duration = Duration::from_secs(1);
+/// Longest pause in the reports of one hang where none of them says how long it is: two of the kernel's default
+/// timeouts.
+const SAME_HANG: Duration = Duration::from_secs(240);
+/// Kills and hangs that are remembered, each.
+const MAX_SEEN: usize = 1024;
+
+/// Which sources give events of a kind: nothing waits for one that gives none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// A BPF program.
+    pub probe: bool,
+    /// The kernel's log.
+    pub log: bool,
+}
+
+impl Sources {
+    fn of(event: &Event) -> Self {
+        let log = event.source.contains(&Source::Kmsg);
+        Self { probe: event.source.iter().any(|source| *source != Source::Kmsg), log }
+    }
+
+    fn has(self, other: Self) -> bool {
+        (self.probe || !other.probe) && (self.log || !other.log)
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self { probe: self.probe || other.probe, log: self.log || other.log }
+    }
+}
+
+/// Joins events.
+#[derive(Debug, Default)]
+pub struct Correlator {
+    kill_sources: Sources,
+    hang_sources: Sources,
+    kills: VecDeque<Seen>,
+    hangs: VecDeque<Seen>,
+    /// Were pushed out of a full list while they waited.
+    pushed_out: Vec<Event>,
+    joined: u64,
+    late: u64,
+    repeated: u64,
+}
+
+/// An event that was told or waits.
+#[derive(Debug)]
+struct Seen {
+    pid: Option<u32>,
+    tid: Option<u32>,
+    comm: Option<String>,
+    sources: Sources,
+    /// Time of its last report.
+    last: Duration,
+    blocked: Option<Duration>,
+    /// The event, and until when it waits; `None` when it was told.
+    waiting: Option<(Event, Duration)>,
+}
+
+impl Correlator {
+    /// For these sources of kills and hangs.
+    #[must_use]
+    pub fn new(kill_sources: Sources, hang_sources: Sources) -> Self {
+        Self { kill_sources, hang_sources, ..Self::default() }
+    }
+
+    /// Other sources stand now: after a reload, or when one broke. What waits for one that is gone waits its time.
+    pub fn set_sources(&mut self, kill_sources: Sources, hang_sources: Sources) {
+        (self.kill_sources, self.hang_sources) = (kill_sources, hang_sources);
+    }
+
+    /// Takes an event that a source gave.
+    pub fn add(&mut self, event: Event, now: Tick) {
+        let sources = Sources::of(&event);
+        let (list, all, hold) = match event.detail {
+            Detail::OomKill(_) => (&mut self.kills, self.kill_sources, HOLD_KILL),
+            Detail::HungTask(_) => (&mut self.hangs, self.hang_sources, HOLD_HANG),
+        };
+        let Some(at) = list.iter().rposition(|seen| seen.is_same(&event, sources)) else {
+            let until = if sources.has(all) { now.monotonic } else { now.monotonic + hold };
+            self.remember_as(Seen::new(&event, sources), Some((event, until)));
+            return;
+        };
+        let Some(mut seen) = list.remove(at) else { return };
+        match &mut seen.waiting {
+            _ if seen.sources.has(sources) => self.repeated += 1,
+            Some((first, until)) => {
+                join::join(first, event.clone());
+                *until = now.monotonic;
+                self.joined += 1;
+            }
+            None => self.late += 1,
+        }
+        seen.sources = seen.sources.and(sources);
+        seen.last = seen.last.max(time(&event));
+        seen.blocked = seen.blocked.max(blocked(&event));
+        list.push_back(seen);
+    }
+
+    /// Takes note of an event that was told in an earlier life of the agent.
+    pub fn remember(&mut self, event: &Event) {
+        self.remember_as(Seen::new(event, Sources::of(event)), None);
+    }
+
+    /// Gives the events that wait no longer, in the order in which they came.
+    pub fn ready(&mut self, now: Tick, out: &mut Vec<Event>) {
+        self.take(out, |until| until <= now.monotonic);
+    }
+
+    /// Gives all that still waits: at the end.
+    pub fn flush(&mut self, out: &mut Vec<Event>) {
+        self.take(out, |_| true);
+    }
+
+    /// When the next waiting event is ready, on the monotonic clock.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Duration> {
+        let waiting = self.kills.iter().chain(&self.hangs).filter_map(|seen| Some(seen.waiting.as_ref()?.1));
+        waiting.chain(self.pushed_out.first().map(|_| Duration::ZERO)).min()
+    }
+
+    /// Events of which two sources knew in time.
+    #[must_use]
+    pub fn joined(&self) -> u64 {
+        self.joined
+    }
+
+    /// Reports of a second source that came when the event had been told; they were dropped.
+    #[must_use]
+    pub fn late(&self) -> u64 {
+        self.late
+    }
+
+    /// Reports of an event that the same source had given before; they were dropped.
+    #[must_use]
+    pub fn repeated(&self) -> u64 {
+        self.repeated
+    }
+
+    fn remember_as(&mut self, seen: Seen, waiting: Option<(Event, Duration)>) {
+        let list = if seen.blocked.is_some() { &mut self.hangs } else { &mut self.kills };
+        if list.len() >= MAX_SEEN {
+            let oldest = list.pop_front().and_then(|seen| seen.waiting);
+            self.pushed_out.extend(oldest.map(|(event, _)| event));
+        }
+        list.push_back(Seen { waiting, ..seen });
+    }
+
+    fn take(&mut self, out: &mut Vec<Event>, is_over: impl Fn(Duration) -> bool) {
+        out.append(&mut self.pushed_out);
+        let waiting = self.kills.iter_mut().chain(&mut self.hangs);
+        let over = waiting.filter_map(|seen| seen.waiting.take_if(|(_, until)| is_over(*until)));
+        out.extend(over.map(|(event, _)| event));
+    }
+}
+
+impl Seen {
+    fn new(event: &Event, sources: Sources) -> Self {
+        Self {
+            pid: event.pid,
+            tid: event.tid,
+            comm: event.comm.clone(),
+            sources,
+            last: time(event),
+            blocked: blocked(event),
+            waiting: None,
+        }
+    }
+
+    /// True when `event`, given by `sources`, is another report of this.
+    fn is_same(&self, event: &Event, sources: Sources) -> bool {
+        let is_known_and = |mine: Option<u32>, its: Option<u32>| mine.is_some() && mine == its;
+        let is_process = is_known_and(self.pid, event.pid);
+        let is_thread = is_known_and(self.tid, event.tid);
+        let is_comm = self.comm.is_none() || event.comm.is_none() || self.comm == event.comm;
+        let at = time(event);
+        match &event.detail {
+            Detail::OomKill(_) => {
+                let most = if self.sources.has(sources) { SAME_SOURCE } else { SAME_KILL };
+                (is_process || is_thread) && is_comm && self.last.abs_diff(at) <= most
+            }
+            Detail::HungTask(hung) => {
+                // Threads of one process hang each for itself.
+                let both = self.tid.is_some() && event.tid.is_some();
+                let is_task = if both { is_thread } else { is_process };
+                let gap = at.saturating_sub(self.last);
+                let known = self.blocked.filter(|known| !known.is_zero());
+                let is_hang = match hung.blocked_seconds.map(Duration::from_secs) {
+                    Some(blocked) => gap <= blocked || (known == Some(blocked) && gap <= blocked + blocked / 4),
+                    None => gap <= known.map_or(SAME_HANG, |known| known * 2),
+                };
+                is_task && is_comm && is_hang
+            }
+        }
+    }
+}
+
+fn time(event: &Event) -> Duration {
+    Duration::from_nanos(event.monotonic_ns)
+}
+
+/// For how long a hung task has hung, zero if it does not say; `None` for other events.
+fn blocked(event: &Event) -> Option<Duration> {
+    match &event.detail {
+        Detail::OomKill(_) => None,
+        Detail::HungTask(hung) => Some(Duration::from_secs(hung.blocked_seconds.unwrap_or(0))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,225 @@
+//! Every interleaving of what two sources say gives each event once.
+
+use std::time::SystemTime;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::event::{HungTask, OomKill};
+
+const BOTH: Sources = Sources { probe: true, log: true };
+const PROBE: Sources = Sources { probe: true, log: false };
+
+fn tick(millis: u64) -> Tick {
+    let monotonic = Duration::from_millis(millis);
+    Tick { monotonic, boottime: monotonic, wall: SystemTime::UNIX_EPOCH + monotonic }
+}
+
+fn event(source: Source, pid: u32, millis: u64, detail: Detail) -> Event {
+    Event {
+        schema: Event::SCHEMA,
+        time: String::new(),
+        source: vec![source],
+        pid: Some(pid),
+        tid: Some(pid),
+        comm: Some("dd".into()),
+        uid: None,
+        cgroup: None,
+        detail,
+        monotonic_ns: millis * 1_000_000,
+    }
+}
+
+fn probe_kill(pid: u32, millis: u64) -> Event {
+    let detail = OomKill { anon_rss_bytes: Some(1), trigger_pid: Some(7), ..OomKill::default() };
+    Event { cgroup: Some("/probe".into()), ..event(Source::TpBtf, pid, millis, Detail::OomKill(detail)) }
+}
+
+fn log_kill(pid: u32, millis: u64) -> Event {
+    let detail = OomKill {
+        anon_rss_bytes: Some(2),
+        constraint: Some("CONSTRAINT_MEMCG".into()),
+        oom_memcg: Some("/log".into()),
+        trigger_pid: Some(7),
+        trigger_comm: Some("sh".into()),
+        ..OomKill::default()
+    };
+    Event { cgroup: Some("/log".into()), uid: Some(5), ..event(Source::Kmsg, pid, millis, Detail::OomKill(detail)) }
+}
+
+fn hang(source: Source, tid: u32, secs: u64, blocked: Option<u64>) -> Event {
+    let detail = HungTask { blocked_seconds: blocked, ..HungTask::default() };
+    event(source, tid, secs * 1000, Detail::HungTask(detail))
+}
+
+fn ready(correlator: &mut Correlator, millis: u64) -> Vec<Event> {
+    let mut out = Vec::new();
+    correlator.ready(tick(millis), &mut out);
+    out
+}
+
+#[test]
+fn probe_and_log_become_one_event_whichever_comes_first() {
+    for probe_first in [true, false] {
+        let mut correlator = Correlator::new(BOTH, BOTH);
+        let (first, second) = if probe_first {
+            (probe_kill(9, 1000), log_kill(9, 1003))
+        } else {
+            (log_kill(9, 1003), probe_kill(9, 1000))
+        };
+        correlator.add(first, tick(1005));
+        assert_eq!(ready(&mut correlator, 1064), []);
+        assert_eq!(correlator.next_deadline(), Some(Duration::from_millis(1065)));
+        correlator.add(second, tick(1064));
+        let out = ready(&mut correlator, 1064);
+        let [joined] = out.as_slice() else { panic!("{out:?}") };
+        let sources = if probe_first { [Source::TpBtf, Source::Kmsg] } else { [Source::Kmsg, Source::TpBtf] };
+        assert_eq!(joined.source, sources);
+        assert_eq!(
+            (joined.cgroup.as_deref(), joined.uid, joined.monotonic_ns),
+            (Some("/probe"), Some(5), 1_000_000_000)
+        );
+        let Detail::OomKill(kill) = &joined.detail else { panic!("{joined:?}") };
+        assert_eq!(kill.anon_rss_bytes, Some(1));
+        assert_eq!(kill.constraint.as_deref(), Some("CONSTRAINT_MEMCG"));
+        assert_eq!((kill.trigger_pid, kill.trigger_comm.as_deref()), (Some(7), Some("sh")));
+        assert_eq!((correlator.joined(), correlator.next_deadline()), (1, None));
+    }
+}
+
+#[test]
+fn no_event_waits_for_a_source_that_does_not_stand() {
+    let mut correlator = Correlator::new(PROBE, BOTH);
+    correlator.add(probe_kill(9, 1000), tick(1001));
+    assert_eq!(ready(&mut correlator, 1001).len(), 1);
+}
+
+#[test]
+fn a_partner_that_comes_late_is_not_told_again() {
+    let mut correlator = Correlator::new(BOTH, BOTH);
+    correlator.add(probe_kill(9, 1000), tick(1001));
+    assert_eq!(ready(&mut correlator, 1061).len(), 1);
+    correlator.add(log_kill(9, 1001), tick(5000));
+    correlator.add(log_kill(9, 1002), tick(5000));
+    let mut out = Vec::new();
+    correlator.flush(&mut out);
+    assert_eq!((out, correlator.late(), correlator.repeated()), (vec![], 1, 1));
+}
+
+#[test]
+fn an_id_that_is_used_again_is_another_process() {
+    let mut correlator = Correlator::new(PROBE, BOTH);
+    let other = Event { comm: Some("sh".into()), ..probe_kill(9, 1100) };
+    for event in [probe_kill(9, 1000), other, probe_kill(9, 4000)] {
+        correlator.add(event, tick(5000));
+    }
+    assert_eq!(ready(&mut correlator, 5000).len(), 3);
+}
+
+#[test]
+fn a_first_thread_that_has_ended_does_not_part_log_and_probe() {
+    let mut correlator = Correlator::new(BOTH, BOTH);
+    correlator.add(Event { tid: Some(12), ..probe_kill(9, 1000) }, tick(1000));
+    correlator.add(log_kill(12, 1000), tick(1000));
+    let out = ready(&mut correlator, 1000);
+    assert_eq!(out.iter().map(|event| (event.pid, event.tid)).collect::<Vec<_>>(), [(Some(9), Some(12))]);
+}
+
+#[test]
+fn a_hang_is_told_once_and_the_next_one_again() {
+    let mut correlator = Correlator::new(BOTH, BOTH);
+    let mut told = Vec::new();
+    // Timeout 10: from 100 to 145, seen at every check; then from 152 on, first noticed at 160.
+    for (at, blocked) in [(120, 10), (130, 20), (140, 30), (170, 10), (180, 20)] {
+        for source in [Source::TpBtf, Source::Kmsg] {
+            correlator.add(hang(source, 9, at, Some(blocked)), tick(at * 1000));
+            told.extend(ready(&mut correlator, at * 1000 + 200).iter().map(|event| event.monotonic_ns / 1_000_000_000));
+        }
+    }
+    assert_eq!(told, [120, 170]);
+    // Another thread of the process hangs too.
+    let thread = Event { tid: Some(10), ..hang(Source::Kmsg, 9, 180, Some(10)) };
+    correlator.add(thread, tick(180_000));
+    assert_eq!(ready(&mut correlator, 181_000).len(), 1);
+}
+
+#[test]
+fn kernels_that_print_the_timeout_have_one_event_a_hang_too() {
+    let mut correlator = Correlator::new(BOTH, Sources { probe: false, log: true });
+    let mut told = Vec::new();
+    for at in [1000, 1121, 1242, 1484, 1605] {
+        correlator.add(hang(Source::Kmsg, 9, at, Some(120)), tick(at * 1000));
+        told.extend(ready(&mut correlator, at * 1000).iter().map(|event| event.monotonic_ns / 1_000_000_000));
+    }
+    assert_eq!(told, [1000, 1484]);
+}
+
+#[test]
+fn a_hang_that_was_told_before_a_restart_is_not_told_again() {
+    let mut correlator = Correlator::new(BOTH, Sources { probe: false, log: true });
+    correlator.remember(&hang(Source::Kmsg, 9, 100, Some(10)));
+    correlator.add(hang(Source::Kmsg, 9, 150, Some(60)), tick(150_000));
+    assert_eq!(ready(&mut correlator, 151_000), []);
+    correlator.add(hang(Source::Kmsg, 9, 300, Some(10)), tick(300_000));
+    assert_eq!(ready(&mut correlator, 301_000).len(), 1);
+}
+
+#[test]
+fn sources_that_do_not_say_how_long_are_taken_by_their_pauses() {
+    let mut correlator = Correlator::new(BOTH, PROBE);
+    for at in [100, 220, 340, 900] {
+        correlator.add(hang(Source::TpBtf, 9, at, None), tick(at * 1000));
+    }
+    assert_eq!(ready(&mut correlator, 1_000_000).len(), 2);
+}
+
+#[test]
+fn a_flood_loses_nothing_and_is_bounded() {
+    let mut correlator = Correlator::new(BOTH, BOTH);
+    let all = u32::try_from(MAX_SEEN).expect("it is small") * 3;
+    for pid in 0..all {
+        correlator.add(probe_kill(pid, 1000), tick(1000));
+    }
+    assert_eq!(correlator.kills.len(), MAX_SEEN);
+    assert_eq!(correlator.next_deadline(), Some(Duration::ZERO));
+    let mut out = Vec::new();
+    correlator.flush(&mut out);
+    assert_eq!(out.iter().map(|event| event.pid).collect::<Vec<_>>(), (0..all).map(Some).collect::<Vec<_>>());
+}
+
+proptest! {
+    /// Kills with few ids, ten seconds apart, each seen by one or both sources, the log's line once or twice, told in any
+    /// order and with any pauses between them.
+    #[test]
+    fn any_interleaving_gives_each_kill_once(
+        kills in prop::collection::vec((1..4_u32, 1..=3_u8, 1..=2_usize, 0..900_u64), 1..40),
+        order in any::<prop::sample::Index>(),
+        keys in prop::collection::vec(any::<u32>(), 200),
+        pauses in prop::collection::vec(0..200_u64, 200),
+    ) {
+        let mut reports = Vec::new();
+        for (at, &(pid, seen_by, lines, skew)) in (10_u64..).step_by(10).map(|secs| secs * 1000).zip(&kills) {
+            if seen_by & 1 != 0 {
+                reports.push(probe_kill(pid, at));
+            }
+            if seen_by & 2 != 0 {
+                (0..lines).for_each(|line| reports.push(log_kill(pid, at + skew + line as u64)));
+            }
+        }
+        let turn = order.index(keys.len());
+        let mut shuffled: Vec<_> = reports.into_iter().zip(keys.iter().cycle().skip(turn)).collect();
+        shuffled.sort_by_key(|(_, key)| **key);
+        let mut correlator = Correlator::new(BOTH, BOTH);
+        let (mut now, mut out) = (500_000, Vec::new());
+        for ((report, _), pause) in shuffled.into_iter().zip(&pauses) {
+            correlator.add(report, tick(now));
+            now += pause;
+            correlator.ready(tick(now), &mut out);
+        }
+        prop_assert!(correlator.next_deadline().is_none_or(|until| until <= Duration::from_millis(now + 60)));
+        correlator.ready(tick(now + 60), &mut out);
+        let mut told: Vec<_> = out.iter().map(|event| event.monotonic_ns / 10_000_000_000).collect();
+        told.sort_unstable();
+        prop_assert_eq!(told, (1..=kills.len() as u64).collect::<Vec<_>>());
+    }
+}

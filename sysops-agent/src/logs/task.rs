@@ -1,0 +1,75 @@
+//! What /proc says of a thread that the kernel's log has just named: process, user, cgroup, where it sleeps.
+//! Only for records that were read right after they were logged: later the number may be another's.
+
+use crate::host::Host;
+use crate::model::{Detail, Event};
+
+/// Adds to `event` what its text does not say and /proc still knows. An OOM victim may be gone already.
+pub(super) fn complete(event: &mut Event, host: &Host) {
+    let (Some(tid), Some(comm)) = (event.tid, &event.comm) else { return };
+    let read = |name: &str| host.files.read(&host.files.proc(&format!("{tid}/{name}"))).ok();
+    let is_it = |now: Vec<u8>| String::from_utf8_lossy(now.strip_suffix(b"\n").unwrap_or(&now)) == comm.as_str();
+    if !read("comm").is_some_and(is_it) {
+        return;
+    }
+    if let Some(status) = read("status") {
+        if let Some(tgid) = status_number(&status, "Tgid:") {
+            event.pid = Some(tgid);
+        }
+        event.uid = event.uid.or_else(|| status_number(&status, "Uid:"));
+    }
+    if event.cgroup.is_none() {
+        event.cgroup = read("cgroup").and_then(|text| memory_cgroup(&text));
+    }
+    if let Detail::HungTask(hung) = &mut event.detail
+        && hung.wchan.is_none()
+    {
+        // "0" where the kernel does not tell: running, or no symbols for this user, or before 5.16 or so.
+        let wchan = read("wchan").map(|name| String::from_utf8_lossy(&name).trim().to_owned());
+        hung.wchan = wchan.filter(|name| !name.is_empty() && name != "0");
+    }
+}
+
+/// The first number of a line of /proc/PID/status.
+fn status_number(status: &[u8], key: &str) -> Option<u32> {
+    // The name of the task is the first line, and a newline in it is escaped there.
+    let text = std::str::from_utf8(&status[status.iter().position(|&byte| byte == b'\n')?..]).ok()?;
+    text.lines().find_map(|line| line.strip_prefix(key))?.split_ascii_whitespace().next()?.parse().ok()
+}
+
+/// The path in the memory controller's hierarchy: v1's where the host has one, else the unified one.
+fn memory_cgroup(text: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(text);
+    let mut unified = None;
+    for line in text.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (Some(id), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else { continue };
+        if controllers.split(',').any(|controller| controller == "memory") {
+            return Some(path.to_owned());
+        }
+        if id == "0" && controllers.is_empty() {
+            unified = Some(path.to_owned());
+        }
+    }
+    unified
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_controller_has_its_own_path_on_v1() {
+        let hybrid = b"4:memory:/a:b\n1:name=systemd:/x\n0::/u\n";
+        assert_eq!(memory_cgroup(hybrid).as_deref(), Some("/a:b"));
+        assert_eq!(memory_cgroup(b"0::/u\n").as_deref(), Some("/u"));
+        assert_eq!(memory_cgroup(b"garbage\n1:cpu:/\n"), None);
+    }
+
+    #[test]
+    fn numbers_of_a_status_file() {
+        let status = b"Name:\tTgid:\\n1\nUmask:\t0022\nTgid:\t118\nUid:\t1000\t1000\t1000\t1000\n";
+        assert_eq!((status_number(status, "Tgid:"), status_number(status, "Uid:")), (Some(118), Some(1000)));
+        assert_eq!(status_number(b"", "Tgid:"), None);
+    }
+}
