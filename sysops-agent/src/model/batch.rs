@@ -21,6 +21,14 @@ pub enum Reading {
         /// The whole, for example all time.
         whole: f64,
     },
+    /// Two rising values; the gauge is increase of `part` / increase of `whole`, in the metric's unit: a share (0 to 1)
+    /// where both count the same things, a mean (seconds for each operation) where they do not.
+    Ratio {
+        /// The part, for example errors, or the seconds that operations took.
+        part: f64,
+        /// The whole, for example packets, or operations.
+        whole: f64,
+    },
     /// Counts by bucket (not cumulative; one more than the bounds) in [`Batch::buckets`], with the exact sum.
     Histogram {
         /// Index of the first count.
@@ -85,6 +93,13 @@ impl Batch {
     pub fn percent<const N: usize>(&mut self, metric: &'static Metric<N>, labels: [&str; N], part: f64, whole: f64) {
         if part.is_finite() && whole.is_finite() {
             self.push(metric.desc(), &labels, Reading::Percent { part, whole });
+        }
+    }
+
+    /// Adds two rising values of which the gauge `metric` is increase of part / increase of whole.
+    pub fn ratio<const N: usize>(&mut self, metric: &'static Metric<N>, labels: [&str; N], part: f64, whole: f64) {
+        if part.is_finite() && whole.is_finite() {
+            self.push(metric.desc(), &labels, Reading::Ratio { part, whole });
         }
     }
 
