@@ -1,5 +1,6 @@
 //! The only door to the machine. A [`Host`] is passed, never global, so that fixtures and containers work.
 
+pub mod bytes;
 pub mod clock;
 pub mod events;
 pub mod files;
