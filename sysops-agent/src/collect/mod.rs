@@ -1,7 +1,15 @@
 //! Periodic readers of /proc and /sys. Each is one file and one line in [`ALL`]: a pure `parse(&[u8])` and a thin
 //! `collect`. Cadence, deadlines, panics and success metrics are the scheduler's.
 
+mod agent;
 mod bytes;
+mod cpu_times;
+mod fd;
+#[cfg(test)]
+mod made_host;
+mod pids;
+mod process;
+mod top;
 
 use std::time::Duration;
 
@@ -78,4 +86,4 @@ pub struct Entry {
 }
 
 /// All collectors.
-pub static ALL: &[&Entry] = &[];
+pub static ALL: &[&Entry] = &[&agent::ENTRY, &fd::ENTRY, &process::ENTRY];
