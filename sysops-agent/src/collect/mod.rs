@@ -2,6 +2,15 @@
 //! `collect`. Cadence, deadlines, panics and success metrics are the scheduler's.
 
 mod bytes;
+mod agent;
+mod bytes;
+mod cpu_times;
+mod fd;
+#[cfg(test)]
+mod made_host;
+mod pids;
+mod process;
+mod top;
 
 use std::time::Duration;
 
@@ -78,4 +87,4 @@ pub struct Entry {
 }
 
 /// All collectors.
-pub static ALL: &[&Entry] = &[];
+pub static ALL: &[&Entry] = &[&agent::ENTRY, &fd::ENTRY, &process::ENTRY];

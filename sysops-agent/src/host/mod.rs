@@ -4,13 +4,17 @@ pub mod bytes;
 pub mod clock;
 pub mod events;
 pub mod files;
+pub mod open_fds;
 pub mod os;
 pub mod systemd;
+pub mod processes;
 
 pub use clock::Clock;
 pub use events::EventSource;
 pub use files::{Files, ReadError, Source};
 pub use systemd::Systemd;
+pub use open_fds::OpenFds;
+pub use processes::{Process, Processes};
 
 use std::path::{Path, PathBuf};
 

@@ -1,0 +1,207 @@
+//! Reads /proc/sys/fs/file-nr and counts the open files of every process: who has most, and who is nearest its limit.
+//! Which code opens and never closes them is left to the kernel probe `fd`.
+
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::pids::PidText;
+use super::top::{TOP_N, Top};
+use super::{CollectError, Collector, Entry, Outcome, bytes};
+use crate::host::{Host, OpenFds, Process, Processes, Source};
+use crate::model::{Batch, Metric, Unit};
+use crate::spec::{Key, Values};
+
+static USED: Metric<0> =
+    Metric::gauge("fd_used_percent", Unit::Percent, "Open files of the whole machine, in percent of fs.file-max.", &[]);
+static NODE_ALLOCATED: Metric<0> =
+    Metric::gauge("node_filefd_allocated", Unit::Count, "File descriptor statistics: allocated.", &[]);
+static NODE_MAXIMUM: Metric<0> =
+    Metric::gauge("node_filefd_maximum", Unit::Count, "File descriptor statistics: maximum.", &[]);
+static OPEN: Metric<2> = Metric::gauge(
+    "process_open_fds",
+    Unit::Count,
+    "Open files of the processes that have most of them.",
+    &["pid", "comm"],
+);
+static PROCESS_USED: Metric<2> = Metric::gauge(
+    "process_fd_used_percent",
+    Unit::Percent,
+    "Open files of the processes that are nearest their limit, in percent of the soft limit. Processes with fewer than \
+     16 open files are left out.",
+    &["pid", "comm"],
+);
+static UNREADABLE: Metric<0> = Metric::gauge(
+    "fd_unreadable_processes",
+    Unit::Count,
+    "Processes whose open files could not be counted, nearly always as this user may not; from Linux 6.2 on anyone may.",
+    &[],
+);
+
+static INTERVAL: Key<Duration> = Key::secs(
+    "collector.fd_interval_secs",
+    30,
+    1,
+    86_400,
+    "How often open files are counted, for the machine and for each process.",
+);
+
+/// The collector in the list.
+pub(super) static ENTRY: Entry = Entry {
+    name: "fd",
+    metrics: &[
+        USED.desc(),
+        NODE_ALLOCATED.desc(),
+        NODE_MAXIMUM.desc(),
+        OPEN.desc(),
+        PROCESS_USED.desc(),
+        UNREADABLE.desc(),
+    ],
+    keys: &[INTERVAL.spec()],
+    interval: &INTERVAL,
+    deadline: Duration::from_secs(10),
+    new: |host, values| Box::new(FdCollector::new(host, values)),
+};
+
+/// Limits are read for processes with at least as many open files: reading one costs the kernel sixteen lines, and few
+/// processes reach this number, nearly none with a limit so low that it mattered earlier.
+const LIMIT_READ_MIN: u64 = 16;
+
+/// `/proc/<pid>/limits` is 17 lines of 79 bytes.
+const LIMITS_BYTES: usize = 2048;
+
+struct FdCollector {
+    file_nr: Source,
+    processes: Processes,
+    open_fds: OpenFds,
+    scan: Scan,
+}
+
+/// What one walk finds.
+struct Scan {
+    counted: u64,
+    refused: u64,
+    open: Top,
+    used: Top,
+}
+
+impl FdCollector {
+    fn new(host: &Host, values: &Values) -> Self {
+        let limit = usize::try_from(values.get(&TOP_N)).expect("the key's bounds are 0 and 50");
+        Self {
+            file_nr: Source::new(host.files.proc("sys/fs/file-nr")),
+            processes: Processes::new(&host.files),
+            open_fds: OpenFds::new(&host.files.proc("")),
+            scan: Scan { counted: 0, refused: 0, open: Top::new(limit), used: Top::new(limit) },
+        }
+    }
+}
+
+impl Collector for FdCollector {
+    fn collect(&mut self, _host: &Host, out: &mut Batch) -> Result<Outcome, CollectError> {
+        let scan = &mut self.scan;
+        scan.start();
+        self.processes.walk(|process| scan.see(process, &mut self.open_fds))?;
+        let has_totals = emit_totals(&mut self.file_nr, out)?;
+        if scan.counted + scan.refused > 0 {
+            scan.emit(out);
+        } else if !has_totals {
+            let reason = "no /proc/sys/fs/file-nr and no process in /proc".to_owned();
+            return Ok(Outcome::Absent { reason, remedy: String::new() });
+        }
+        Ok(Outcome::Data)
+    }
+}
+
+impl Scan {
+    fn start(&mut self) {
+        (self.counted, self.refused) = (0, 0);
+        self.open.clear();
+        self.used.clear();
+    }
+
+    fn see(&mut self, process: Process<'_>, open_fds: &mut OpenFds) {
+        let open = match open_fds.of(process) {
+            Ok(open) => open,
+            // It ended after /proc was listed.
+            Err(Errno::NOENT | Errno::SRCH | Errno::NOTDIR) => return,
+            Err(_) => {
+                self.refused += 1;
+                return;
+            }
+        };
+        self.counted += 1;
+        #[expect(clippy::cast_precision_loss, reason = "a process has fewer than 2^53 open files")]
+        let count = open as f64;
+        let used = if open < LIMIT_READ_MIN { None } else { soft_limit(process).map(|limit| 100.0 * count / limit) };
+        let in_used = used.filter(|&used| self.used.takes(used, process.pid));
+        if in_used.is_none() && !self.open.takes(count, process.pid) {
+            return;
+        }
+        let mut buffer = [0; 256];
+        // Without a name it ended meanwhile.
+        let Ok(comm) = process.read("comm", &mut buffer) else { return };
+        // The kernel adds one newline; one before it belongs to the name.
+        let comm = comm.strip_suffix(b"\n").unwrap_or(comm);
+        self.open.add(count, process.pid, comm);
+        if let Some(used) = in_used {
+            self.used.add(used, process.pid, comm);
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a number of processes is below 2^53")]
+    fn emit(&self, out: &mut Batch) {
+        out.gauge(&UNREADABLE, [], self.refused as f64);
+        for (metric, top) in [(&OPEN, &self.open), (&PROCESS_USED, &self.used)] {
+            for row in top.rows() {
+                out.gauge(metric, [PidText::new(row.pid).as_str(), row.comm.as_str()], row.value);
+            }
+        }
+    }
+}
+
+/// How many files a process may open; `None` when there is no limit, or it is unknown.
+fn soft_limit(process: Process<'_>) -> Option<f64> {
+    let mut buffer = [0; LIMITS_BYTES];
+    parse_soft_limit(process.read("limits", &mut buffer).ok()?)
+}
+
+/// The soft limit in the line `Max open files            1024                 524288               files`.
+fn parse_soft_limit(limits: &[u8]) -> Option<f64> {
+    let line = bytes::lines(limits).find_map(|line| line.strip_prefix(b"Max open files "))?;
+    let limit = bytes::u64(bytes::fields(line).next()?)?;
+    #[expect(clippy::cast_precision_loss, reason = "fs.nr_open bounds it below 2^31")]
+    let limit = limit as f64;
+    // With the limit 0 no share can be told, and the process can open nothing more in any case.
+    (limit > 0.0).then_some(limit)
+}
+
+/// Open files of the whole machine; false when this /proc does not tell.
+#[expect(clippy::cast_precision_loss, reason = "percent of a number near 2^63 need not be exact")]
+fn emit_totals(file_nr: &mut Source, out: &mut Batch) -> Result<bool, CollectError> {
+    let (allocated, maximum) = match file_nr.read() {
+        Ok(text) => parse_file_nr(text)?,
+        Err(error) if error.is_absent() || error.is_denied() => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    out.gauge(&NODE_ALLOCATED, [], allocated as f64);
+    out.gauge(&NODE_MAXIMUM, [], maximum as f64);
+    if maximum > 0 {
+        out.gauge(&USED, [], 100.0 * allocated as f64 / maximum as f64);
+    }
+    Ok(true)
+}
+
+/// Allocated and maximum in `/proc/sys/fs/file-nr`. The number between them, allocated and unused, is 0 since Linux 2.6
+/// (Documentation/admin-guide/sysctl/fs.rst).
+fn parse_file_nr(text: &[u8]) -> Result<(u64, u64), CollectError> {
+    const FILE: &str = "/proc/sys/fs/file-nr";
+    let mut fields = bytes::fields(bytes::trim(text));
+    let allocated = bytes::next_u64(&mut fields, FILE, || "allocated".to_owned())?;
+    bytes::next_u64(&mut fields, FILE, || "unused".to_owned())?;
+    let maximum = bytes::next_u64(&mut fields, FILE, || "maximum".to_owned())?;
+    Ok((allocated, maximum))
+}
+
+#[cfg(test)]
+mod tests;
