@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::model::event::{HungTask, OomKill};
-use crate::model::{Alert, Detail, Event, Severity, Status, Tick, shown};
+use crate::model::{Alert, Detail, Event, Severity, Status, Tick, cut, shown};
 
 use super::fingerprint;
 
@@ -132,13 +132,13 @@ fn size(bytes: u64) -> String {
     match bytes {
         0..=1023 => format!("{bytes} B"),
         1024..=1_048_575 => format!("{} KiB", bytes / 1024),
-        _ => format!("{}.{} MiB", bytes >> 20, (bytes % (1 << 20)) * 10 >> 20),
+        _ => format!("{}.{} MiB", bytes >> 20, ((bytes % (1 << 20)) * 10) >> 20),
     }
 }
 
 /// Cuts what no kernel writes, so that a forged line cannot make an alert of any size.
 fn bounded(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(LABEL_BYTES_MAX));
+    text.truncate(cut(&text, LABEL_BYTES_MAX).len());
     text
 }
 

@@ -15,5 +15,5 @@ pub use event::{Detail, Event, Source};
 pub use finding::{Finding, Level};
 pub use metric::{Desc, Kind, Metric, Unit};
 pub use readings::{Readings, Series, SeriesValue};
-pub use shown::shown;
+pub use shown::{cut, shown};
 pub use time::Tick;

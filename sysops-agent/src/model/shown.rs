@@ -19,6 +19,16 @@ pub fn shown(text: &str, chars_max: usize) -> String {
     out
 }
 
+/// The longest beginning of `text` that has at most `bytes_max` bytes and ends between two characters.
+#[must_use]
+pub fn cut(text: &str, bytes_max: usize) -> &str {
+    if text.len() <= bytes_max {
+        return text;
+    }
+    let end = text.char_indices().map(|(at, _)| at).take_while(|at| *at <= bytes_max).last();
+    &text[..end.unwrap_or(0)]
+}
+
 /// Control characters (C0, DEL, C1), and of Unicode's format characters those that turn, join or hide text.
 fn misleads(c: char) -> bool {
     c.is_control()
@@ -35,6 +45,11 @@ mod tests {
     fn what_misleads_is_written_out() {
         assert_eq!(shown("a\nb\x1b[2J\u{202e}c\u{200b}\0\u{9b}", 99), r"a\nb\u{1b}[2J\u{202e}c\u{200b}\u{0}\u{9b}");
         assert_eq!(shown("Grüße, 世界 \\ \"x\"", 99), "Grüße, 世界 \\ \"x\"");
+    }
+
+    #[test]
+    fn cutting_by_bytes_keeps_characters_whole() {
+        assert_eq!((cut("aüb", 4), cut("aüb", 3), cut("aüb", 2), cut("ü", 1)), ("aüb", "aü", "a", ""));
     }
 
     #[test]
