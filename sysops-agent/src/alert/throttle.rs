@@ -28,7 +28,7 @@ pub(super) static DEDUP_WINDOW: Key<Duration> = Key::secs(
     600,
     0,
     86_400,
-    "For how long after a firing notice the same alert at the same severity is not told again.",
+    "For how long after a firing notice the same alert is not told again, unless its severity has changed.",
 );
 pub(super) static EMERGENCY_BYPASS: Key<bool> = Key::switch(
     "alerting.emergency_bypass_rate_limit",
