@@ -1,5 +1,9 @@
-//! Carries alerts to people (`channel`) and data to machines (`export`).
+//! One HTTP client for all: TLS, timeout, bounded answers, no redirects.
+//! Carries alerts to people (`channel`, through `outbox`) and data to machines (`export`).
 
 pub mod channel;
 pub mod export;
 pub mod http;
+pub mod outbox;
+
+pub use outbox::Outbox;

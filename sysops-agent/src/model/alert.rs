@@ -20,6 +20,18 @@ pub enum Severity {
 }
 
 impl Severity {
+    /// All of them, mildest first.
+    pub const ALL: [Self; 4] = [Self::Info, Self::Warn, Self::Critical, Self::Emergency];
+
+    /// Their names, for configuration keys.
+    pub const NAMES: &'static [&'static str] = &["info", "warn", "critical", "emergency"];
+
+    /// The severity with this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|severity| severity.name() == name)
+    }
+
     /// `info`, `warn`, `critical`, `emergency`.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -1,9 +1,11 @@
 //! What an analyzer found about one series. Whether it becomes an alert is the alert book's decision.
 
-use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use super::alert::Severity;
+use super::batch::label_values;
+use super::metric::Desc;
 
 /// Where the value stands against a rule with hysteresis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,15 +18,15 @@ pub enum Level {
     Clear,
 }
 
-/// One rule's word on one series.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Finding {
+/// One rule's word on one series. It borrows everything, as there is one for every watched series in every cycle.
+#[derive(Clone, Copy)]
+pub struct Finding<'a> {
     /// Name of the rule: the configuration key that sets it, as `thresholds.disk_percent`.
     pub rule: &'static str,
-    /// Name of the metric.
-    pub metric: &'static str,
-    /// Labels of the series.
-    pub labels: BTreeMap<String, String>,
+    /// The metric.
+    pub metric: &'static Desc,
+    /// Label values of the series as one key, as in `model::Series`.
+    pub key: &'a str,
     /// Where the value stands.
     pub level: Level,
     /// The value.
@@ -35,6 +37,13 @@ pub struct Finding {
     pub severity: Severity,
     /// How long a breach must last before it is an alert.
     pub hold_for: Duration,
-    /// One sentence for people, with the value and the limit.
-    pub message: String,
+    /// One sentence for people, with the value and the limit. It is rendered only when a person is told.
+    pub message: &'a dyn fmt::Display,
+}
+
+impl<'a> Finding<'a> {
+    /// Label names and values.
+    pub fn labels(&self) -> impl Iterator<Item = (&'static str, &'a str)> + use<'a> {
+        self.metric.labels.iter().copied().zip(label_values(self.key))
+    }
 }

@@ -6,6 +6,7 @@ pub mod event;
 pub mod finding;
 pub mod metric;
 pub mod readings;
+pub mod shown;
 pub mod time;
 
 pub use alert::{Alert, Severity, Status};
@@ -14,4 +15,5 @@ pub use event::{Detail, Event, Source};
 pub use finding::{Finding, Level};
 pub use metric::{Desc, Kind, Metric, Unit};
 pub use readings::{Readings, Series, SeriesValue};
+pub use shown::{cut, shown};
 pub use time::Tick;

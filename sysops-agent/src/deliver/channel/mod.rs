@@ -1,17 +1,32 @@
-//! Ways to people. Each channel is one file and one line in [`ALL`]; queueing, retries and limits are here.
+//! Ways to people. Each channel is one file and one line in [`ALL`]; queueing, retries and limits are `outbox`'s.
+
+pub mod console;
+pub mod syslog;
+pub mod webhook;
 
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
-use crate::model::{Alert, Severity};
-use crate::spec::{KeySpec, Values};
+use hyper::StatusCode;
+
+use super::http::{Answer, HttpError};
+use crate::model::Alert;
+use crate::spec::{Key, KeySpec, Values};
 
 /// One way to people.
-pub trait Channel {
+pub trait Channel: Send {
     /// Hands one alert to the far end and waits for its word.
-    fn send<'a>(&'a mut self, alert: &'a Alert) -> Pin<Box<dyn Future<Output = Result<(), SendError>> + 'a>>;
+    fn send<'a>(&'a mut self, alert: &'a Alert) -> Sending<'a>;
+
+    /// How many more times an alert is tried after a [`SendError::Retry`].
+    fn retries(&self) -> u32 {
+        3
+    }
 }
+
+/// An alert on its way.
+pub type Sending<'a> = Pin<Box<dyn Future<Output = Result<(), SendError>> + Send + 'a>>;
 
 /// Why the far end does not have it.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -38,8 +53,8 @@ pub struct Entry {
     pub name: &'static str,
     /// What can be configured.
     pub keys: &'static [&'static KeySpec],
-    /// The least severity that it carries (the seed's routing table).
-    pub min_severity: Severity,
+    /// The key for the least severity that it carries; its default is the seed's routing table.
+    pub min_severity: &'static Key<String>,
     /// Makes it.
     pub build: Build,
 }
@@ -48,4 +63,45 @@ pub struct Entry {
 pub type Build = fn(&Values) -> Result<Option<Box<dyn Channel>>, String>;
 
 /// All channels.
-pub static ALL: &[&Entry] = &[];
+pub static ALL: &[&Entry] = &[&console::ENTRY, &webhook::ENTRY, &syslog::ENTRY];
+
+/// What an answer over HTTP means for the alert that was sent.
+///
+/// # Errors
+/// Unless the far end took it.
+pub(crate) fn verdict(answer: Result<Answer, HttpError>) -> Result<(), SendError> {
+    let answer = answer.map_err(|error| SendError::Retry { reason: error.to_string(), after: None })?;
+    let status = answer.status;
+    // The server's own words are not repeated: it may quote a header or the URL back.
+    let reason = format!("the server answered {status}");
+    match status {
+        _ if status.is_success() => Ok(()),
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => {
+            Err(SendError::Retry { reason, after: answer.retry_after })
+        }
+        _ if status.is_server_error() => Err(SendError::Retry { reason, after: answer.retry_after }),
+        _ if status.is_redirection() => {
+            Err(SendError::Permanent { reason: format!("{reason}; redirects are not followed: set the new URL") })
+        }
+        _ => Err(SendError::Permanent { reason }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Severity;
+    use crate::spec::Fallback;
+
+    #[test]
+    fn every_channel_has_the_switch_and_the_severity_of_its_table() {
+        for entry in ALL {
+            let table = format!("alerting.{}.", entry.name);
+            assert!(entry.keys.iter().all(|key| key.path.starts_with(&table)), "{}", entry.name);
+            assert!(entry.keys.iter().any(|key| key.path == format!("{table}enabled")), "{}", entry.name);
+            let least = entry.min_severity.spec();
+            assert!(entry.keys.contains(&least) && least.path == format!("{table}min_severity"), "{}", entry.name);
+            assert!(matches!(least.fallback, Fallback::Text(name) if Severity::from_name(name).is_some()));
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! A kernel event as an alert that a person can act on. The event's own shape is `model::event`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use crate::model::event::{HungTask, OomKill};
+use crate::model::{Alert, Detail, Event, Severity, Status, Tick, cut, shown};
+
+use super::fingerprint;
+
+/// Characters of a name and of a path that a message shows.
+const NAME_MAX: usize = 64;
+const PATH_MAX: usize = 256;
+
+/// Stack frames that a message shows; the event has all.
+const FRAMES_MAX: usize = 8;
+
+/// The longest label: a path in Linux has less than 4096 bytes.
+const LABEL_BYTES_MAX: usize = 4096;
+
+/// The alert of an event.
+#[must_use]
+pub fn alert(event: &Event, hostname: &str, now: &Tick) -> Alert {
+    let (severity, message) = match &event.detail {
+        Detail::OomKill(kill) => (Severity::Critical, oom_kill(event, kill)),
+        Detail::HungTask(task) => (Severity::Warn, hung_task(event, task)),
+    };
+    let labels: BTreeMap<_, _> = event.labels().into_iter().map(|(name, value)| (name, bounded(value))).collect();
+    let kind = event.kind();
+    Alert {
+        hostname: hostname.to_owned(),
+        timestamp: now.wall,
+        severity,
+        metric: kind.to_owned(),
+        value: 1.0,
+        threshold: 0.0,
+        message,
+        fingerprint: fingerprint(kind, kind, labels.iter().map(|(name, value)| (name.as_str(), value.as_str()))),
+        labels,
+        status: Status::Firing,
+    }
+}
+
+/// `The kernel killed java (pid 42, uid 1000) in cgroup /web/app: cgroup /web had reached its memory limit. …`
+fn oom_kill(event: &Event, kill: &OomKill) -> String {
+    let mut text = format!("The kernel killed {}", process(event));
+    if let Some(why) = shortage(kill) {
+        text += ": ";
+        text += &why;
+    }
+    text.push('.');
+    let parts = [("anon", kill.anon_rss_bytes), ("file", kill.file_rss_bytes), ("shmem", kill.shmem_rss_bytes)];
+    let known: Vec<_> = parts.iter().filter_map(|(name, bytes)| Some((*name, (*bytes)?))).collect();
+    if !known.is_empty() {
+        let total = known.iter().fold(0_u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+        let parts: Vec<_> = known.iter().map(|(name, bytes)| format!("{name} {}", size(*bytes))).collect();
+        let _ = write!(text, " It held {} of memory ({}).", size(total), parts.join(", "));
+    }
+    if let Some(adj) = kill.oom_score_adj {
+        let _ = write!(text, " Its oom_score_adj was {adj}.");
+    }
+    match (&kill.trigger_comm, kill.trigger_pid) {
+        (Some(comm), Some(pid)) => {
+            let _ = write!(text, " {} (pid {pid}) had asked for memory.", shown(comm, NAME_MAX));
+        }
+        (Some(comm), None) => {
+            let _ = write!(text, " {} had asked for memory.", shown(comm, NAME_MAX));
+        }
+        (None, Some(pid)) => {
+            let _ = write!(text, " Process {pid} had asked for memory.");
+        }
+        (None, None) => {}
+    }
+    text
+}
+
+/// What had run out, as far as the kernel said.
+fn shortage(kill: &OomKill) -> Option<String> {
+    if let Some(path) = &kill.oom_memcg {
+        return Some(format!("cgroup {} had reached its memory limit", shown(path, PATH_MAX)));
+    }
+    Some(match kill.constraint.as_deref()? {
+        "CONSTRAINT_NONE" => "the machine had run out of memory".to_owned(),
+        "CONSTRAINT_MEMCG" => "its cgroup, or one above, had reached its memory limit".to_owned(),
+        "CONSTRAINT_CPUSET" => "the memory nodes of its cpuset had run out of memory".to_owned(),
+        "CONSTRAINT_MEMORY_POLICY" => "the memory nodes of its memory policy had run out of memory".to_owned(),
+        other => shown(other, NAME_MAX),
+    })
+}
+
+/// `jbd2/sda1 (pid 33) has been blocked in the kernel for 122 s, waiting in …. Stack: …`
+fn hung_task(event: &Event, task: &HungTask) -> String {
+    let mut text = format!("{} has been blocked in the kernel", process(event));
+    if let Some(seconds) = task.blocked_seconds {
+        let _ = write!(text, " for {seconds} s");
+    }
+    if let Some(wchan) = &task.wchan {
+        let _ = write!(text, ", waiting in {}", shown(wchan, NAME_MAX));
+    }
+    text.push('.');
+    if !task.kernel_stack.is_empty() {
+        let frames: Vec<_> = task.kernel_stack.iter().take(FRAMES_MAX).map(|frame| shown(frame, NAME_MAX)).collect();
+        let more = if task.kernel_stack.len() > FRAMES_MAX { " < …" } else { "" };
+        let _ = write!(text, " Stack: {}{more}", frames.join(" < "));
+    }
+    text
+}
+
+/// `java (pid 42, uid 1000) in cgroup /web/app`, as far as it is known.
+fn process(event: &Event) -> String {
+    let mut text = event.comm.as_ref().map_or_else(|| "a process".to_owned(), |comm| shown(comm, NAME_MAX));
+    match (event.pid, event.uid) {
+        (Some(pid), Some(uid)) => {
+            let _ = write!(text, " (pid {pid}, uid {uid})");
+        }
+        (Some(pid), None) => {
+            let _ = write!(text, " (pid {pid})");
+        }
+        (None, Some(uid)) => {
+            let _ = write!(text, " (uid {uid})");
+        }
+        (None, None) => {}
+    }
+    if let Some(cgroup) = &event.cgroup {
+        let _ = write!(text, " in cgroup {}", shown(cgroup, PATH_MAX));
+    }
+    text
+}
+
+/// `512.0 MiB`, `16 KiB`, `12 B`.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..=1023 => format!("{bytes} B"),
+        1024..=1_048_575 => format!("{} KiB", bytes / 1024),
+        _ => format!("{}.{} MiB", bytes >> 20, ((bytes % (1 << 20)) * 10) >> 20),
+    }
+}
+
+/// Cuts what no kernel writes, so that a forged line cannot make an alert of any size.
+fn bounded(mut text: String) -> String {
+    text.truncate(cut(&text, LABEL_BYTES_MAX).len());
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Clock;
+    use crate::model::Source;
+
+    fn event(comm: &str, detail: Detail) -> Event {
+        Event {
+            schema: Event::SCHEMA,
+            time: "2026-02-22T16:30:00.000000000Z".to_owned(),
+            source: vec![Source::TpBtf],
+            pid: Some(92),
+            tid: Some(92),
+            comm: Some(comm.to_owned()),
+            uid: Some(1000),
+            cgroup: Some("/web.slice/app.service".to_owned()),
+            detail,
+            monotonic_ns: 0,
+        }
+    }
+
+    fn kill() -> OomKill {
+        // The victim of kernel-logs oom-memcg: `Killed process 92 (dd) total-vm:207060kB, anon-rss:48724kB, …`
+        OomKill {
+            oom_score_adj: Some(300),
+            total_vm_bytes: Some(207_060 << 10),
+            anon_rss_bytes: Some(48_724 << 10),
+            file_rss_bytes: Some(4 << 10),
+            shmem_rss_bytes: Some(1516 << 10),
+            constraint: Some("CONSTRAINT_MEMCG".to_owned()),
+            oom_memcg: Some("/web.slice".to_owned()),
+            trigger_pid: Some(91),
+            trigger_comm: Some("tar".to_owned()),
+            ..OomKill::default()
+        }
+    }
+
+    #[test]
+    fn an_oom_kill_tells_who_where_how_much_and_why() {
+        let alert = alert(&event("dd", Detail::OomKill(kill())), "web-1", &Clock::fixed().now());
+        assert_eq!(
+            alert.message,
+            "The kernel killed dd (pid 92, uid 1000) in cgroup /web.slice/app.service: cgroup /web.slice had reached \
+             its memory limit. It held 49.0 MiB of memory (anon 47.5 MiB, file 4 KiB, shmem 1.4 MiB). \
+             Its oom_score_adj was 300. tar (pid 91) had asked for memory."
+        );
+        let json = serde_json::to_value(&alert).expect("an alert is JSON");
+        assert_eq!(
+            json,
+            serde_json::json!({
+                "hostname": "web-1", "timestamp": "2026-02-22T16:30:00Z", "severity": "critical",
+                "metric": "oom_kill", "value": 1.0, "threshold": 0.0, "message": alert.message,
+                "labels": { "pid": "92", "comm": "dd", "cgroup": "/web.slice/app.service" },
+            })
+        );
+    }
+
+    #[test]
+    fn what_a_source_cannot_know_is_left_out() {
+        let mut bare = event("dd", Detail::OomKill(OomKill::default()));
+        (bare.pid, bare.uid, bare.cgroup, bare.comm) = (None, None, None, None);
+        let bare = alert(&bare, "h", &Clock::fixed().now());
+        assert_eq!(bare.message, "The kernel killed a process.");
+        assert!(bare.labels.is_empty());
+    }
+
+    #[test]
+    fn a_hung_task_tells_how_long_and_where() {
+        let task = HungTask {
+            blocked_seconds: Some(122),
+            wchan: Some("folio_wait_bit".to_owned()),
+            kernel_stack: (0..10).map(|i| format!("f{i}")).collect(),
+        };
+        let alert = alert(&event("jbd2/sda1", Detail::HungTask(task)), "h", &Clock::fixed().now());
+        assert_eq!(alert.severity, Severity::Warn);
+        assert_eq!(
+            alert.message,
+            "jbd2/sda1 (pid 92, uid 1000) in cgroup /web.slice/app.service has been blocked in the kernel for 122 s, \
+             waiting in folio_wait_bit. Stack: f0 < f1 < f2 < f3 < f4 < f5 < f6 < f7 < …"
+        );
+    }
+
+    #[test]
+    fn hostile_text_stays_on_one_line_and_is_bounded() {
+        let mut hostile = event("a\n<34>1 \x1b[2J\u{202e}", Detail::OomKill(kill()));
+        hostile.cgroup = Some("/x".repeat(1 << 20));
+        let alert = alert(&hostile, "h", &Clock::fixed().now());
+        assert!(alert.message.len() < 2048, "{}", alert.message.len());
+        assert!(!alert.message.contains(['\n', '\x1b', '\u{202e}']));
+        assert_eq!(alert.labels["comm"], "a\n<34>1 \x1b[2J\u{202e}", "labels are for machines, and exact");
+        assert_eq!(alert.labels["cgroup"].len(), LABEL_BYTES_MAX);
+    }
+}

@@ -1,0 +1,150 @@
+//! Alerts as lines on standard output, for a person at the terminal or whatever collects the agent's output.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, IsTerminal, Write as _};
+use std::os::fd::AsFd;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::model::{Alert, Severity, Status, cut, shown, time};
+use crate::spec::{Key, Values};
+
+use super::{Channel, Entry, SendError, Sending};
+
+/// The channel as the list knows it.
+pub static ENTRY: Entry =
+    Entry { name: "console", keys: &[ENABLED.spec(), MIN_SEVERITY.spec()], min_severity: &MIN_SEVERITY, build };
+
+static ENABLED: Key<bool> = Key::switch("alerting.console.enabled", true, "Alerts as lines on standard output.");
+static MIN_SEVERITY: Key<String> = Key::choice(
+    "alerting.console.min_severity",
+    Severity::NAMES,
+    "info",
+    "The least severity that is shown on the console.",
+);
+
+/// A pipe that polls writable takes at least this much at once (PIPE_BUF), so that a line never blocks.
+const LINE_BYTES_MAX: usize = 4096;
+
+/// Standard output, or what a test puts in its place.
+pub struct Console {
+    out: File,
+    colour: bool,
+}
+
+fn build(values: &Values) -> Result<Option<Box<dyn Channel>>, String> {
+    if !values.get(&ENABLED) {
+        return Ok(None);
+    }
+    let out = io::stdout().as_fd().try_clone_to_owned();
+    let out = out.map_err(|error| format!("alerting.console.enabled: standard output: {error}"))?;
+    Ok(Some(Box::new(Console::new(out.into()))))
+}
+
+impl Console {
+    /// Writes to `out`, in colour if that is a terminal.
+    #[must_use]
+    pub fn new(out: File) -> Self {
+        let colour = out.is_terminal();
+        Self { out, colour }
+    }
+
+    fn write(&mut self, alert: &Alert) -> Result<(), SendError> {
+        let line = line(alert, self.colour);
+        let mut ready = [PollFd::new(&self.out, PollFlags::OUT)];
+        // A reader that has stopped must not stop the agent.
+        let writable = poll(&mut ready, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0);
+        if !writable {
+            return Err(SendError::Retry { reason: "standard output is full".to_owned(), after: None });
+        }
+        self.out.write_all(line.as_bytes()).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::StorageFull => {
+                SendError::Retry { reason: format!("standard output: {error}"), after: None }
+            }
+            _ => SendError::Permanent { reason: format!("standard output: {error}") },
+        })
+    }
+}
+
+impl Channel for Console {
+    fn send<'a>(&'a mut self, alert: &'a Alert) -> Sending<'a> {
+        let written = self.write(alert);
+        Box::pin(std::future::ready(written))
+    }
+}
+
+/// `2026-02-22T16:30:00Z CRITICAL oom_kill web-1: The kernel killed … [cgroup=/a comm=java pid=42]`
+fn line(alert: &Alert, colour: bool) -> String {
+    let (word, paint) = match (alert.status, alert.severity) {
+        (Status::Resolved, _) => ("RESOLVED", "\x1b[32m"),
+        (Status::Firing, Severity::Info) => ("INFO", "\x1b[36m"),
+        (Status::Firing, Severity::Warn) => ("WARN", "\x1b[33m"),
+        (Status::Firing, Severity::Critical) => ("CRITICAL", "\x1b[31m"),
+        (Status::Firing, Severity::Emergency) => ("EMERGENCY", "\x1b[1;31m"),
+    };
+    let (paint, plain) = if colour { (paint, "\x1b[0m") } else { ("", "") };
+    let mut line = format!(
+        "{} {paint}{word}{plain} {} {}: {}",
+        time::rfc3339_secs(alert.timestamp),
+        shown(&alert.metric, 64),
+        shown(&alert.hostname, 255),
+        shown(&alert.message, 700),
+    );
+    if !alert.labels.is_empty() {
+        line.push_str(" [");
+        for (i, (name, value)) in alert.labels.iter().enumerate() {
+            let space = if i == 0 { "" } else { " " };
+            // Writing into a String does not fail.
+            let _ = write!(line, "{space}{}={}", shown(name, 64), shown(value, 128));
+        }
+        line.push(']');
+    }
+    line.truncate(cut(&line, LINE_BYTES_MAX - 1).len());
+    line.push('\n');
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::host::Clock;
+
+    fn alert() -> Alert {
+        Alert {
+            hostname: "web-1".to_owned(),
+            timestamp: Clock::fixed().now().wall,
+            severity: Severity::Critical,
+            metric: "oom_kill".to_owned(),
+            value: 1.0,
+            threshold: 0.0,
+            message: "The kernel killed dd.".to_owned(),
+            labels: BTreeMap::from([("comm".to_owned(), "dd".to_owned()), ("pid".to_owned(), "92".to_owned())]),
+            status: Status::Firing,
+            fingerprint: 1,
+        }
+    }
+
+    #[test]
+    fn an_alert_is_one_line() {
+        assert_eq!(
+            line(&alert(), false),
+            "2026-02-22T16:30:00Z CRITICAL oom_kill web-1: The kernel killed dd. [comm=dd pid=92]\n"
+        );
+        let resolved = Alert { status: Status::Resolved, labels: BTreeMap::new(), ..alert() };
+        assert_eq!(
+            line(&resolved, true),
+            "2026-02-22T16:30:00Z \x1b[32mRESOLVED\x1b[0m oom_kill web-1: The kernel killed dd.\n"
+        );
+    }
+
+    #[test]
+    fn a_line_is_bounded_whatever_comes() {
+        let long = "ü".repeat(1 << 20);
+        let labels = (0..50).map(|i| (format!("l{i}"), long.clone())).collect();
+        let line = line(&Alert { message: long.clone(), labels, ..alert() }, false);
+        assert!(line.len() <= LINE_BYTES_MAX && line.ends_with('\n'));
+    }
+}

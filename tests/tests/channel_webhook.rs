@@ -1,0 +1,170 @@
+//! The webhook against a server that misbehaves: what is on the wire, what is tried again, what is given up, and
+//! that no secret shows.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sysops_agent::deliver::Outbox;
+use sysops_agent::deliver::channel::{self, SendError};
+use sysops_agent::model::{Alert, Status};
+use sysops_agent::spec::{Value, Values};
+use sysops_tests::http_far_end::{Answer, FarEnd};
+use sysops_tests::injection;
+use sysops_tests::values::values;
+
+/// In the URL's path and query and in a header: it may stand on the wire and nowhere else.
+const CANARY: &str = "hunter2";
+
+fn settings(far_end: &FarEnd) -> Values {
+    values([
+        ("alerting.console.enabled", Value::Bool(false)),
+        ("alerting.webhook.enabled", Value::Bool(true)),
+        ("alerting.webhook.url", Value::Text(format!("{}/{CANARY}?token={CANARY}", far_end.url))),
+        ("alerting.webhook.timeout_secs", Value::Int(1)),
+        (
+            "alerting.webhook.headers",
+            Value::TextMap(BTreeMap::from([("Authorization".to_owned(), format!("Bearer {CANARY}"))])),
+        ),
+    ])
+}
+
+fn alert() -> Alert {
+    injection::alert("dd")
+}
+
+/// One try, without the outbox.
+async fn try_once(far_end: &FarEnd) -> Result<(), SendError> {
+    let entry = channel::ALL.iter().find(|entry| entry.name == "webhook").expect("it is in the list");
+    let mut webhook = (entry.build)(&settings(far_end)).expect("the settings are right").expect("it is enabled");
+    let sent = webhook.send(&alert()).await;
+    if let Err(error) = &sent {
+        assert!(!format!("{error} {error:?}").contains(CANARY), "{error:?}");
+    }
+    sent
+}
+
+#[tokio::test]
+async fn the_body_has_the_payloads_keys_and_the_request_what_was_configured() {
+    let far_end = FarEnd::start([]).await;
+    try_once(&far_end).await.expect("204 is success");
+    let seen = far_end.wait_for(1).await;
+    assert!(seen[0].head.starts_with(&format!("POST /{CANARY}?token={CANARY} HTTP/1.1")), "{}", seen[0].head);
+    assert_eq!(seen[0].header("content-type"), Some("application/json"));
+    assert_eq!(seen[0].header("authorization"), Some("Bearer hunter2"));
+    assert_eq!(
+        seen[0].json(),
+        serde_json::json!({
+            "hostname": "web-1", "timestamp": "2026-02-22T16:30:00Z", "severity": "critical", "metric": "oom_kill",
+            "value": 1.0, "threshold": 0.0, "message": "The kernel killed dd.",
+            "labels": { "cgroup": "/a", "comm": "dd" },
+        })
+    );
+}
+
+#[tokio::test]
+async fn every_body_fits_the_schema_and_resolved_is_said_only_then() {
+    let schema = include_str!("../../docs/schemas/webhook.schema.json");
+    let schema: serde_json::Value = serde_json::from_str(schema).expect("the schema is JSON");
+    let far_end = FarEnd::start([]).await;
+    let outbox = Outbox::start(&settings(&far_end)).expect("the settings are right");
+    outbox.send(&alert());
+    outbox.send(&Alert { status: Status::Resolved, ..alert() });
+    let seen = far_end.wait_for(2).await;
+    for request in &seen {
+        let body = request.json();
+        let body = body.as_object().expect("an object");
+        let known = schema["properties"].as_object().expect("the schema lists properties");
+        for (key, value) in body {
+            let kind = match value {
+                serde_json::Value::String(_) => "string",
+                serde_json::Value::Number(_) => "number",
+                serde_json::Value::Object(_) => "object",
+                _ => "nothing that a body holds",
+            };
+            assert_eq!(known[key]["type"], kind, "{key}");
+        }
+        for key in schema["required"].as_array().expect("the schema lists what is required") {
+            assert!(body.contains_key(key.as_str().expect("a name")), "{key}");
+        }
+    }
+    assert_eq!(seen[0].json().get("status"), None);
+    assert_eq!(seen[1].json()["status"], "resolved");
+    assert_ne!(seen[0].header("idempotency-key"), seen[1].header("idempotency-key"));
+}
+
+#[tokio::test]
+async fn what_may_pass_is_tried_again_with_one_key() {
+    let after = |secs: u64| Answer::Status("429 Too Many Requests", format!("retry-after: {secs}\r\n"), Vec::new());
+    let far_end = FarEnd::start([after(2), Answer::status("503 Service Unavailable")]).await;
+    let outbox = Outbox::start(&settings(&far_end)).expect("the settings are right");
+    outbox.send(&alert());
+    let seen = far_end.wait_for(3).await;
+    assert!(seen[1].at - seen[0].at >= Duration::from_secs(2), "it came before the server wanted it");
+    let keys: Vec<_> = seen.iter().map(|request| request.header("idempotency-key")).collect();
+    assert!(keys[0].is_some() && keys.iter().all(|key| *key == keys[0]), "{keys:?}");
+    assert_eq!(outbox.drain(Duration::from_secs(4)).await, 0);
+    assert_eq!(far_end.seen().len(), 3, "204 was success");
+}
+
+#[tokio::test]
+async fn each_answer_means_retry_or_the_end() {
+    let huge = Answer::Status("500 Internal Server Error", String::new(), vec![b'x'; 10 << 20]);
+    let moved =
+        Answer::Status("307 Temporary Redirect", "location: http://169.254.169.254/\r\n".to_owned(), Vec::new());
+    let echo = Answer::Status("400 Bad Request", String::new(), format!("no /{CANARY} here").into_bytes());
+    let cases: Vec<(Answer, bool, &str)> = vec![
+        (Answer::Hang, true, "no answer within 1 s"),
+        (Answer::SlowLoris, true, "no answer within 1 s"),
+        (Answer::Close, true, "http://127.0.0.1:"),
+        (Answer::CloseMidBody, true, "http://127.0.0.1:"),
+        (huge, true, "500"),
+        (Answer::status("408 Request Timeout"), true, "408"),
+        (Answer::status("425 Too Early"), true, "425"),
+        (Answer::status("502 Bad Gateway"), true, "502"),
+        (echo, false, "400"),
+        (Answer::status("401 Unauthorized"), false, "401"),
+        (Answer::status("404 Not Found"), false, "404"),
+        (moved, false, "redirects are not followed"),
+    ];
+    for (answer, retried, words) in cases {
+        let name = format!("{answer:?}").chars().take(60).collect::<String>();
+        let far_end = FarEnd::start([answer]).await;
+        let error = try_once(&far_end).await.expect_err(&name);
+        assert_eq!(matches!(error, SendError::Retry { .. }), retried, "{name}: {error:?}");
+        assert!(error.to_string().contains(words), "{name}: {error}");
+        assert_eq!(far_end.seen().len(), 1, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_worth_another_try() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("it is bound"));
+    drop(listener);
+    let gone = values([
+        ("alerting.webhook.enabled", Value::Bool(true)),
+        ("alerting.webhook.url", Value::Text(format!("{url}/{CANARY}"))),
+    ]);
+    let entry = channel::ALL.iter().find(|entry| entry.name == "webhook").expect("it is in the list");
+    let mut webhook = (entry.build)(&gone).expect("the settings are right").expect("it is enabled");
+    let error = webhook.send(&alert()).await.expect_err("nobody listens");
+    assert!(matches!(&error, SendError::Retry { reason, .. } if reason.contains("refused")), "{error:?}");
+    assert!(!error.to_string().contains(CANARY), "{error}");
+}
+
+#[tokio::test]
+async fn hostile_text_is_data_in_the_body_and_nowhere_else() {
+    let far_end = FarEnd::start([]).await;
+    let outbox = Outbox::start(&settings(&far_end)).expect("the settings are right");
+    let corpus = injection::corpus();
+    for text in &corpus {
+        outbox.send(&injection::alert(text));
+    }
+    let seen = far_end.wait_for(corpus.len()).await;
+    for (request, text) in seen.iter().zip(&corpus) {
+        assert_eq!(request.json()["labels"]["comm"], *text, "the label is exact");
+        let control = request.body.iter().find(|byte| **byte < 0x20 || **byte == 0x7f);
+        assert_eq!(control, None, "in the body of {text:?}");
+        assert_eq!(request.head.lines().count(), 7, "{}", request.head);
+    }
+}
