@@ -1,5 +1,7 @@
-//! Far ends and hostile input that several tests share.
+//! What cross-layer tests share: one file for each thing.
 
+pub mod feed;
 pub mod http_far_end;
 pub mod injection;
+pub mod servers;
 pub mod values;

@@ -1,7 +1,6 @@
 //! Periodic readers of /proc and /sys. Each is one file and one line in [`ALL`]: a pure `parse(&[u8])` and a thin
 //! `collect`. Cadence, deadlines, panics and success metrics are the scheduler's.
 
-mod bytes;
 mod agent;
 mod bytes;
 mod cpu_times;
