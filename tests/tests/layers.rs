@@ -62,11 +62,6 @@ const GUARDED: &[(&str, &[&str], &str)] = &[
         &["sysops-agent/src/kernel/"],
         "what crosses the kernel boundary ends in kernel/; hand on a model::Event",
     ),
-    (
-        "rustix",
-        &["sysops-agent/src/host/", "sysops-agent/src/cli/", "sysops-agent/src/pipeline", "sysops-agent/src/main.rs"],
-        "system calls are host/os.rs's; add a function there",
-    ),
 ];
 
 #[test]
@@ -220,7 +215,7 @@ fn guarded(source: &Source) -> Vec<String> {
     broken
 }
 
-/// `unsafe` outside of sysops-common's Pod impls and one file of host.
+/// `unsafe` outside of sysops-common's Pod impls, its plain.rs that sees a record in bytes, and one file of host.
 fn unsafe_code(sources: &[Source]) -> Vec<String> {
     let mut broken = Vec::new();
     let mut host = BTreeSet::new();
@@ -228,14 +223,15 @@ fn unsafe_code(sources: &[Source]) -> Vec<String> {
         for line in source.lines_with("unsafe") {
             let place = format!("{}:{line}", source.path);
             let text = source.production.lines().nth(line - 1).unwrap_or_default();
-            if source.path.starts_with("sysops-common/") && text.contains("unsafe impl") {
+            let plain = source.path == "sysops-common/src/plain.rs";
+            if plain || (source.path.starts_with("sysops-common/") && text.contains("unsafe impl")) {
                 continue;
             }
             if source.path.starts_with("sysops-agent/src/host/") {
                 host.insert(source.path.clone());
             } else {
                 broken.push(format!(
-                    "{place}: unsafe stands in sysops-ebpf, Pod impls of sysops-common and one file of host only"
+                    "{place}: unsafe stands in sysops-ebpf, Pod impls and plain.rs of sysops-common, and one file of host only"
                 ));
             }
         }

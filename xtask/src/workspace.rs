@@ -26,7 +26,7 @@ pub(crate) fn ebpf() -> PathBuf {
     root().join("sysops-ebpf")
 }
 
-/// Where the objects lie that the agent's build script embeds; `.cargo/config.toml` says the same as `SYSOPS_BPF_DIR`.
+/// Where the objects lie that the agent's build script embeds when no `SYSOPS_BPF_DIR` says otherwise.
 pub(crate) fn objects() -> PathBuf {
     root().join("target/bpf")
 }
