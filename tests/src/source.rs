@@ -1,6 +1,9 @@
 //! Reads Rust files as text for the tests that hold rules about the code: comments and strings blanked, test modules
 //! taken out, paths found. It knows tokens, not types; what a rule says is left to the tests.
 
+#![expect(clippy::disallowed_methods, reason = "the repository's own files are read")]
+
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A Rust file of the repository.
@@ -122,6 +125,17 @@ pub fn rust(dir: &str) -> Vec<Source> {
         }
     }
     sources
+}
+
+/// Members of a list `static ALL: … = &[&cpu::ENTRY, …];`, those behind a `#[cfg]` included.
+#[must_use]
+pub fn listed(code: &str) -> BTreeSet<String> {
+    let list = code.split("static ALL").nth(1).and_then(|rest| rest.split_once('=')?.1.split(';').next());
+    let member = |item: &str| {
+        let path = item.rsplit(|c: char| c == '&' || c == '[' || c.is_whitespace()).next()?;
+        Some(path.split_once("::")?.0.to_owned())
+    };
+    list.unwrap_or_default().split(',').filter_map(member).collect()
 }
 
 /// Paths, without ending, of modules that this file declares for tests only.
@@ -355,5 +369,11 @@ mod tests {
         assert_eq!(test_files(&source), ["s/src/collect/process/tests"]);
         let source = Source::new("s/src/collect/mod.rs", "#[cfg(test)]\npub(crate) mod made;\n");
         assert_eq!(test_files(&source), ["s/src/collect/made"]);
+    }
+
+    #[test]
+    fn members_of_a_list_are_found_behind_features_too() {
+        let code = "pub static ALL: &[&Entry] = &[\n    #[cfg(feature = \"\")]\n    &nats::ENTRY,\n    &b::ENTRY];";
+        assert_eq!(listed(code), BTreeSet::from(["nats".to_owned(), "b".to_owned()]));
     }
 }

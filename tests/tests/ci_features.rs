@@ -1,5 +1,7 @@
 //! A feature of the agent is real: it brings a dependency or is asked for in code, and the default is what is promised.
 
+#![expect(clippy::disallowed_methods, reason = "the repository's own files are read")]
+
 use sysops_tests::source::{root, rust};
 
 #[test]

@@ -1,5 +1,7 @@
 //! What the documents point at is there: relative links, and files that CONTRIBUTING and the docs name in backticks.
 
+#![expect(clippy::disallowed_methods, reason = "the repository's own files are read")]
+
 use sysops_tests::source::{files, root};
 
 #[test]

@@ -1,5 +1,7 @@
 //! The service files keep their promises: user, capabilities, notification, reload; and systemd can read them.
 
+#![expect(clippy::disallowed_methods, reason = "the repository's own files are read, and systemd is asked")]
+
 use std::process::Command;
 
 use sysops_tests::source::root;

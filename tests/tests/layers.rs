@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use sysops_tests::source::{Source, rust};
+use sysops_tests::source::{Source, listed, rust};
 
 const AGENT: &str = "sysops-agent/src";
 
@@ -187,15 +187,6 @@ fn siblings(sources: &[Source]) -> Vec<String> {
         }
     }
     broken
-}
-
-/// Members of `pub static ALL: … = &[&cpu::ENTRY, …];`.
-fn listed(code: &str) -> BTreeSet<String> {
-    let list =
-        code.split("static ALL").nth(1).and_then(|rest| rest.split_once('=')?.1.split(';').next()).unwrap_or_default();
-    list.split(',')
-        .filter_map(|item| Some(item.trim_start_matches(['&', '[', ' ', '\n']).split_once("::")?.0.to_owned()))
-        .collect()
 }
 
 fn guarded(source: &Source) -> Vec<String> {

@@ -1,8 +1,8 @@
 //! Holds the rules of style that a machine can check: headers, sizes, words, lists. Each message says what to do instead.
 
-use std::collections::BTreeSet;
+#![expect(clippy::disallowed_methods, reason = "the repository's own files are read")]
 
-use sysops_tests::source::{Source, files, root, rust};
+use sysops_tests::source::{Source, files, listed, root, rust};
 
 const LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 100;
@@ -185,18 +185,6 @@ fn declares_entry(source: &Source) -> bool {
     source.production.contains("static ENTRY:")
 }
 
-/// Members of `pub static ALL: … = &[&cpu::ENTRY, …];`.
-fn listed(code: &str) -> BTreeSet<String> {
-    let list =
-        code.split("static ALL").nth(1).and_then(|rest| rest.split_once('=')?.1.split(';').next()).unwrap_or_default();
-    list.split(',')
-        .filter_map(|item| {
-            let path = item.rsplit(|c: char| c == '&' || c == '[' || c.is_whitespace()).next()?;
-            Some(path.split_once("::")?.0.to_owned())
-        })
-        .collect()
-}
-
 mod rules {
     use super::*;
 
@@ -243,11 +231,5 @@ mod rules {
         assert!(list("collect", &[module("&cpu::ENTRY,\n    &load::ENTRY,"), cpu])[0].contains("no load.rs"));
         let misnamed = source("pub static ENTRY: Entry = Entry { name: \"CPU\" };");
         assert!(list("collect", &[module("&cpu::ENTRY"), misnamed])[0].contains("does not bear"));
-    }
-
-    #[test]
-    fn members_behind_a_feature_are_members() {
-        let code = "pub static ALL: &[&Entry] = &[\n    #[cfg(feature = \"\")]\n    &nats::ENTRY,\n];";
-        assert_eq!(listed(code), BTreeSet::from(["nats".to_owned()]));
     }
 }

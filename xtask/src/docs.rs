@@ -1,61 +1,38 @@
-//! `cargo xtask docs [--check]`: writes, or checks, the documents that render from the agent's own declarations.
-//! What stands in them is the agent's word (`config`, `metrics`); here is only where it goes.
+//! `cargo xtask docs [--check]`: the documents that render from the agent's own declarations. Which there are, and what
+//! stands in them, is the catalog's; the test `generated_docs` writes stale ones anew and fails then.
 
 use anyhow::{Context, Result, bail};
 
 use crate::{program, workspace};
 
-/// Each document and the agent's arguments that print it.
-const DOCUMENTS: &[(&str, &[&str])] = &[
-    ("config/agent.toml", &["config", "default"]),
-    ("config/agent.schema.json", &["config", "schema"]),
-    ("docs/CONFIGURATION.md", &["config", "markdown"]),
-    ("docs/METRICS.md", &["metrics", "--format", "markdown"]),
-];
-
 /// The command.
 pub(crate) fn main(args: &[String]) -> Result<()> {
     match args {
-        [] => each(|path, text| {
-            let file = workspace::root().join(path);
-            if let Some(dir) = file.parent() {
-                std::fs::create_dir_all(dir)?;
+        [] => {
+            if check().is_ok() {
+                program::say("every document was current");
+                return Ok(());
             }
-            std::fs::write(&file, text).with_context(|| path.to_owned())?;
-            program::say(format!("{path}: written"));
+            check().context("the documents do not become current by writing them")?;
+            program::say("stale documents were written anew: look at the difference and commit it");
             Ok(())
-        }),
+        }
         [flag] if flag == "--check" => check(),
         _ => bail!("docs takes --check or nothing"),
     }
 }
 
-/// Every document is what the agent says now.
+/// Every document is what the declarations render to.
 ///
 /// # Errors
-/// With the names of those that are not.
+/// When one is not; it has been written anew.
 pub(crate) fn check() -> Result<()> {
-    let mut stale = Vec::new();
-    each(|path, text| {
-        if std::fs::read_to_string(workspace::root().join(path)).is_ok_and(|found| found == text) {
-            program::say(format!("{path}: current"));
-        } else {
-            stale.push(path.to_owned());
-        }
-        Ok(())
-    })?;
-    if !stale.is_empty() {
-        bail!("not what the agent says now: {}; run `cargo xtask docs`", stale.join(", "));
-    }
-    Ok(())
-}
-
-fn each(mut with: impl FnMut(&str, &str) -> Result<()>) -> Result<()> {
-    program::show(workspace::cargo().args(["build", "--locked", "--quiet", "--package", "sysops-agent"]))?;
-    let agent = workspace::target().join("debug/sysops-agent");
-    for (path, args) in DOCUMENTS {
-        let text = program::capture(std::process::Command::new(&agent).args(*args)).context(*path)?;
-        with(path, &text)?;
-    }
-    Ok(())
+    program::show(workspace::cargo().args([
+        "test",
+        "--locked",
+        "--package",
+        "sysops-tests",
+        "--test",
+        "generated_docs",
+    ]))
 }
