@@ -1,0 +1,78 @@
+//! `cargo xtask ci`: format and lints on both sides of the kernel boundary, the feature sets, generated documents, tests.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::toolchain::{self, Route};
+use crate::{apt, build_ebpf, docs, no_args, program, setup, test, workspace};
+
+/// `tls-native` links OpenSSL.
+const OPENSSL: &[&str] = &["libssl-dev", "pkg-config"];
+
+/// The command.
+pub(crate) fn main(args: &[String]) -> Result<()> {
+    no_args("ci", args)?;
+    let mut times = Vec::new();
+    let mut step = |name: &str, work: &dyn Fn() -> Result<()>| {
+        let start = Instant::now();
+        program::step(name, work)?;
+        times.push(format!("   {name:<24} {:>9}", program::seconds(start)));
+        anyhow::Ok(())
+    };
+    step("format", &format)?;
+    // Objects come first: the agent's build script embeds them, and a later change would build it twice.
+    let route = setup::ensure();
+    step("kernel side: build", &|| build_ebpf::objects(route).map(|_| ()))?;
+    step("kernel side: lints", &|| route.map_or_else(without_toolchain, kernel_lints))?;
+    step("lints", &|| clippy(&["--workspace", "--all-targets"]))?;
+    step("feature sets", &feature_sets)?;
+    step("generated documents", &|| docs::check())?;
+    step("tests without features", &tests_without_features)?;
+    step("tests", &|| test::all(&[]))?;
+    program::say("ci: all passed");
+    eprintln!("{}", times.join("\n"));
+    Ok(())
+}
+
+fn format() -> Result<()> {
+    program::show(workspace::cargo().args(["fmt", "--all", "--check"]))?;
+    let manifest = workspace::ebpf().join("Cargo.toml");
+    program::show(workspace::cargo().args(["fmt", "--check", "--manifest-path"]).arg(manifest))
+}
+
+fn clippy(selection: &[&str]) -> Result<()> {
+    program::show(workspace::cargo().args(["clippy", "--locked"]).args(selection).args(["--", "-D", "warnings"]))
+}
+
+fn without_toolchain() -> Result<()> {
+    program::say("no BPF toolchain on this machine, so the kernel side was neither built nor linted");
+    Ok(())
+}
+
+/// Clippy for the BPF target itself: a host target would take other branches of the code and lacks `core`'s BPF parts.
+fn kernel_lints(route: Route) -> Result<()> {
+    if route == Route::Debian {
+        apt::ensure(&["rust-web-clippy"]).context("clippy for Debian's compiler")?;
+    }
+    program::show(toolchain::cargo(route, "clippy").args(["--locked", "--", "-D", "warnings"]))
+}
+
+/// None, each alone, and all: a feature that leans on another without saying so does not pass.
+fn feature_sets() -> Result<()> {
+    let agent = ["--package", "sysops-agent"];
+    let set = |more: &[&str]| clippy(&[&agent, more].concat());
+    set(&["--no-default-features", "--all-targets"])?;
+    let openssl = apt::ensure(OPENSSL);
+    for feature in workspace::features("sysops-agent")? {
+        set(&["--no-default-features", "--features", &feature])?;
+    }
+    openssl.context("tls-native was not checked")?;
+    set(&["--all-features"])
+}
+
+fn tests_without_features() -> Result<()> {
+    let selection = ["--locked", "--package", "sysops-agent", "--no-default-features"];
+    let verb: &[&str] = if test::has_nextest() { &["nextest", "run"] } else { &["test"] };
+    program::show(workspace::cargo().args(verb).args(selection).env("PATH", test::path()))
+}
