@@ -341,6 +341,15 @@ impl Values {
         self.set.get(key.path)
     }
 
+    /// True when the keys below `table` (as `kernel.`) are set to the same in both.
+    #[must_use]
+    pub fn agrees(&self, other: &Self, table: &str) -> bool {
+        let below = |values: &Self| {
+            values.set.iter().filter(|(path, _)| path.starts_with(table)).map(|(k, v)| (*k, v.clone())).collect::<Vec<_>>()
+        };
+        below(self) == below(other)
+    }
+
     /// The value of `key`, or its fallback.
     #[must_use]
     pub fn get<T: FromValue>(&self, key: &'static Key<T>) -> T {

@@ -6,15 +6,15 @@ pub mod events;
 pub mod files;
 pub mod open_fds;
 pub mod os;
-pub mod systemd;
 pub mod processes;
+pub mod systemd;
 
 pub use clock::Clock;
 pub use events::EventSource;
 pub use files::{Files, ReadError, Source};
-pub use systemd::Systemd;
 pub use open_fds::OpenFds;
 pub use processes::{Process, Processes};
+pub use systemd::Systemd;
 
 use std::path::{Path, PathBuf};
 

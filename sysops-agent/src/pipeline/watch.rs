@@ -46,12 +46,7 @@ pub(crate) struct Watch {
 
 impl Watch {
     /// Starts to watch; the sources' own readings come every `interval`.
-    pub(crate) fn start(
-        host: &Host,
-        kernel: Kernel,
-        kmsg: Option<Kmsg>,
-        interval: Duration,
-    ) -> std::io::Result<Self> {
+    pub(crate) fn start(host: &Host, kernel: Kernel, kmsg: Option<Kmsg>, interval: Duration) -> std::io::Result<Self> {
         let (words, inbox) = channel(INBOX);
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let lost = Arc::new(AtomicU64::new(0));
