@@ -1,10 +1,8 @@
-//! What cross-layer tests share: one file for each thing.
+//! What cross-layer tests share: one file for each thing. The tests themselves are in `tests/tests`.
 
 pub mod feed;
 pub mod http_far_end;
 pub mod injection;
 pub mod servers;
-pub mod values;
-//! What the cross-layer tests share. The tests themselves are in `tests/tests`, one file per promise.
-
 pub mod source;
+pub mod values;
