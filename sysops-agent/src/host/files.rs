@@ -135,6 +135,18 @@ impl Files {
         names.sort_unstable();
         Ok(names)
     }
+
+    /// Target of a link as it is written in it, as `../../bus/virtio/drivers/virtio_blk`.
+    ///
+    /// # Errors
+    /// With the path, when it is no link or cannot be read.
+    pub fn link(&self, path: &Path) -> Result<PathBuf, ReadError> {
+        std::fs::read_link(path).map_err(|source| ReadError {
+            path: path.to_owned(),
+            what: "cannot read the link",
+            source,
+        })
+    }
 }
 
 /// A file that is read every cycle: opened once, then one `pread` a cycle into memory that is reused.
