@@ -332,3 +332,18 @@ fn refused(error: &ReadError) -> Unavailable {
     let reason = format!("{error}: {}", error.source);
     Unavailable { reason, remedy: remedy.to_owned(), by_configuration: false }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_has_its_remedy() {
+        let error = |errno: Errno| ReadError { path: "/dev/kmsg".into(), what: "cannot open", source: errno.into() };
+        let denied = refused(&error(Errno::PERM));
+        assert_eq!(denied.reason, "/dev/kmsg: cannot open: Operation not permitted (os error 1)");
+        assert!(denied.remedy.contains("CAP_SYSLOG") && denied.remedy.contains("dmesg_restrict"));
+        assert!(refused(&error(Errno::NOENT)).remedy.contains("--device /dev/kmsg"));
+        assert_eq!(refused(&error(Errno::IO)).remedy, "");
+    }
+}

@@ -31,8 +31,8 @@ struct Report {
     limit: Option<(String, String)>,
     /// From 5.0: the `oom-kill:` line.
     summary: Option<Summary>,
-    /// Before 5.1: the chosen task of `Kill process N (…) score S or sacrifice child`.
-    chosen: Option<u64>,
+    /// Before 5.1: the chosen task of `Kill process N (…) score S or sacrifice child`; its child may be killed.
+    chosen: Option<Chosen>,
     /// The killed task.
     victim: Option<(u32, String)>,
     /// What the victim's event says of the cgroup whose limit was reached, for the rest of its group.
@@ -46,6 +46,12 @@ struct Report {
 struct Trigger {
     comm: Vec<u8>,
     pid: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Chosen {
+    pid: u64,
+    is_memcg: bool,
 }
 
 #[derive(Debug)]
@@ -148,10 +154,11 @@ impl Report {
     /// Constraint, cgroup and user of the killed task, as far as this report is about it; what is of another kill is
     /// forgotten.
     fn facts(&mut self, killed: &Killed) -> (Option<String>, Option<String>, Option<u32>) {
-        let memcg = killed.is_memcg.then(|| MEMCG.to_owned());
+        let is_memcg = killed.is_memcg || self.chosen.is_some_and(|chosen| chosen.is_memcg);
+        let memcg = is_memcg.then(|| MEMCG.to_owned());
         let pid = u64::from(killed.pid);
         if let Some(summary) = &self.summary
-            && (summary.pid == pid || self.chosen == Some(summary.pid))
+            && (summary.pid == pid || self.chosen.is_some_and(|chosen| chosen.pid == summary.pid))
         {
             let (oom_memcg, task_memcg) = summary.paths(&killed.comm);
             self.oom_memcg = oom_memcg;
@@ -166,7 +173,7 @@ impl Report {
         };
         let Some((task, limit)) = &self.limit else { return (memcg, None, None) };
         self.oom_memcg = Some(limit.clone());
-        (memcg, (chosen == pid).then(|| task.clone()), None)
+        (memcg, (chosen.pid == pid).then(|| task.clone()), None)
     }
 }
 
@@ -242,10 +249,11 @@ fn limit_3_10(text: &[u8]) -> Option<(String, String)> {
 }
 
 /// Before 5.1: `Out of memory: Kill process 21945 (java) score 956 or sacrifice child`.
-fn chosen_3_10(text: &[u8]) -> Option<u64> {
-    let (_, rest) = sentence(text, b": Kill process ")?;
+fn chosen_3_10(text: &[u8]) -> Option<Chosen> {
+    let (is_memcg, rest) = sentence(text, b": Kill process ")?;
     let (pid, rest) = leading_number(rest)?;
-    (rest.starts_with(b" (") && rest.trim_ascii_end().ends_with(b" or sacrifice child")).then_some(pid)
+    (rest.starts_with(b" (") && rest.trim_ascii_end().ends_with(b" or sacrifice child"))
+        .then_some(Chosen { pid, is_memcg })
 }
 
 /// `Tasks in /db are going to be killed due to memory.oom.group set`.

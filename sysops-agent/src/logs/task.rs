@@ -19,7 +19,9 @@ pub(super) fn complete(event: &mut Event, host: &Host) {
         event.uid = event.uid.or_else(|| status_number(&status, "Uid:"));
     }
     if event.cgroup.is_none() {
-        event.cgroup = read("cgroup").and_then(|text| memory_cgroup(&text));
+        let cgroup = read("cgroup").and_then(|text| memory_cgroup(&text));
+        // A victim that is exiting has left its cgroup of a v1 hierarchy for the root.
+        event.cgroup = cgroup.filter(|path| path != "/" || matches!(event.detail, Detail::HungTask(_)));
     }
     if let Detail::HungTask(hung) = &mut event.detail
         && hung.wchan.is_none()
@@ -56,7 +58,59 @@ fn memory_cgroup(text: &[u8]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
     use super::*;
+    use crate::model::Source;
+    use crate::model::event::{HungTask, OomKill};
+
+    fn completed(name: &str, comm: &str, cgroup: &str, detail: Detail) -> Event {
+        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/tmp");
+        let dir = dir.join(format!("task-{}-{name}", std::process::id()));
+        fs::create_dir_all(dir.join("proc/12")).unwrap();
+        let files = [
+            ("comm", format!("{comm}\n")),
+            ("status", "Name:\tx\nTgid:\t11\nUid:\t5\t6\t6\t6\n".to_owned()),
+            ("cgroup", format!("4:memory:{cgroup}\n0::/u\n")),
+            ("wchan", "io_schedule".to_owned()),
+        ];
+        for (file, text) in files {
+            fs::write(dir.join("proc/12").join(file), text).unwrap();
+        }
+        let mut event = Event {
+            schema: Event::SCHEMA,
+            time: String::new(),
+            source: vec![Source::Kmsg],
+            pid: None,
+            tid: Some(12),
+            comm: Some("a\nb".into()),
+            uid: None,
+            cgroup: None,
+            detail,
+            monotonic_ns: 0,
+        };
+        complete(&mut event, &Host::fixture(&dir));
+        fs::remove_dir_all(&dir).unwrap();
+        event
+    }
+
+    #[test]
+    fn a_hung_task_gets_what_proc_knows() {
+        let event = completed("hung", "a\nb", "/", Detail::HungTask(HungTask::default()));
+        assert_eq!((event.pid, event.uid, event.cgroup.as_deref()), (Some(11), Some(5), Some("/")));
+        let Detail::HungTask(hung) = event.detail else { panic!("{event:?}") };
+        assert_eq!(hung.wchan.as_deref(), Some("io_schedule"));
+    }
+
+    #[test]
+    fn the_root_is_no_cgroup_of_a_victim_and_another_process_is_not_asked() {
+        let kill = || Detail::OomKill(OomKill::default());
+        assert_eq!(completed("kill", "a\nb", "/", kill()).cgroup, None);
+        assert_eq!(completed("alive", "a\nb", "/a", kill()).cgroup.as_deref(), Some("/a"));
+        let other = completed("other", "sh", "/a", kill());
+        assert_eq!((other.pid, other.uid, other.cgroup), (None, None, None));
+    }
 
     #[test]
     fn the_memory_controller_has_its_own_path_on_v1() {
