@@ -158,7 +158,7 @@ mod tests {
                 key.path,
                 key.doc
             );
-            assert!(key.path.split('.').all(|name| lint::is_snake_case(name)), "{}: expected snake_case", key.path);
+            assert!(key.path.split('.').all(lint::is_snake_case), "{}: expected snake_case", key.path);
         }
     }
 

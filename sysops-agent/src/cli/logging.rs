@@ -14,7 +14,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::Level;
 use super::output::{Colour, Style, printable};
-use crate::settings::{Settings, keys};
+use crate::settings::{Problems, Settings, keys};
 
 /// Sets the log up, once in the life of the process.
 ///
@@ -54,6 +54,24 @@ impl Log {
     /// Takes the level of a configuration that was read again; `--log-level` and `RUST_LOG` still win.
     pub fn reload(&self, settings: &Settings, lookup_env: &dyn Fn(&str) -> Option<String>) {
         (self.set)(filter(self.flag, settings, lookup_env).0);
+    }
+}
+
+/// Logs what is to be said about a configuration that was accepted.
+pub fn announce(settings: &Settings) {
+    for warning in &settings.warnings {
+        tracing::warn!("{}", warning.line());
+    }
+    for notice in settings.notices() {
+        tracing::info!("{notice}");
+    }
+}
+
+/// Logs why a configuration that was read again was not accepted, one mistake a line.
+pub fn refused(problems: &Problems) {
+    tracing::error!("the configuration has {} mistakes: the one before stays in force", problems.total());
+    for problem in problems.shown() {
+        tracing::error!("{}", problem.line());
     }
 }
 

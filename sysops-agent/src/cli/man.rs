@@ -53,7 +53,7 @@ fn subcommand_section(command: &clap::Command, parent: &str, page: &mut Vec<u8>)
         let help = match &possible[..] {
             [] => help,
             _ if !argument.get_action().takes_values() => help,
-            words => format!("{help} One of: {}.", words.join(", ")),
+            words => format!("{help}. One of: {}.", words.join(", ")),
         };
         let term = [term, values.join(" ")].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ");
         let mut roff = Roff::default();
@@ -100,4 +100,14 @@ fn closing() -> Roff {
         ],
     );
     roff
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn page_as_a_whole() {
+        insta::assert_snapshot!(page().expect("memory can be written").replace(env!("CARGO_PKG_VERSION"), "VERSION"));
+    }
 }

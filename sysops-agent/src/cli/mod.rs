@@ -41,8 +41,10 @@ pub mod exit {
 const AFTER_HELP: &str = "\
 Without a subcommand the agent runs in the foreground: readings, kernel events, alerts and telemetry as configured.
 
-Exit status: 0 well, 1 failed, 64 command line not understood, 69 unavailable, 74 output failed, 77 not permitted,
-78 configuration has mistakes.";
+Exit status:
+   0  well         64  command line not understood   74  output failed
+   1  failed       69  something needed is missing   77  not permitted
+  78  the configuration has mistakes";
 
 /// Linux monitoring agent that knows what the kernel knows.
 #[derive(Clone, Debug, Parser)]
@@ -50,15 +52,22 @@ Exit status: 0 well, 1 failed, 64 command line not understood, 69 unavailable, 7
 #[command(subcommand_value_name = "COMMAND", disable_help_subcommand = true)]
 pub struct Args {
     /// Configuration file. Without it /etc/sysops-agent/config.toml, and defaults where that does not exist.
-    #[arg(short, long, value_name = "FILE", global = true)]
+    #[arg(short, long, value_name = "FILE", global = true, help_heading = "Global options")]
     pub config: Option<PathBuf>,
 
-    /// Least level that is logged to stderr; wins over RUST_LOG and agent.log_level.
-    #[arg(short, long, value_name = "LEVEL", global = true)]
+    /// Least level that is logged to stderr: trace, debug, info, warn or error. Wins over RUST_LOG and agent.log_level.
+    #[arg(
+        short,
+        long,
+        value_name = "LEVEL",
+        global = true,
+        help_heading = "Global options",
+        hide_possible_values = true
+    )]
     pub log_level: Option<Level>,
 
     /// Watch the machine whose /, /proc and /sys are mounted below DIR; wins over HOST_ROOT, HOST_PROC, HOST_SYS.
-    #[arg(long, value_name = "DIR", global = true)]
+    #[arg(long, value_name = "DIR", global = true, help_heading = "Global options")]
     pub host_root: Option<PathBuf>,
 
     /// Check the configuration and end: status 0, or 78 with every mistake and its place.
@@ -285,6 +294,16 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn help() {
+        let help = |command: &mut clap::Command| command.clone().term_width(100).render_long_help().to_string();
+        let mut command = Args::command();
+        command.build();
+        let mut pages = vec![help(&mut command)];
+        pages.extend(command.get_subcommands_mut().map(help));
+        insta::assert_snapshot!(pages.join("\n────────\n"));
     }
 
     #[test]

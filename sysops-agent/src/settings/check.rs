@@ -6,6 +6,7 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::document::{in_words, is_table, kind, number, quoting, written};
 use super::problem::{Problem, Problems, Source};
 use super::redact::Redactor;
 use super::{Absent, Declared, Settings, expand, keys, suggest, write};
@@ -19,7 +20,7 @@ pub(super) fn check(
     lookup: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Settings, Problems> {
     let (document, mistakes) = DeTable::parse_recoverable(text);
-    let mut checker = Checker::new(text, declared, lookup);
+    let mut checker = Checker::new(name, text, declared, lookup);
     checker.table("", document.get_ref());
     if mistakes.is_empty() {
         checker.complaints(declared);
@@ -62,7 +63,7 @@ struct Checker<'a> {
 }
 
 impl<'a> Checker<'a> {
-    fn new(text: &'a str, declared: &'a Declared, lookup: &'a dyn Fn(&str) -> Option<String>) -> Self {
+    fn new(name: &'a str, text: &'a str, declared: &'a Declared, lookup: &'a dyn Fn(&str) -> Option<String>) -> Self {
         let mut tables = BTreeSet::new();
         for key in &declared.keys {
             let mut table = key.table();
@@ -71,7 +72,7 @@ impl<'a> Checker<'a> {
             }
         }
         Self {
-            source: Source::new(text, Redactor::new(declared.keys.iter().copied())),
+            source: Source::new(name, text, Redactor::new(declared.keys.iter().copied())),
             lookup,
             keys: declared.keys.iter().map(|&key| (key.path, key)).collect(),
             tables,
@@ -119,7 +120,7 @@ impl<'a> Checker<'a> {
 
     fn unknown(&mut self, table: &str, name: &str, path: &str, at: Range<usize>, value: &DeValue<'_>) {
         self.faulty.insert(table.to_owned());
-        let (message, help) = if matches!(value, DeValue::Table(_)) {
+        let (message, help) = if is_table(value) {
             let known: Vec<&str> =
                 self.tables.iter().copied().chain(self.absent.iter().map(|absent| absent.table)).collect();
             (format!("unknown table [{path}]"), suggest::table(path, &known))
@@ -263,27 +264,42 @@ impl<'a> Checker<'a> {
                 continue;
             }
             let name = self.source.slice(&at);
-            let (message, help) = if mistake.message() == "duplicate key" {
-                self.duplicate(&at, name)
+            if mistake.message() == "duplicate key" {
+                let (message, help) = self.duplicate(&at, name);
+                found.push(self.source.problem(&at, None, message, help));
+            } else if let Some((spec, value)) = self.unquoted(at.start) {
+                let message = format!("{}: expected {}", spec.path, spec.shape);
+                found.push(self.source.problem(&value, Some(spec), message, Some("put it in quotes".to_owned())));
             } else {
-                (format!("no valid TOML: {}", mistake.message()), None)
-            };
-            found.push(self.source.problem(&at, None, message, help));
+                let message = format!("no valid TOML: {}", in_words(mistake.message()));
+                found.push(self.source.problem(&at, None, message, None));
+            }
         }
         self.problems.retain(|(offset, _)| !lines.contains(&self.source.line_of(*offset)));
         self.problems.append(&mut found);
     }
 
+    /// The key that takes text, and its value, when the line of `offset` sets it to a word without quotes.
+    fn unquoted(&self, offset: usize) -> Option<(&'static KeySpec, Range<usize>)> {
+        let (path, value) = self.source.assignment_at(offset)?;
+        let spec = self.keys.get(path.as_str()).filter(|key| matches!(key.shape, Shape::Text | Shape::Choice(_)))?;
+        let is_word = self.source.slice(&value).starts_with(|c: char| c.is_alphabetic() || matches!(c, '/' | '$'));
+        is_word.then_some((spec, value))
+    }
+
     fn duplicate(&self, at: &Range<usize>, name: &str) -> (String, Option<String>) {
-        let name = name.trim_matches(['"', '\'']);
-        let table = self.source.table_at(at.start);
-        let within = if table.is_empty() { name.to_owned() } else { format!("{table}.{name}") };
-        let first = |path: &str| self.places.get(path).filter(|first| first.start < at.start);
-        let line = |first: &Range<usize>| Some(format!("first set in line {}", self.source.line_of(first.start) + 1));
-        match first(&within) {
-            Some(first) => (format!("duplicate key \"{name}\""), line(first)),
-            None => (format!("duplicate \"{name}\""), None),
+        let first_set = |line: usize| Some(format!("first set in line {}", line + 1));
+        if let Some((table, first)) = self.source.header_at(at.start) {
+            return (
+                format!("duplicate table [{table}]"),
+                first_set(first).filter(|_| first < self.source.line_of(at.start)),
+            );
         }
+        let name = name.trim_matches(['"', '\'']);
+        let table = self.source.table_above(at.start);
+        let path = if table.is_empty() { name.to_owned() } else { format!("{table}.{name}") };
+        let first = self.places.get(&path).filter(|first| first.start < at.start);
+        (format!("duplicate key \"{name}\""), first.and_then(|first| first_set(self.source.line_of(first.start))))
     }
 
     fn complaints(&mut self, declared: &Declared) {
@@ -300,7 +316,7 @@ impl<'a> Checker<'a> {
             let place = ancestors(&path).find_map(|path| self.places.get(path)).cloned();
             match place {
                 Some(at) => self.problem(&at, key, message, None),
-                None => self.problems.push((0, Problem::of_file(message, None))),
+                None => self.problems.push((0, Problem::of_file(self.source.name(), message, None))),
             }
         }
     }
@@ -317,79 +333,50 @@ fn all<T>(items: impl Iterator<Item = Option<T>>) -> Option<Vec<T>> {
     items.into_iter().collect()
 }
 
-fn number(value: &DeValue<'_>) -> Option<f64> {
-    match value {
-        #[expect(clippy::cast_precision_loss, reason = "a limit that a person wrote")]
-        DeValue::Integer(number) => {
-            i64::from_str_radix(number.as_str(), number.radix()).ok().map(|number| number as f64)
-        }
-        DeValue::Float(number) => number.as_str().parse().ok(),
-        _ => None,
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::settings::later;
+
+    fn piece() -> impl Strategy<Value = &'static str> {
+        prop_oneof![
+            4 => Just("\n"),
+            3 => Just("[alerting.discord]\n"),
+            3 => Just("webhook_url = \"hunter2\"\n"),
+            1 => Just("webhook_url = 'hunter2"),
+            1 => Just("webhook_url = hunter2\n"),
+            1 => Just("webhook_url = [\"hunter2\"]\n"),
+            1 => Just("webhook_url = \"\"\"\nhunter2\n\"\"\"\n"),
+            1 => Just("bot_token = { x = \"hunter2\" }\n"),
+            1 => Just("pasword = \"hunter2\"\n"),
+            2 => Just("[agent]\n"),
+            2 => Just("hostname = \"web\"\n"),
+            1 => Just("log_level = "),
+            1 => Just("\""),
+            1 => Just("'"),
+            1 => Just("["),
+            1 => Just("]"),
+            1 => Just("{"),
+            1 => Just("}"),
+            1 => Just("= "),
+            1 => Just("# "),
+            1 => Just("${X}"),
+            1 => Just("\u{1b}é"),
+        ]
     }
-}
 
-/// The value as it stands in the file.
-fn written(value: &DeValue<'_>) -> Option<Value> {
-    Some(match value {
-        DeValue::Boolean(value) => Value::Bool(*value),
-        DeValue::Integer(number) => Value::Int(i64::from_str_radix(number.as_str(), number.radix()).ok()?),
-        DeValue::Float(_) => Value::Float(number(value)?),
-        DeValue::String(text) => Value::Text(text.clone().into_owned()),
-        DeValue::Datetime(_) => return None,
-        DeValue::Table(table) => {
-            let texts = table.iter().map(|(name, value)| match value.get_ref() {
-                DeValue::String(text) => Some((name.get_ref().clone().into_owned(), text.clone().into_owned())),
-                _ => None,
-            });
-            Value::TextMap(texts.collect::<Option<_>>()?)
+    proptest! {
+        #[test]
+        fn whatever_is_broken_no_secret_is_shown(pieces in proptest::collection::vec(piece(), 0..24)) {
+            let text = pieces.concat();
+            let declared = Declared { keys: keys::ALL.iter().chain(later::ALL).copied().collect(), ..Declared::default() };
+            if let Err(problems) = check("f", &text, &declared, &|_| None) {
+                let shown = problems.to_string();
+                prop_assert!(!shown.contains("hunter2"), "{}\n----\n{}", text, shown);
+                prop_assert!(!shown.contains('\u{1b}'), "{}", shown);
+            }
         }
-        DeValue::Array(items) => written_list(items.iter().map(Spanned::get_ref))?,
-    })
-}
-
-fn written_list<'a, 'i: 'a>(items: impl Iterator<Item = &'a DeValue<'i>> + Clone) -> Option<Value> {
-    let texts = items.clone().map(|item| match written(item) {
-        Some(Value::Text(text)) => Some(text),
-        _ => None,
-    });
-    if let Some(texts) = texts.collect() {
-        return Some(Value::TextList(texts));
-    }
-    let tables = items.map(|item| {
-        let DeValue::Table(table) = item else { return None };
-        table
-            .iter()
-            .map(|(name, value)| Some((name.get_ref().clone().into_owned(), written(value.get_ref())?)))
-            .collect()
-    });
-    tables.collect::<Option<_>>().map(Value::TableList)
-}
-
-/// What a value is, for people.
-fn kind(value: &DeValue<'_>) -> &'static str {
-    match value {
-        DeValue::String(_) => "text",
-        DeValue::Integer(_) => "a whole number",
-        DeValue::Float(_) => "a number with a fraction",
-        DeValue::Boolean(true) => "true",
-        DeValue::Boolean(false) => "false",
-        DeValue::Datetime(_) => "a date or time",
-        DeValue::Array(_) => "a list",
-        DeValue::Table(_) => "a table",
-    }
-}
-
-/// The usual slips of quotes and brackets.
-fn quoting(shape: &Shape, found: &DeValue<'_>) -> Option<&'static str> {
-    match (shape, found) {
-        (Shape::Bool, DeValue::String(text)) if matches!(&**text, "true" | "false") => Some("write it without quotes"),
-        (Shape::Int { .. } | Shape::Float { .. }, DeValue::String(text)) if text.trim().parse::<f64>().is_ok() => {
-            Some("write it without quotes")
-        }
-        (Shape::Text | Shape::Choice(_), DeValue::Integer(_) | DeValue::Float(_) | DeValue::Boolean(_)) => {
-            Some("put it in quotes")
-        }
-        (Shape::TextList, DeValue::String(_)) => Some("put it in brackets: [\"…\"]"),
-        _ => None,
     }
 }

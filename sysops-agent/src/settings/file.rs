@@ -26,7 +26,7 @@ pub(super) struct Text {
 pub(super) fn read(path: &Path) -> Result<Text, Problems> {
     let name = path.display().to_string();
     let refuse = |message: String, help: Option<&str>| {
-        Problems::one(&name, Problem::of_file(message, help.map(ToOwned::to_owned)))
+        Problems::one(Problem::of_file(&name, message, help.map(ToOwned::to_owned)))
     };
     let mut file = open(path).map_err(|error| {
         let help = match error.kind() {
@@ -62,13 +62,10 @@ pub(super) fn exposed(file: &Text, secrets: &[&str]) -> Option<Problem> {
         return None;
     }
     let message = format!("every user of this machine can read the secrets in this file: {}", secrets.join(", "));
-    Some(Problem::of_file(message, Some(format!("chmod 640 {}", file.name))))
+    Some(Problem::of_file(&file.name, message, Some(format!("chmod 640 {}", file.name))))
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the configuration is the agent's own file, not one of the watched machine"
-)]
+/// The configuration is the agent's own file, not one of the watched machine: it does not go through `host`.
 fn open(path: &Path) -> io::Result<File> {
     // O_NONBLOCK: a FIFO in the place of the file must not stop the agent. It means nothing to a regular file.
     let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;

@@ -2,6 +2,7 @@
 //! to the components that declared them.
 
 mod check;
+mod document;
 mod expand;
 mod file;
 pub mod keys;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use super::redact::Redactor;
+use super::redact::{self, Redactor};
 use crate::spec::KeySpec;
 
 /// Most mistakes that are shown; the rest are counted.
@@ -31,8 +31,8 @@ struct Place {
 
 impl Problem {
     /// A problem of the file as a whole.
-    pub(super) fn of_file(message: String, help: Option<String>) -> Self {
-        Self { file: String::new(), message, help, place: None }
+    pub(super) fn of_file(file: &str, message: String, help: Option<String>) -> Self {
+        Self { file: file.to_owned(), message, help, place: None }
     }
 
     /// `FILE:LINE:COLUMN`, or `FILE` when it is about the whole file. Lines and columns (characters) count from 1.
@@ -93,17 +93,17 @@ pub struct Problems {
 }
 
 impl Problems {
-    /// The only problem of the file.
-    pub(super) fn one(file: &str, problem: Problem) -> Self {
-        Self::new(file, vec![(0, problem)])
+    /// The only problem of its file.
+    pub(super) fn one(problem: Problem) -> Self {
+        Self { file: problem.file.clone(), list: vec![problem], total: 1 }
     }
 
     /// Problems with their offsets in the file; at least one.
     pub(super) fn new(file: &str, mut list: Vec<(usize, Problem)>) -> Self {
         list.sort_by_key(|&(offset, _)| offset);
         let total = list.len();
-        let list = list.into_iter().take(SHOWN).map(|(_, problem)| Problem { file: file.to_owned(), ..problem });
-        Self { file: file.to_owned(), list: list.collect(), total }
+        let list = list.into_iter().take(SHOWN).map(|(_, problem)| problem).collect();
+        Self { file: file.to_owned(), list, total }
     }
 
     /// Those that are shown: the first 20.
@@ -135,15 +135,21 @@ impl fmt::Display for Problems {
 
 /// The file's text with its lines, to make problems of byte ranges.
 pub(super) struct Source<'a> {
+    name: &'a str,
     text: &'a str,
     starts: Vec<usize>,
     redactor: Redactor<'a>,
 }
 
 impl<'a> Source<'a> {
-    pub(super) fn new(text: &'a str, redactor: Redactor<'a>) -> Self {
+    pub(super) fn new(name: &'a str, text: &'a str, redactor: Redactor<'a>) -> Self {
         let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
-        Self { text, starts, redactor }
+        Self { name, text, starts, redactor }
+    }
+
+    /// The file's name.
+    pub(super) fn name(&self) -> &'a str {
+        self.name
     }
 
     /// Number of the line that holds the byte at `offset`, from 0.
@@ -157,8 +163,26 @@ impl<'a> Source<'a> {
     }
 
     /// The table whose header stands last above `offset`.
-    pub(super) fn table_at(&self, offset: usize) -> &'a str {
-        self.redactor.table_above(self.text, offset)
+    pub(super) fn table_above(&self, offset: usize) -> &'a str {
+        redact::table_above(self.text, offset)
+    }
+
+    /// The path of the key that the line of `offset` sets, and where its value stands.
+    pub(super) fn assignment_at(&self, offset: usize) -> Option<(String, Range<usize>)> {
+        let start = self.starts[self.line_of(offset)];
+        let line = self.text[start..].lines().next()?;
+        let (name, value) = line.split_once('=')?;
+        let from = start + line.len() - value.trim_start().len();
+        let (table, name) = (self.table_above(start), name.trim());
+        let path = if table.is_empty() { name.to_owned() } else { format!("{table}.{name}") };
+        Some((path, from..from + value.trim().len()))
+    }
+
+    /// The table that the line of `offset` opens, and the number of the first line that opens it, from 0.
+    pub(super) fn header_at(&self, offset: usize) -> Option<(&'a str, usize)> {
+        let name = self.text.lines().nth(self.line_of(offset)).and_then(redact::header)?;
+        let first = self.text.lines().position(|line| redact::header(line) == Some(name))?;
+        Some((name, first))
     }
 
     /// A problem at `range`. `key` is the key whose value stands there, when it is known.
@@ -174,8 +198,8 @@ impl<'a> Source<'a> {
         let end = self.text[start..].find('\n').map_or(self.text.len(), |at| start + at);
         let line = self.text[start..end].trim_end_matches('\r');
         // The parser may point past the line (at a missing value) or past the file.
-        let from = line.floor_char_boundary(range.start.saturating_sub(start).min(line.len()));
-        let to = line.floor_char_boundary(range.end.saturating_sub(start).clamp(from, line.len()));
+        let from = boundary(line, range.start.saturating_sub(start).min(line.len()));
+        let to = boundary(line, range.end.saturating_sub(start).clamp(from, line.len()));
         let column = line[..from].chars().count();
         let width = line[from..to].chars().count();
         let (shown, hidden_from) = self.redactor.line(self.text, start, line, key);
@@ -186,8 +210,13 @@ impl<'a> Source<'a> {
         };
         let (shown, caret) = window(&shown, caret);
         let place = Place { line: index + 1, column: column + 1, shown, caret };
-        (range.start, Problem { file: String::new(), message, help, place: Some(place) })
+        (range.start, Problem { file: self.name.to_owned(), message, help, place: Some(place) })
     }
+}
+
+/// The start of the character at `offset`.
+fn boundary(line: &str, offset: usize) -> usize {
+    (0..=offset).rev().find(|&offset| line.is_char_boundary(offset)).unwrap_or(0)
 }
 
 /// The part of a long line around the caret. Control characters, which could rewrite the terminal, become U+FFFD.
@@ -225,9 +254,9 @@ mod tests {
 
     #[test]
     fn places_of_lines() {
-        let source = Source::new("ab\ncd\n", Redactor::default());
+        let source = Source::new("f", "ab\ncd\n", Redactor::default());
         assert_eq!([0, 2, 3, 6].map(|offset| source.line_of(offset)), [0, 0, 1, 2]);
         let (_, problem) = source.problem(&(6..6), None, String::new(), None);
-        assert_eq!(problem.location(), ":3:1");
+        assert_eq!(problem.location(), "f:3:1");
     }
 }

@@ -42,7 +42,7 @@ impl<'a> Redactor<'a> {
         let visible = if in_multiline(&text[..start]) || key.is_some_and(|key| key.secret && !line.contains('=')) {
             0
         } else {
-            self.visible(line, self.table_above(text, start), key.is_some())
+            self.visible(line, table_above(text, start), key.is_some())
         };
         let shown = without_user(line[..visible].trim_end());
         if visible == comment_start(line) {
@@ -55,17 +55,37 @@ impl<'a> Redactor<'a> {
     /// How many bytes of the line may be shown.
     fn visible(&self, line: &str, table: &str, value_is_known: bool) -> usize {
         let end = comment_start(line);
-        let mut names = names(&line[..end]).peekable();
-        if names.peek().is_none() {
-            // A header, a blank line, a piece of a list, or something that is no TOML.
-            let first = line.trim_start().split(|c: char| !is_bare(c)).next().unwrap_or_default();
-            let is_plain = value_is_known
-                || line.trim_start().starts_with(['[', '}', ']'])
-                || line.trim().is_empty()
-                || self.by_name.get(first) == Some(&false);
-            return if is_plain { end } else { line.len() - line.trim_start().len() };
+        let line = &line[..end];
+        let names = names(line);
+        if names.is_empty() && !value_is_known && !self.is_plain(line) {
+            return line.len() - line.trim_start().len();
         }
-        names.find(|(name, _)| self.may_be_secret(table, name)).map_or(end, |(_, after)| after)
+        let outside = names.iter().filter(|(_, name)| self.may_be_secret(table, name)).map(|&(at, _)| at);
+        // A quote that is missing turns the rest of the line inside out, so texts are searched for secrets' names too.
+        let is_known = |at: &usize| names.iter().any(|(known, _)| known == at);
+        let inside =
+            line.match_indices('=').map(|(at, _)| at).filter(|at| !is_known(at) && self.names_secret(&line[..*at]));
+        match outside.chain(inside).min() {
+            Some(at) => at + 1 + (line[at + 1..].len() - line[at + 1..].trim_start().len()),
+            None => end,
+        }
+    }
+
+    /// True for a line without `=` that cannot hold a secret: a header, a bracket, a known key that lacks its `=`.
+    fn is_plain(&self, line: &str) -> bool {
+        let line = line.trim();
+        let first = line.split(|c: char| !is_bare(c)).next().unwrap_or_default();
+        line.is_empty()
+            || self.by_name.get(first) == Some(&false)
+            || (line.starts_with(['[', '}', ']']) && line.chars().all(|c| is_bare(c) || " []{}.,".contains(c)))
+    }
+
+    /// True when the text ends in the name of a secret, or in what may be one misspelt.
+    fn names_secret(&self, text: &str) -> bool {
+        let text = text.trim_end_matches(|c: char| !is_bare(c));
+        let name = text.rsplit(|c: char| !is_bare(c)).next().unwrap_or_default();
+        let is_near = |(known, &secret): (&&str, &bool)| secret && strsim::osa_distance(known, name) <= 2;
+        self.by_name.get(name).copied().unwrap_or_else(|| self.by_name.iter().any(is_near))
     }
 
     fn may_be_secret(&self, table: &str, name: &str) -> bool {
@@ -76,54 +96,62 @@ impl<'a> Redactor<'a> {
         let last = name.rsplit('.').next().unwrap_or(name);
         self.by_name.get(last).copied().unwrap_or(true)
     }
-
-    /// The table whose header stands last above `offset`; empty for the top.
-    pub(super) fn table_above<'t>(&self, text: &'t str, offset: usize) -> &'t str {
-        let header = |line: &'t str| {
-            let inner = line.trim_start().strip_prefix('[')?;
-            let inner = inner.strip_prefix('[').unwrap_or(inner);
-            let name = inner[..inner.find(']')?].trim();
-            name.chars().all(|c| is_bare(c) || c == '.').then_some(name)
-        };
-        let above = text.get(..offset).unwrap_or(text);
-        above.rsplit('\n').find_map(header).unwrap_or_default()
-    }
 }
 
-/// The names before each `=` outside of strings, with the offset of their values.
-fn names(line: &str) -> impl Iterator<Item = (String, usize)> + '_ {
-    let mut quote = None;
+/// The table whose header stands last above `offset`; empty for the top.
+pub(super) fn table_above(text: &str, offset: usize) -> &str {
+    text.get(..offset).unwrap_or(text).rsplit('\n').find_map(header).unwrap_or_default()
+}
+
+/// The table that the line opens.
+pub(super) fn header(line: &str) -> Option<&str> {
+    let inner = line.trim_start().strip_prefix('[')?;
+    let inner = inner.strip_prefix('[').unwrap_or(inner);
+    let name = inner[..inner.find(']')?].trim();
+    name.chars().all(|c| is_bare(c) || c == '.').then_some(name)
+}
+
+/// The names before each `=` outside of strings, with the place of the `=`.
+fn names(line: &str) -> Vec<(usize, String)> {
+    let mut names = Vec::new();
     let mut start = 0;
-    line.char_indices().filter_map(move |(at, c)| {
-        match (quote, c) {
-            (None, '"' | '\'') => quote = Some(c),
-            (Some(open), _) if c == open => quote = None,
-            (None, '{' | ',' | '[') => start = at + 1,
-            (None, '=') => {
-                let name = line[start..at].replace(['"', '\'', ' ', '\t'], "");
+    each_outside(line, |at, c| {
+        match c {
+            '{' | ',' | '[' => start = at + 1,
+            '=' => {
+                names.push((at, line[start..at].replace(['"', '\'', ' ', '\t'], "")));
                 start = at + 1;
-                let blanks = line[start..].len() - line[start..].trim_start().len();
-                return Some((name, start + blanks));
             }
             _ => {}
         }
-        None
-    })
+        true
+    });
+    names
+}
+
+/// Calls `each` for the characters outside of strings until it says false.
+fn each_outside(line: &str, mut each: impl FnMut(usize, char) -> bool) {
+    let mut quote = None;
+    for (at, c) in line.char_indices() {
+        match (quote, c) {
+            (None, '"' | '\'') => quote = Some(c),
+            (Some(open), _) if c == open => quote = None,
+            (None, _) if !each(at, c) => return,
+            _ => {}
+        }
+    }
 }
 
 /// Where the comment begins, or the end of the line without blanks.
 fn comment_start(line: &str) -> usize {
-    let mut quote = None;
-    let comment = line.char_indices().find(|&(_, c)| {
-        match (quote, c) {
-            (None, '"' | '\'') => quote = Some(c),
-            (Some(open), _) if c == open => quote = None,
-            (None, '#') => return true,
-            _ => {}
+    let mut end = line.len();
+    each_outside(line, |at, c| {
+        if c == '#' {
+            end = at;
         }
-        false
+        c != '#'
     });
-    line[..comment.map_or(line.len(), |(at, _)| at)].trim_end().len()
+    line[..end].trim_end().len()
 }
 
 /// True when the text ends within a string of several lines.
