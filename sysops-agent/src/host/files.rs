@@ -6,11 +6,13 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, Mode, OFlags, openat, readlinkat};
 use rustix::io::{Errno, pread};
 
 /// Largest file that is read whole: enough for /proc/stat of 4,096 CPUs, and a bound on what a broken driver prints.
 const MAX_BYTES: usize = 8 << 20;
+/// Largest file that is read once, at the start: BTF of a kernel has 3 to 7 MB.
+const LARGE_BYTES: usize = 64 << 20;
 
 /// Roots of the machine's file systems.
 #[derive(Debug, Clone)]
@@ -99,7 +101,7 @@ impl Files {
     /// With the path, when it cannot be opened or read or is larger than 8 MiB.
     pub fn read_into(&self, path: &Path, buffer: &mut Vec<u8>) -> Result<(), ReadError> {
         let fd = open(path)?;
-        read_fd(&fd, path, buffer)
+        read_fd(&fd, path, buffer, MAX_BYTES)
     }
 
     /// Reads the whole file.
@@ -118,6 +120,29 @@ impl Files {
     /// As [`Files::read_into`].
     pub fn read_text(&self, path: &Path) -> Result<String, ReadError> {
         Ok(String::from_utf8_lossy(&self.read(path)?).trim().to_owned())
+    }
+
+    /// Reads a file that may be larger than what a cycle reads, such as the kernel's BTF: at most 64 MiB.
+    ///
+    /// # Errors
+    /// With the path, when it cannot be opened or read or is larger.
+    pub fn read_large(&self, path: &Path) -> Result<Vec<u8>, ReadError> {
+        let mut buffer = Vec::new();
+        read_fd(&open(path)?, path, &mut buffer, LARGE_BYTES)?;
+        Ok(buffer)
+    }
+
+    /// Where a symbolic link points, as it is written in the link.
+    ///
+    /// # Errors
+    /// With the path, when it is no link or cannot be read.
+    pub fn link(&self, path: &Path) -> Result<String, ReadError> {
+        let text = readlinkat(CWD, path, Vec::new()).map_err(|errno| ReadError {
+            path: path.to_owned(),
+            what: "cannot read the link",
+            source: errno.into(),
+        })?;
+        Ok(text.to_string_lossy().into_owned())
     }
 
     /// Names in a directory, sorted.
@@ -179,7 +204,7 @@ impl Source {
             Some(fd) => fd,
             None => open(&self.path)?,
         };
-        read_fd(&fd, &self.path, &mut self.buffer)?;
+        read_fd(&fd, &self.path, &mut self.buffer, MAX_BYTES)?;
         self.fd = Some(fd);
         Ok(&self.buffer)
     }
@@ -194,7 +219,7 @@ fn open(path: &Path) -> Result<OwnedFd, ReadError> {
     })
 }
 
-fn read_fd(fd: &OwnedFd, path: &Path, buffer: &mut Vec<u8>) -> Result<(), ReadError> {
+fn read_fd(fd: &OwnedFd, path: &Path, buffer: &mut Vec<u8>, max_bytes: usize) -> Result<(), ReadError> {
     let error = |source: io::Error| ReadError { path: path.to_owned(), what: "cannot read", source };
     buffer.clear();
     let mut filled = 0;
@@ -209,8 +234,8 @@ fn read_fd(fd: &OwnedFd, path: &Path, buffer: &mut Vec<u8>) -> Result<(), ReadEr
             Err(Errno::INTR) => {}
             Err(errno) => return Err(error(errno.into())),
         }
-        if filled > MAX_BYTES {
-            return Err(error(io::Error::other("larger than 8 MiB")));
+        if filled > max_bytes {
+            return Err(error(io::Error::other(format!("larger than {} MiB", max_bytes >> 20))));
         }
     }
     buffer.truncate(filled);

@@ -1,11 +1,33 @@
 //! eBPF probes, each with a ladder of rungs and a word on which it stands. Reading the kernel's log is left to
 //! `logs`; joining both is left to `correlate`.
 
-use serde::Serialize;
+mod attach;
+mod btf;
+mod check;
+mod facts;
+mod hung_task;
+mod ladder;
+mod layout;
+#[cfg(feature = "ebpf")]
+mod loader;
+#[cfg(not(feature = "ebpf"))]
+#[path = "no_loader.rs"]
+mod loader;
+mod oom_kill;
+mod process;
+mod record;
+mod tracefs;
 
+use std::os::fd::BorrowedFd;
+
+use serde::Serialize;
+use sysops_common::counters::Counters;
+
+use self::facts::Facts;
+use self::ladder::{Refusal, Step};
 use crate::host::{EventSource, Host};
-use crate::model::Desc;
-use crate::spec::{KeySpec, Values};
+use crate::model::{Batch, Desc, Event, Metric, Source, Unit};
+use crate::spec::{Key, KeySpec, Values};
 
 /// Where a probe stands, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -43,42 +65,190 @@ pub struct Standing {
     pub dropped: u64,
 }
 
+impl Rung {
+    /// Its name, as the configuration and the JSON have it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::TpBtf => "tp_btf",
+            Self::RawTracepoint => "raw_tracepoint",
+            Self::Tracepoint => "tracepoint",
+            Self::Kmsg => "kmsg",
+            Self::Off => "off",
+        }
+    }
+
+    /// What an event from a program on this rung names as its source; `None` where there is no program.
+    #[must_use]
+    pub const fn source(self) -> Option<Source> {
+        match self {
+            Self::TpBtf => Some(Source::TpBtf),
+            Self::RawTracepoint => Some(Source::RawTracepoint),
+            Self::Tracepoint => Some(Source::Tracepoint),
+            Self::Kmsg | Self::Off => None,
+        }
+    }
+}
+
+/// One probe: its ladder, and its programs once they stand.
+trait Probe: Send {
+    /// The ladder, best rung first, as far as facts tell.
+    fn steps(&self) -> Vec<Step>;
+    /// Loads, checks and attaches the programs of one rung; never called for `Kmsg` and `Off`. Returns only when the rung
+    /// stands or has failed.
+    fn attach(&mut self, rung: Rung, host: &Host, facts: &Facts) -> Result<(), Refusal>;
+    /// Becomes readable when there may be events.
+    fn fd(&self) -> Option<BorrowedFd<'_>>;
+    /// Takes all events that are there.
+    fn drain(&mut self, host: &Host, out: &mut Vec<Event>);
+    /// Adds readings beyond the counters that every probe has.
+    fn collect(&mut self, _host: &Host, _out: &mut Batch) {}
+    /// What the programs counted; `None` when nothing is attached.
+    fn counters(&self) -> Option<Counters>;
+}
+
 /// A probe as the list knows it.
 pub struct Entry {
     /// Its file's name, the same in sysops-ebpf and sysops-common.
     pub name: &'static str,
-    /// What it gives.
+    /// What it gives beyond [`METRICS`].
     pub metrics: &'static [&'static Desc],
     /// What can be configured.
     pub keys: &'static [&'static KeySpec],
+    /// The key that forces a rung.
+    rung: &'static Key<String>,
+    /// Reads the probe's own facts. Attaches nothing.
+    new: fn(&Host, &Facts, &Values) -> Box<dyn Probe>,
 }
 
 /// All probes.
-pub static ALL: &[&Entry] = &[];
+pub static ALL: &[&Entry] = &[&oom_kill::ENTRY, &hung_task::ENTRY];
 
-/// The probes that stand.
+static RECEIVED: Metric<1> = Metric::counter(
+    "kernel_probe_received_total",
+    Unit::Count,
+    "Events that a probe's programs took from the kernel.",
+    &["probe"],
+);
+static DROPPED: Metric<2> = Metric::counter(
+    "kernel_probe_dropped_total",
+    Unit::Count,
+    "Events that a probe's programs could not hand over, by reason: ring_full, map_full, read_fault.",
+    &["probe", "reason"],
+);
+static RUNG: Metric<2> = Metric::gauge(
+    "kernel_probe_rung",
+    Unit::Bool,
+    "1 for the rung on which a probe stands: tp_btf, raw_tracepoint, tracepoint, kmsg, off.",
+    &["probe", "rung"],
+);
+
+/// What the layer says about every probe.
+pub static METRICS: &[&Desc] = &[RECEIVED.desc(), DROPPED.desc(), RUNG.desc()];
+
+/// The probes, each on its rung.
 pub struct Kernel {
-    standings: Vec<Standing>,
+    probes: Vec<Running>,
+}
+
+struct Running {
+    standing: Standing,
+    probe: Box<dyn Probe>,
 }
 
 impl Kernel {
-    /// Puts every probe on the best rung that its facts and the configuration allow.
+    /// Puts every probe on the best rung that its facts and the configuration allow. One that is forced to a rung which
+    /// cannot stand is off, with `forced_and_failed`.
     #[must_use]
-    pub fn start(_host: &Host, _values: &Values) -> Self {
-        Self { standings: Vec::new() }
+    pub fn start(host: &Host, values: &Values) -> Self {
+        let facts = Facts::read(host);
+        let probes = ALL.iter().map(|entry| Running::start(entry, host, &facts, values)).collect();
+        Self { probes }
     }
 
     /// Where each probe stands, with counters as of now.
     #[must_use]
     pub fn standings(&self) -> Vec<Standing> {
-        self.standings.clone()
+        let with_counters = |running: &Running| {
+            let counters = running.probe.counters().unwrap_or_default();
+            Standing { received: counters.received, dropped: counters.dropped(), ..running.standing.clone() }
+        };
+        self.probes.iter().map(with_counters).collect()
+    }
+}
+
+impl Running {
+    fn start(entry: &'static Entry, host: &Host, facts: &Facts, values: &Values) -> Self {
+        let mut probe = (entry.new)(host, facts, values);
+        let forced = ladder::forced(values, entry.rung);
+        let choice = ladder::climb(probe.steps(), forced, |rung| probe.attach(rung, host, facts));
+        let standing = Standing {
+            name: entry.name,
+            rung: choice.rung,
+            reason: choice.reason,
+            remedy: choice.remedy,
+            forced_and_failed: choice.forced_and_failed,
+            received: 0,
+            dropped: 0,
+        };
+        Self { standing, probe }
     }
 }
 
 impl EventSource for Kernel {
-    fn fds(&self) -> Vec<std::os::fd::BorrowedFd<'_>> {
-        Vec::new()
+    fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.probes.iter().filter_map(|running| running.probe.fd()).collect()
     }
-    fn drain(&mut self, _host: &Host, _out: &mut Vec<crate::model::Event>) {}
-    fn collect(&mut self, _host: &Host, _out: &mut crate::model::Batch) {}
+
+    fn drain(&mut self, host: &Host, out: &mut Vec<Event>) {
+        for running in &mut self.probes {
+            running.probe.drain(host, out);
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "counts below 2^53 are exact")]
+    fn collect(&mut self, host: &Host, out: &mut Batch) {
+        for Running { standing, probe } in &mut self.probes {
+            out.gauge(&RUNG, [standing.name, standing.rung.word()], 1.0);
+            if let Some(counters) = probe.counters() {
+                out.counter(&RECEIVED, [standing.name], counters.received as f64);
+                for (reason, count) in counters.dropped_by_reason() {
+                    out.counter(&DROPPED, [standing.name, reason], count as f64);
+                }
+            }
+            probe.collect(host, out);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine that has nothing: no BTF, no tracefs, no log.
+    fn nothing() -> Host {
+        Host::fixture(&std::env::temp_dir().join(format!("kernel-nothing-{}", std::process::id())))
+    }
+
+    #[test]
+    fn where_nothing_can_stand_every_probe_says_why() {
+        let mut kernel = Kernel::start(&nothing(), &Values::default());
+        assert_eq!(kernel.standings().len(), ALL.len());
+        for standing in kernel.standings() {
+            assert_eq!(standing.rung, Rung::Off, "{standing:?}");
+            assert!(!standing.reason.is_empty() && !standing.forced_and_failed, "{standing:?}");
+        }
+        assert!(kernel.fds().is_empty());
+        let mut batch = Batch::default();
+        kernel.collect(&nothing(), &mut batch);
+        assert_eq!(batch.len(), ALL.len(), "a rung each, and no counters of what does not run");
+    }
+
+    #[test]
+    fn the_list_is_named_by_the_keys() {
+        for entry in ALL {
+            assert_eq!(entry.rung.spec().path, format!("kernel.{}.rung", entry.name));
+            assert!(entry.keys.contains(&entry.rung.spec()));
+        }
+    }
 }

@@ -1,0 +1,326 @@
+//! Reads the running kernel's own description of its types (BTF): where members lie, what tracepoints pass, what
+//! enumerators are worth. Which of them a probe needs is left to the probe.
+
+/// Wrapped names and arrays of arrays end somewhere; a cycle in a broken file must too.
+const MAX_STEPS: usize = 32;
+
+/// The types of a kernel. The file is kept as it is; beside it stands only where each type begins.
+pub(super) struct Btf {
+    data: Vec<u8>,
+    strings: (usize, usize),
+    types: Vec<u32>,
+}
+
+/// A number of a type; 0 is `void`.
+pub(super) type TypeId = u32;
+
+/// A member that was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Member {
+    /// Bytes from the start of the outermost structure.
+    pub offset: u32,
+    /// Its type.
+    pub type_id: TypeId,
+}
+
+/// What a tracepoint hands to a program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Argument {
+    /// A pointer to a structure of this name.
+    Pointer(String),
+    /// A number, or a pointer to something that is no structure.
+    Value,
+}
+
+/// Why the file or a name in it cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BtfError {
+    /// The file is not what it should be.
+    #[error("malformed BTF: {0}")]
+    Malformed(&'static str),
+    /// This kernel has no such thing.
+    #[error("no {0} in BTF")]
+    Missing(String),
+}
+
+const INT: u8 = 1;
+const POINTER: u8 = 2;
+const ARRAY: u8 = 3;
+const STRUCT: u8 = 4;
+const UNION: u8 = 5;
+const ENUM: u8 = 6;
+const TYPEDEF: u8 = 8;
+const VOLATILE: u8 = 9;
+const CONST: u8 = 10;
+const RESTRICT: u8 = 11;
+const FUNC_PROTO: u8 = 13;
+const FLOAT: u8 = 16;
+const TYPE_TAG: u8 = 18;
+const ENUM64: u8 = 19;
+
+/// Bytes that follow the twelve of every type: (fixed, for each of `vlen`), by kind
+/// (Documentation/bpf/btf.rst). A kind that is not here has an unknown size, so nothing behind it can be read.
+const TAILS: [(usize, usize); 20] = [
+    (0, 0),  // void
+    (4, 0),  // INT
+    (0, 0),  // PTR
+    (12, 0), // ARRAY
+    (0, 12), // STRUCT
+    (0, 12), // UNION
+    (0, 8),  // ENUM
+    (0, 0),  // FWD
+    (0, 0),  // TYPEDEF
+    (0, 0),  // VOLATILE
+    (0, 0),  // CONST
+    (0, 0),  // RESTRICT
+    (0, 0),  // FUNC
+    (0, 8),  // FUNC_PROTO
+    (4, 0),  // VAR
+    (0, 12), // DATASEC
+    (0, 0),  // FLOAT
+    (4, 0),  // DECL_TAG
+    (0, 0),  // TYPE_TAG
+    (0, 12), // ENUM64
+];
+
+#[derive(Clone, Copy)]
+struct Type {
+    name: u32,
+    kind: u8,
+    vlen: usize,
+    /// The top bit of `info`: members of a structure are bit fields.
+    flag: bool,
+    size_or_type: u32,
+    tail: usize,
+}
+
+impl Btf {
+    /// Takes the bytes of /sys/kernel/btf/vmlinux.
+    ///
+    /// # Errors
+    /// When they are no BTF of this machine's byte order, or end too early.
+    pub(super) fn parse(data: Vec<u8>) -> Result<Self, BtfError> {
+        let word = |at: usize| u32_at(&data, at).ok_or(BtfError::Malformed("the header is cut off"));
+        if word(0)? & 0x00ff_ffff != 0x0001_eb9f {
+            return Err(BtfError::Malformed("no BTF of version 1 in this byte order"));
+        }
+        let section = |start: u32, len: u32| {
+            let start = (word(4)? as usize).checked_add(start as usize);
+            let range = start.and_then(|start| Some((start, start.checked_add(len as usize)?)));
+            range.filter(|&(_, end)| end <= data.len()).ok_or(BtfError::Malformed("a section ends behind the file"))
+        };
+        let (first, end) = section(word(8)?, word(12)?)?;
+        let strings = section(word(16)?, word(20)?)?;
+        let mut btf = Self { data, strings, types: vec![0] };
+        let mut at = first;
+        while at < end {
+            let Some(found) = btf.type_at(at) else { return Err(BtfError::Malformed("a type is cut off")) };
+            let Some(&(fixed, each)) = TAILS.get(usize::from(found.kind)) else {
+                return Err(BtfError::Malformed("a kind of type that is not known"));
+            };
+            let start = u32::try_from(at).map_err(|_| BtfError::Malformed("larger than 4 GiB"))?;
+            btf.types.push(start);
+            at = found.tail + fixed + each * found.vlen;
+        }
+        if at != end {
+            return Err(BtfError::Malformed("the last type is cut off"));
+        }
+        Ok(btf)
+    }
+
+    /// Where `path` (`signal.oom_score_adj`-like, but within one structure: `a.b` goes into a member that is itself a
+    /// structure) lies in `struct name`. Members of structures and unions without a name count as members.
+    ///
+    /// # Errors
+    /// [`BtfError::Missing`] names the structure and the member.
+    pub(super) fn member(&self, name: &str, path: &str) -> Result<Member, BtfError> {
+        let missing = || BtfError::Missing(format!("{name}.{path}"));
+        let mut found = Member {
+            offset: 0,
+            type_id: self.structure(name).ok_or_else(|| BtfError::Missing(format!("struct {name}")))?,
+        };
+        for part in path.split('.') {
+            let inner = self.member_of(found.type_id, part, 0).ok_or_else(missing)?;
+            let offset = found.offset.checked_add(inner.offset).ok_or_else(missing)?;
+            found = Member { offset, type_id: inner.type_id };
+        }
+        Ok(found)
+    }
+
+    /// Bytes of a type; `None` for what has no size or more than a structure can have.
+    #[must_use]
+    pub(super) fn size(&self, id: TypeId) -> Option<u32> {
+        let mut factor = 1_u32;
+        let mut id = id;
+        for _ in 0..MAX_STEPS {
+            let found = self.get(self.resolve(id)?)?;
+            match found.kind {
+                INT | STRUCT | UNION | ENUM | ENUM64 | FLOAT => return found.size_or_type.checked_mul(factor),
+                POINTER => return factor.checked_mul(8),
+                ARRAY => {
+                    factor = factor.checked_mul(u32_at(&self.data, found.tail + 8)?)?;
+                    id = u32_at(&self.data, found.tail)?;
+                }
+                _ => return None,
+            }
+        }
+        None
+    }
+
+    /// Type of the elements of an array.
+    #[must_use]
+    pub(super) fn element(&self, id: TypeId) -> Option<TypeId> {
+        let found = self.get(self.resolve(id)?)?;
+        if found.kind == ARRAY { u32_at(&self.data, found.tail) } else { None }
+    }
+
+    /// Name of the structure or union that a type is, without `const` and type definitions.
+    #[must_use]
+    pub(super) fn structure_name(&self, id: TypeId) -> Option<&str> {
+        let found = self.get(self.resolve(id)?)?;
+        if matches!(found.kind, STRUCT | UNION) { self.text(found.name) } else { None }
+    }
+
+    /// Offset of `member` in the structure of this type.
+    #[must_use]
+    pub(super) fn member_in(&self, id: TypeId, member: &str) -> Option<Member> {
+        self.member_of(id, member, 0)
+    }
+
+    /// What an enumerator is worth, in whichever enumeration it stands.
+    #[must_use]
+    pub(super) fn enumerator(&self, name: &str) -> Option<u32> {
+        let wanted = self.string(name)?;
+        self.types.iter().skip(1).find_map(|&at| {
+            let found = self.type_at(at as usize)?;
+            let step = match found.kind {
+                ENUM => 8,
+                ENUM64 => 12,
+                _ => return None,
+            };
+            (0..found.vlen)
+                .map(|index| found.tail + index * step)
+                .find_map(|at| (u32_at(&self.data, at)? == wanted).then(|| u32_at(&self.data, at + 4)).flatten())
+        })
+    }
+
+    /// Number of the type by which a program attaches to the tracepoint `name` (`btf_trace_<name>`).
+    #[must_use]
+    pub(super) fn tracepoint(&self, name: &str) -> Option<TypeId> {
+        self.find(&format!("btf_trace_{name}"), &[TYPEDEF])
+    }
+
+    /// What the tracepoint `name` hands to a program.
+    ///
+    /// # Errors
+    /// [`BtfError::Missing`] when this kernel has no such tracepoint.
+    pub(super) fn arguments(&self, name: &str) -> Result<Vec<Argument>, BtfError> {
+        let missing = || BtfError::Missing(format!("tracepoint {name}"));
+        let pointer = self.get(self.resolve(self.tracepoint(name).ok_or_else(missing)?).ok_or_else(missing)?);
+        let prototype = pointer.and_then(|pointer| self.get(self.resolve(pointer.size_or_type)?));
+        let prototype = prototype.filter(|found| found.kind == FUNC_PROTO).ok_or_else(missing)?;
+        // The first parameter is the tracepoint's own `void *__data`.
+        (1..prototype.vlen)
+            .map(|index| {
+                let id = u32_at(&self.data, prototype.tail + index * 8 + 4).ok_or_else(missing)?;
+                Ok(self.pointed_structure(id).map_or(Argument::Value, |name| Argument::Pointer(name.to_owned())))
+            })
+            .collect()
+    }
+
+    fn pointed_structure(&self, id: TypeId) -> Option<&str> {
+        let pointer = self.get(self.resolve(id)?)?;
+        if pointer.kind == POINTER { self.structure_name(pointer.size_or_type) } else { None }
+    }
+
+    fn structure(&self, name: &str) -> Option<TypeId> {
+        self.find(name, &[STRUCT])
+    }
+
+    fn find(&self, name: &str, kinds: &[u8]) -> Option<TypeId> {
+        let wanted = self.string(name)?;
+        let place = self.types.iter().skip(1).position(|&at| {
+            self.type_at(at as usize).is_some_and(|found| found.name == wanted && kinds.contains(&found.kind))
+        })?;
+        u32::try_from(place + 1).ok()
+    }
+
+    /// Where `name` stands among the strings, each of which is there once.
+    fn string(&self, name: &str) -> Option<u32> {
+        let mut at = 0_usize;
+        for text in self.data.get(self.strings.0..self.strings.1)?.split(|&byte| byte == 0) {
+            if text == name.as_bytes() {
+                return u32::try_from(at).ok();
+            }
+            at += text.len() + 1;
+        }
+        None
+    }
+
+    fn text(&self, at: u32) -> Option<&str> {
+        let strings = self.data.get(self.strings.0..self.strings.1)?;
+        let text = strings.get(at as usize..)?;
+        let end = text.iter().position(|&byte| byte == 0)?;
+        std::str::from_utf8(&text[..end]).ok()
+    }
+
+    fn member_of(&self, id: TypeId, name: &str, depth: usize) -> Option<Member> {
+        let outer = self.get(self.resolve(id)?)?;
+        if !matches!(outer.kind, STRUCT | UNION) || depth > MAX_STEPS {
+            return None;
+        }
+        for index in 0..outer.vlen {
+            let at = outer.tail + index * 12;
+            let (text, type_id, bits) =
+                (u32_at(&self.data, at)?, u32_at(&self.data, at + 4)?, u32_at(&self.data, at + 8)?);
+            // With the flag the upper byte is the width of a bit field; 0 means that the member is none.
+            let (width, bits) = if outer.flag { (bits >> 24, bits & 0x00ff_ffff) } else { (0, bits) };
+            let text = self.text(text)?;
+            if text.is_empty() {
+                if let Some(inner) = self.member_of(type_id, name, depth + 1) {
+                    return Some(Member { offset: (bits / 8).checked_add(inner.offset)?, type_id: inner.type_id });
+                }
+            } else if text == name {
+                return (width == 0 && bits % 8 == 0).then_some(Member { offset: bits / 8, type_id });
+            }
+        }
+        None
+    }
+
+    /// The type itself, without what only qualifies it.
+    fn resolve(&self, id: TypeId) -> Option<TypeId> {
+        let mut id = id;
+        for _ in 0..MAX_STEPS {
+            let found = self.get(id)?;
+            if !matches!(found.kind, TYPEDEF | VOLATILE | CONST | RESTRICT | TYPE_TAG) {
+                return Some(id);
+            }
+            id = found.size_or_type;
+        }
+        None
+    }
+
+    fn get(&self, id: TypeId) -> Option<Type> {
+        if id == 0 {
+            return None;
+        }
+        self.type_at(*self.types.get(id as usize)? as usize)
+    }
+
+    fn type_at(&self, at: usize) -> Option<Type> {
+        let info = u32_at(&self.data, at + 4)?;
+        Some(Type {
+            name: u32_at(&self.data, at)?,
+            kind: u8::try_from(info >> 24 & 0x1f).ok()?,
+            vlen: (info & 0xffff) as usize,
+            flag: info >> 31 == 1,
+            size_or_type: u32_at(&self.data, at + 8)?,
+            tail: at + 12,
+        })
+    }
+}
+
+fn u32_at(data: &[u8], at: usize) -> Option<u32> {
+    let bytes = data.get(at..at.checked_add(4)?)?;
+    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+}

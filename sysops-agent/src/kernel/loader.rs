@@ -1,0 +1,211 @@
+//! Loads a probe's object into the kernel and reads its maps: the sole import of aya. Which program to attach where, and
+//! what the records mean, is left to the probes.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
+use aya::programs::{BtfTracePoint, ProgramError, RawTracePoint, TracePoint};
+use aya::{Btf, Ebpf, EbpfLoader, Endianness};
+use sysops_common::check::Check;
+use sysops_common::counters::Counters;
+use sysops_common::plain::{Plain, view};
+
+use super::attach::Point;
+use super::ladder::Refusal;
+use crate::host::os;
+
+include!(concat!(env!("OUT_DIR"), "/objects.rs"));
+
+/// A loaded object. Dropping it detaches its programs and frees its maps.
+pub(super) struct Object {
+    ebpf: Ebpf,
+    counters: PerCpuArray<MapData, Counters>,
+    events: Option<RingBuf<MapData>>,
+}
+
+/// Programs can be loaded at all, as far as this binary goes.
+///
+/// # Errors
+/// Never in this build; the one without the feature `ebpf` says so.
+pub(super) fn available() -> Result<(), Refusal> {
+    Ok(())
+}
+
+/// The object `name` is in this binary.
+///
+/// # Errors
+/// When it was built without.
+pub(super) fn embedded(name: &str) -> Result<&'static [u8], Refusal> {
+    let found = OBJECTS.iter().find(|(object, _)| *object == name).map(|(_, bytes)| *bytes);
+    found.ok_or_else(|| Refusal::new("built without BPF objects", "cargo xtask build"))
+}
+
+impl Object {
+    /// Loads the maps of the object `name` with `offsets` frozen into it. It must have a map COUNTERS; EVENTS, a ring
+    /// buffer, is taken if it is there.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn load<T: Plain>(name: &str, offsets: &T) -> Result<Self, Refusal> {
+        let mut loader = EbpfLoader::new();
+        // No relocations by types: offsets come in OFFSETS.
+        loader.btf(None).override_global("OFFSETS", offsets, true);
+        let mut ebpf = loader.load(embedded(name)?).map_err(|error| refused("load", &error))?;
+        let counters = take(&mut ebpf, "COUNTERS")?;
+        let counters = PerCpuArray::try_from(counters).map_err(|error| refused("map COUNTERS", &error))?;
+        let events = match ebpf.take_map("EVENTS") {
+            Some(map) => Some(RingBuf::try_from(map).map_err(|error| refused("map EVENTS", &error))?),
+            None => None,
+        };
+        Ok(Self { ebpf, counters, events })
+    }
+
+    /// Loads the program `name` and attaches it.
+    ///
+    /// # Errors
+    /// When the verifier or the kernel refuses.
+    pub(super) fn attach(&mut self, name: &str, point: Point<'_>) -> Result<(), Refusal> {
+        match point {
+            Point::Typed(tracepoint, id) => {
+                let btf = types_up_to(tracepoint, id)?;
+                let program: &mut BtfTracePoint = self.program(name)?;
+                program.load(tracepoint, &btf).and_then(|()| program.attach().map(drop))
+            }
+            Point::Raw(tracepoint) => {
+                let program: &mut RawTracePoint = self.program(name)?;
+                program.load().and_then(|()| program.attach(tracepoint).map(drop))
+            }
+            Point::Plain(group, tracepoint) => {
+                let program: &mut TracePoint = self.program(name)?;
+                program.load().and_then(|()| program.attach(group, tracepoint).map(drop))
+            }
+        }
+        .map_err(|error| refused(name, &error))
+    }
+
+    /// Runs the object's self-check once: attaches the program `name` to `task_rename`, renames the calling thread to
+    /// `check_name` and back, detaches. The map CHECK has what was read.
+    ///
+    /// # Errors
+    /// When the program cannot be attached or its map not be read.
+    pub(super) fn check<T: Plain>(
+        &mut self,
+        name: &str,
+        point: Point<'_>,
+        check_name: u64,
+    ) -> Result<Box<Check<T>>, Refusal> {
+        self.attach(name, point)?;
+        let renamed = rename_and_back(check_name);
+        self.unload(name, point)?;
+        renamed?;
+        let map = self.ebpf.map("CHECK").ok_or_else(|| no_such("map", "CHECK"))?;
+        let map: Array<_, Check<T>> = Array::try_from(map).map_err(|error| refused("map CHECK", &error))?;
+        map.get(&0, 0).map(Box::new).map_err(|error| refused("map CHECK", &error))
+    }
+
+    /// Becomes readable when there are events.
+    #[must_use]
+    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.events.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Takes all records that are there.
+    pub(super) fn drain<T: Plain>(&mut self, mut each: impl FnMut(&T)) {
+        let Some(events) = &mut self.events else { return };
+        while let Some(item) = events.next() {
+            if let Some(record) = view(&item) {
+                each(record);
+            }
+        }
+    }
+
+    /// What the programs counted, over all CPUs; `None` when the kernel does not give the map.
+    #[must_use]
+    pub(super) fn counters(&self) -> Option<Counters> {
+        let values = self.counters.get(&0, 0).ok()?;
+        Some(values.iter().fold(Counters::default(), |sum, one| sum.plus(one)))
+    }
+
+    fn unload(&mut self, name: &str, point: Point<'_>) -> Result<(), Refusal> {
+        match point {
+            Point::Typed(..) => self.program::<BtfTracePoint>(name)?.unload(),
+            Point::Raw(..) => self.program::<RawTracePoint>(name)?.unload(),
+            Point::Plain(..) => self.program::<TracePoint>(name)?.unload(),
+        }
+        .map_err(|error| refused(name, &error))
+    }
+
+    fn program<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P, Refusal>
+    where
+        &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+    {
+        let program = self.ebpf.program_mut(name).ok_or_else(|| no_such("program", name))?;
+        program.try_into().map_err(|error| refused(name, &error))
+    }
+}
+
+fn take(ebpf: &mut Ebpf, name: &str) -> Result<aya::maps::Map, Refusal> {
+    ebpf.take_map(name).ok_or_else(|| no_such("map", name))
+}
+
+fn rename_and_back(check_name: u64) -> Result<(), Refusal> {
+    let failed = |error: rustix::io::Errno| Refusal::new(format!("self-check: cannot rename a thread: {error}"), "");
+    let name = CString::new(check_name.to_ne_bytes()).map_err(|error| refused("self-check", &error))?;
+    let own = os::thread_name().map_err(failed)?;
+    os::rename_thread(&name).map_err(failed)?;
+    os::rename_thread(&own).map_err(failed)
+}
+
+/// A BTF in which only the type with the number `id` means anything: `btf_trace_<tracepoint>`. aya asks nothing else of it,
+/// and to read the kernel's whole BTF into aya's types costs tens of megabytes.
+fn types_up_to(tracepoint: &str, id: u32) -> Result<Btf, Refusal> {
+    let strings = format!("\0btf_trace_{tracepoint}\0");
+    let words = |info: u32, name: u32| [name, info, 0].into_iter().flat_map(u32::to_ne_bytes);
+    let (pointer, typedef) = (2 << 24, 8 << 24);
+    let types_len = id.checked_mul(12).ok_or_else(|| no_such("type", tracepoint))?;
+    let strings_len = u32::try_from(strings.len()).map_err(|error| refused("BTF", &error))?;
+    let mut data = Vec::with_capacity(24 + types_len as usize + strings.len());
+    for word in [0x0001_eb9f, 24, 0, types_len, types_len, strings_len] {
+        data.extend(u32::to_ne_bytes(word));
+    }
+    for _ in 1..id {
+        data.extend(words(pointer, 0));
+    }
+    data.extend(words(typedef, 1));
+    data.extend(strings.as_bytes());
+    Btf::parse(&data, Endianness::default()).map_err(|error| refused("BTF", &error))
+}
+
+fn no_such(what: &str, name: &str) -> Refusal {
+    Refusal::new(format!("the object has no {what} {name}"), "cargo xtask build")
+}
+
+/// aya's errors with their causes, cut to the first lines: a verifier's log can be long, and its end says why.
+fn refused(what: &str, error: &dyn std::error::Error) -> Refusal {
+    let mut text = format!("{what}: {error}");
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    let remedy = if text.contains("Operation not permitted") || text.contains("Permission denied") {
+        "give the agent CAP_BPF and CAP_PERFMON; see also kernel.unprivileged_bpf_disabled and kernel lockdown"
+    } else {
+        ""
+    };
+    tracing::debug!("{text}");
+    Refusal::new(shorten(&text), remedy)
+}
+
+fn shorten(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    match lines.as_slice() {
+        [] => String::new(),
+        [one] => (*one).to_owned(),
+        // The last line of a verifier's log counts instructions; the one before it says what is wrong.
+        [first, .., wrong, _counts] => format!("{first} … {wrong}"),
+        [first, second] => format!("{first} {second}"),
+    }
+}

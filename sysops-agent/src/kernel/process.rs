@@ -1,0 +1,175 @@
+//! What /proc tells of the task that an event names, read at once, as the task may be gone the next moment. What cannot
+//! be told any more is absent.
+
+use std::path::PathBuf;
+
+use crate::host::Host;
+
+/// The kernel's flag of a task that is on its way out (include/linux/sched.h).
+const PF_EXITING: u64 = 0x4;
+
+/// A task in /proc.
+pub(super) struct Process<'a> {
+    host: &'a Host,
+    directory: PathBuf,
+}
+
+/// A path in the hierarchy of the memory controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct MemoryPath {
+    /// The path.
+    pub path: String,
+    /// It is of the first version of cgroups.
+    pub v1: bool,
+}
+
+impl<'a> Process<'a> {
+    /// The thread `tid`, whichever process it belongs to. /proc shows threads that it does not list.
+    #[must_use]
+    pub(super) fn thread(host: &'a Host, tid: u32) -> Self {
+        Self { host, directory: host.files.proc(&tid.to_string()) }
+    }
+
+    /// The thread that asks.
+    #[must_use]
+    pub(super) fn own(host: &'a Host) -> Self {
+        Self { host, directory: host.files.proc("thread-self") }
+    }
+
+    /// The number after `name:` in status, the first if there are several.
+    #[must_use]
+    pub(super) fn status(&self, name: &str) -> Option<u32> {
+        number_in_status(&self.text("status")?, name)
+    }
+
+    /// Its name, as status gives it (with `\n` and `\\` escaped) and as the kernel would cut it.
+    #[must_use]
+    pub(super) fn comm(&self) -> Option<String> {
+        self.text("comm")
+    }
+
+    /// When it started, in clock ticks after boot.
+    #[must_use]
+    pub(super) fn start_ticks(&self) -> Option<u64> {
+        stat_field(&self.text("stat")?, 22)
+    }
+
+    /// Its path in the memory controller's hierarchy. The first version shows `/` for a task that is on its way out,
+    /// wherever it was: that is no answer.
+    #[must_use]
+    pub(super) fn memory_path(&self) -> Option<MemoryPath> {
+        let found = memory_path(&self.text("cgroup")?)?;
+        if found.v1 && found.path == "/" {
+            let flags = stat_field(&self.text("stat")?, 9)?;
+            if flags & PF_EXITING != 0 {
+                return None;
+            }
+        }
+        Some(found)
+    }
+
+    /// The kernel function in which it sleeps.
+    #[must_use]
+    pub(super) fn wchan(&self) -> Option<String> {
+        // "0": it runs, or the kernel does not tell this user.
+        self.text("wchan").filter(|name| !name.is_empty() && name != "0")
+    }
+
+    /// Its kernel stack, innermost function first; empty when the kernel does not tell this user.
+    #[must_use]
+    pub(super) fn kernel_stack(&self) -> Vec<String> {
+        self.text("stack").map(|text| kernel_stack(&text)).unwrap_or_default()
+    }
+
+    /// How often it has run.
+    #[must_use]
+    pub(super) fn switches(&self) -> Option<u64> {
+        let status = self.text("status")?;
+        let voluntary = number_in_status(&status, "voluntary_ctxt_switches")?;
+        Some(u64::from(voluntary) + u64::from(number_in_status(&status, "nonvoluntary_ctxt_switches")?))
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        self.host.files.read_text(&self.directory.join(name)).ok()
+    }
+}
+
+fn number_in_status(status: &str, name: &str) -> Option<u32> {
+    let rest = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
+/// Field `number` (from 1, as proc(5) counts) of a stat line. The name may hold anything, so fields are counted
+/// from its last parenthesis.
+fn stat_field(stat: &str, number: usize) -> Option<u64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
+}
+
+/// Reads /proc/<pid>/cgroup: the line of the first version's memory hierarchy if there is one, else that of the unified one.
+#[must_use]
+pub(super) fn memory_path(text: &str) -> Option<MemoryPath> {
+    let mut unified = None;
+    for line in text.lines() {
+        let mut parts = line.splitn(3, ':');
+        let (id, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+        // A removed cgroup is shown as "/path (deleted)".
+        let path = path.strip_suffix(" (deleted)").unwrap_or(path).to_owned();
+        if controllers.split(',').any(|name| name == "memory") {
+            return Some(MemoryPath { path, v1: true });
+        }
+        if id == "0" && controllers.is_empty() {
+            unified = Some(MemoryPath { path, v1: false });
+        }
+    }
+    unified
+}
+
+/// `[<0>] io_schedule+0x46/0x80` becomes `io_schedule+0x46/0x80`.
+fn kernel_stack(text: &str) -> Vec<String> {
+    let frame = |line: &str| line.trim().rsplit(' ').next().unwrap_or_default().to_owned();
+    // An ORC stack ends in the marker that older kernels print as 0xffffffffffffffff.
+    text.lines().map(frame).filter(|name| !name.is_empty() && name != "0xffffffffffffffff").collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "9:name=systemd:/\n4:memory:/process_api/36\n3:cpuset:/\n0::/unified\n";
+
+    #[test]
+    fn the_memory_controllers_own_hierarchy_goes_before_the_unified_one() {
+        assert_eq!(memory_path(HYBRID), Some(MemoryPath { path: "/process_api/36".into(), v1: true }));
+        assert_eq!(memory_path("0::/a b:c\n"), Some(MemoryPath { path: "/a b:c".into(), v1: false }));
+        assert_eq!(memory_path("5:cpu,memory:/x (deleted)\n").map(|found| found.path), Some("/x".into()));
+        assert_eq!(memory_path("2:cpu:/\n"), None);
+        assert_eq!(memory_path("nonsense"), None);
+    }
+
+    #[test]
+    fn a_hostile_name_does_not_move_the_fields_of_stat() {
+        let stat = "7 (a) S 1 (b) R 1 7 7 0 -1 4194308 0 0 0 0 0 0 0 0 20 0 1 0 4711 0 0";
+        assert_eq!(stat_field(stat, 22), Some(4711));
+        assert_eq!(stat_field(stat, 9), Some(4_194_308));
+        assert_eq!(stat_field("7 (cat", 22), None);
+        assert_eq!(stat_field(stat, 200), None);
+    }
+
+    #[test]
+    fn status_numbers_are_found_by_their_whole_name() {
+        let status =
+            "Name:\tx\nTgid:\t12\nUid:\t1000\t0\t0\t0\nnonvoluntary_ctxt_switches:\t3\nvoluntary_ctxt_switches:\t4";
+        assert_eq!(number_in_status(status, "Tgid"), Some(12));
+        assert_eq!(number_in_status(status, "Uid"), Some(1000));
+        assert_eq!(number_in_status(status, "voluntary_ctxt_switches"), Some(4));
+        assert_eq!(number_in_status(status, "Pid"), None);
+    }
+
+    #[test]
+    fn stack_frames_are_named_innermost_first() {
+        let text = "[<0>] io_schedule+0x46/0x80\n[<ffffffff8112>] do_wait+0x1/0x2\n[<0>] 0xffffffffffffffff\n";
+        assert_eq!(kernel_stack(text), ["io_schedule+0x46/0x80", "do_wait+0x1/0x2"]);
+        assert!(kernel_stack("").is_empty());
+    }
+}

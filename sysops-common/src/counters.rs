@@ -1,0 +1,44 @@
+//! What every probe counts in the kernel, per CPU.
+
+use crate::plain::plain;
+
+/// Counts since the probe was attached.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Events that were handed over or entered into the probe's maps.
+    pub received: u64,
+    /// Events lost because the ring buffer was full.
+    pub ring_full: u64,
+    /// Events lost because a map was full.
+    pub map_full: u64,
+    /// Events lost because kernel memory could not be read.
+    pub read_fault: u64,
+}
+
+plain!(Counters);
+
+impl Counters {
+    /// Each reason for a loss with its count, named as the metric's label has it.
+    #[must_use]
+    pub const fn dropped_by_reason(&self) -> [(&'static str, u64); 3] {
+        [("ring_full", self.ring_full), ("map_full", self.map_full), ("read_fault", self.read_fault)]
+    }
+
+    /// All losses.
+    #[must_use]
+    pub const fn dropped(&self) -> u64 {
+        self.ring_full + self.map_full + self.read_fault
+    }
+
+    /// The sum of two CPUs' counts.
+    #[must_use]
+    pub const fn plus(&self, other: &Self) -> Self {
+        Self {
+            received: self.received + other.received,
+            ring_full: self.ring_full + other.ring_full,
+            map_full: self.map_full + other.map_full,
+            read_fault: self.read_fault + other.read_fault,
+        }
+    }
+}
