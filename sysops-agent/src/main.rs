@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use sysops_agent::cli::logging::Log;
 use sysops_agent::cli::{self, Action, Args, Command, exit, output};
 use sysops_agent::host::{Host, Roots};
 use sysops_agent::pipeline::{self, Nobody};
@@ -21,23 +22,20 @@ fn run(args: &Args) -> u8 {
     match args.action() {
         Action::Validate => return cli::validate::run(args),
         Action::Command(Command::Metrics { format }) => return cli::metrics::run(format),
-        Action::Command(Command::Config(command)) => return cli::config::run(args, command),
+        Action::Command(Command::Config(command)) => return cli::config::run(command, args),
         Action::Command(Command::Completions { shell }) => return cli::completions::run(shell),
         Action::Command(Command::Man) => return cli::man::run(),
         Action::Run | Action::InventoryDump | Action::Command(_) => {}
     }
     let settings = match args.settings() {
         Ok(settings) => settings,
-        Err(problems) => {
-            output::say(&problems);
-            return exit::CONFIG;
-        }
+        Err(problems) => return cli::validate::refuse(&problems),
     };
-    cli::logging::init(args, &settings);
+    let log = cli::logging::start(args.log_level, &settings, &settings::environment);
     let host = Host::live(&Roots { root: args.host_root.clone() });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime {
-        Ok(runtime) => LocalSet::new().block_on(&runtime, work(args.action(), host, settings)),
+        Ok(runtime) => LocalSet::new().block_on(&runtime, work(args.action(), host, settings, log)),
         Err(error) => {
             output::say(&format_args!("error: no event loop: {error}"));
             exit::UNAVAILABLE
@@ -45,7 +43,7 @@ fn run(args: &Args) -> u8 {
     }
 }
 
-async fn work(action: Action, host: Host, settings: Settings) -> u8 {
+async fn work(action: Action, host: Host, settings: Settings, log: Log) -> u8 {
     let hostname = pipeline::hostname(&settings);
     match action {
         Action::InventoryDump => cli::inventory::run(&host, &settings, &hostname),
@@ -54,8 +52,8 @@ async fn work(action: Action, host: Host, settings: Settings) -> u8 {
         Action::Command(Command::Events(events)) => cli::events::run(&host, &settings, &events).await,
         Action::Command(Command::Live) => {
             let style = output::Style::stdout(&settings::environment);
-            cli::run::run(host, settings, Box::new(cli::live::Live::new(style))).await
+            cli::run::run(host, settings, log, Box::new(cli::live::Live::new(style))).await
         }
-        _ => cli::run::run(host, settings, Box::new(Nobody)).await,
+        _ => cli::run::run(host, settings, log, Box::new(Nobody)).await,
     }
 }

@@ -345,7 +345,12 @@ impl Values {
     #[must_use]
     pub fn agrees(&self, other: &Self, table: &str) -> bool {
         let below = |values: &Self| {
-            values.set.iter().filter(|(path, _)| path.starts_with(table)).map(|(k, v)| (*k, v.clone())).collect::<Vec<_>>()
+            values
+                .set
+                .iter()
+                .filter(|(path, _)| path.starts_with(table))
+                .map(|(k, v)| (*k, v.clone()))
+                .collect::<Vec<_>>()
         };
         below(self) == below(other)
     }

@@ -3,12 +3,11 @@
 pub mod documents;
 pub mod lint;
 
-use crate::collect;
-use crate::deliver::channel;
-use crate::kernel;
+use crate::deliver::{channel, export, outbox};
 use crate::model::Desc;
 use crate::settings::{Absent, Declared, keys, later};
 use crate::spec::{Check, Complaint, KeySpec, Values};
+use crate::{alert, analyze, collect, inventory, kernel, logs, pipeline, schedule, store};
 
 /// A part of the agent and what it declares.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +26,13 @@ pub struct Component {
 pub static OTHERS: &[Component] = &[
     Component { layer: "settings", name: "agent", metrics: &[], keys: keys::ALL },
     Component { layer: "settings", name: "later", metrics: &[], keys: later::ALL },
+    Component { layer: "kernel", name: "probes", metrics: kernel::METRICS, keys: &[] },
+    Component { layer: "inventory", name: "inventory", metrics: &[], keys: inventory::KEYS },
+    Component { layer: "store", name: "store", metrics: store::METRICS, keys: store::KEYS },
+    Component { layer: "alert", name: "book", metrics: alert::METRICS, keys: alert::KEYS },
+    Component { layer: "deliver", name: "outbox", metrics: outbox::METRICS, keys: outbox::KEYS },
+    Component { layer: "schedule", name: "collectors", metrics: schedule::METRICS, keys: &[] },
+    Component { layer: "pipeline", name: "events", metrics: pipeline::METRICS, keys: &[] },
 ];
 
 /// Components' looks at their own values: one line for each.
@@ -74,13 +80,32 @@ pub fn components() -> Vec<Component> {
         metrics: entry.metrics,
         keys: entry.keys,
     });
+    let logs = logs::ALL.iter().map(|entry| Component {
+        layer: "logs",
+        name: entry.name,
+        metrics: entry.metrics,
+        keys: entry.keys,
+    });
+    let analyzers = analyze::ALL.iter().map(|entry| Component {
+        layer: "analyze",
+        name: entry.name,
+        metrics: &[],
+        keys: entry.keys,
+    });
     let channels = channel::ALL.iter().map(|entry| Component {
         layer: "channel",
         name: entry.name,
         metrics: &[],
         keys: entry.keys,
     });
-    OTHERS.iter().copied().chain(collectors).chain(probes).chain(channels).collect()
+    let exporters = export::ALL.iter().map(|entry| Component {
+        layer: "export",
+        name: entry.name,
+        metrics: entry.metrics,
+        keys: entry.keys,
+    });
+    let listed = collectors.chain(probes).chain(logs).chain(analyzers).chain(channels).chain(exporters);
+    OTHERS.iter().copied().chain(listed).collect()
 }
 
 /// All metrics with the component that gives them; one that several give stands once.

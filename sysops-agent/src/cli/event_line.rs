@@ -17,15 +17,10 @@ pub fn event_line(event: &Event) -> String {
     }
     match &event.detail {
         Detail::OomKill(kill) => {
-            let parts = [
-                (kill.anon_rss_bytes, "anonymous"),
-                (kill.file_rss_bytes, "file"),
-                (kill.shmem_rss_bytes, "shared"),
-            ];
-            let parts: Vec<String> = parts
-                .into_iter()
-                .filter_map(|(bytes, name)| Some(format!("{} {name}", bytes_text(bytes?))))
-                .collect();
+            let parts =
+                [(kill.anon_rss_bytes, "anonymous"), (kill.file_rss_bytes, "file"), (kill.shmem_rss_bytes, "shared")];
+            let parts: Vec<String> =
+                parts.into_iter().filter_map(|(bytes, name)| Some(format!("{} {name}", bytes_text(bytes?)))).collect();
             if !parts.is_empty() {
                 line += &format!(": {}", parts.join(", "));
             }

@@ -2,12 +2,13 @@
 
 use super::{exit, output};
 use crate::host::Host;
+use crate::inventory::{self, Options};
 use crate::settings::Settings;
 
 /// Prints the inventory and gives the exit status.
 #[must_use]
 pub fn run(host: &Host, settings: &Settings, hostname: &str) -> u8 {
-    let inventory = crate::inventory::collect(host, &settings.values, hostname, host.clock.now());
+    let inventory = inventory::collect(host, hostname, &Options::new(&settings.values), &host.clock.now());
     match serde_json::to_string_pretty(&inventory) {
         Ok(text) => output::stdout(|out| writeln!(out, "{text}")),
         Err(error) => {

@@ -2,10 +2,18 @@
 
 pub mod completions;
 pub mod config;
+pub mod doctor;
+pub mod event_line;
+pub mod events;
+pub mod inventory;
+pub mod live;
 pub mod logging;
 pub mod man;
 pub mod metrics;
+pub mod once;
 pub mod output;
+pub mod overview;
+pub mod run;
 pub mod validate;
 
 use std::ffi::OsString;

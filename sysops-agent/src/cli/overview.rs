@@ -89,17 +89,18 @@ pub fn table(readings: &dyn Readings, style: Style, out: &mut dyn io::Write) -> 
         if result.is_err() {
             return;
         }
+        let mut head = String::new();
         if !family.is_some_and(|family| std::ptr::eq(family, series.metric)) {
             family = Some(series.metric);
             let name = style.paint(Colour::Bold, series.metric.name);
-            result = writeln!(out, "{name}  {}", style.paint(Colour::Dim, series.metric.help));
+            head = format!("{name}  {}\n", style.paint(Colour::Dim, series.metric.help));
         }
         let mut labels = String::new();
         for (name, value) in series.labels() {
             _ = write!(labels, "{}{name}={}", if labels.is_empty() { "" } else { " " }, shown(value, 200));
         }
         let value = value_text(series.metric, series.value);
-        result = result.and_then(|()| writeln!(out, "  {value:>16}  {labels}"));
+        result = writeln!(out, "{head}  {value:>16}  {labels}");
     });
     result
 }

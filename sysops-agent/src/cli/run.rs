@@ -2,16 +2,25 @@
 
 use anyhow::Context as _;
 
+use super::logging::{self, Log};
 use super::{exit, output};
 use crate::catalog;
 use crate::host::Host;
 use crate::pipeline::{Observer, Pipeline};
-use crate::settings::{Settings, keys};
+use crate::settings::{self, Problems, Settings, keys};
 
 /// Runs until SIGTERM or SIGINT and gives the exit status.
-pub async fn run(host: Host, settings: Settings, observer: Box<dyn Observer>) -> u8 {
+pub async fn run(host: Host, settings: Settings, log: Log, observer: Box<dyn Observer>) -> u8 {
     let pid_file = settings.values.get(&keys::PID_FILE);
-    match Pipeline::start(host, settings, catalog::declared(), observer) {
+    logging::announce(&settings);
+    let reloaded = move |result: Result<&Settings, &Problems>| match result {
+        Ok(settings) => {
+            log.reload(settings, &settings::environment);
+            logging::announce(settings);
+        }
+        Err(problems) => logging::refused(problems),
+    };
+    match Pipeline::start(host, settings, catalog::declared(), observer, Box::new(reloaded)) {
         Ok(pipeline) => {
             let _pid_file = pid_file.as_deref().map(PidFile::write);
             pipeline.run().await;

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{CWD, Mode, OFlags, openat, readlinkat};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, pread};
 
 /// Largest file that is read whole: enough for /proc/stat of 4,096 CPUs, and a bound on what a broken driver prints.
@@ -132,17 +132,10 @@ impl Files {
         Ok(buffer)
     }
 
-    /// Where a symbolic link points, as it is written in the link.
-    ///
-    /// # Errors
-    /// With the path, when it is no link or cannot be read.
-    pub fn link(&self, path: &Path) -> Result<String, ReadError> {
-        let text = readlinkat(CWD, path, Vec::new()).map_err(|errno| ReadError {
-            path: path.to_owned(),
-            what: "cannot read the link",
-            source: errno.into(),
-        })?;
-        Ok(text.to_string_lossy().into_owned())
+    /// True when something is at `path` that this user may know of.
+    #[must_use]
+    pub fn exists(&self, path: &Path) -> bool {
+        path.symlink_metadata().is_ok()
     }
 
     /// Names in a directory, sorted.

@@ -50,7 +50,7 @@ impl Own {
             whole_paths: host
                 .files
                 .link(&host.files.proc("self/ns/cgroup"))
-                .is_ok_and(|namespace| namespace == INITIAL_CGROUP_NAMESPACE),
+                .is_ok_and(|namespace| namespace.as_os_str() == INITIAL_CGROUP_NAMESPACE),
             initial_pids,
             ticks_per_second: os::ticks_per_second(),
         }

@@ -114,7 +114,8 @@ const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 /// In a container /proc is that of its own pid namespace, unless the host's was mounted into it: then `NStgid` lists
 /// the agent's number there and here.
 fn initial_pids(host: &Host) -> bool {
-    let own = host.files.link(&host.files.proc("self/ns/pid")).is_ok_and(|link| link == INITIAL_PID_NAMESPACE);
+    let own =
+        host.files.link(&host.files.proc("self/ns/pid")).is_ok_and(|link| link.as_os_str() == INITIAL_PID_NAMESPACE);
     let status = host.files.read_text(&host.files.proc("self/status")).unwrap_or_default();
     let numbers =
         status.lines().find_map(|line| line.strip_prefix("NStgid:")).map_or(0, |n| n.split_whitespace().count());

@@ -16,7 +16,7 @@ use crate::host::{Host, Systemd};
 use crate::kernel::{self, Rung};
 use crate::model::{Alert, Batch, Desc, Event, Metric, Readings, Tick, Unit};
 use crate::schedule::{Finished, State};
-use crate::settings::{Declared, Settings};
+use crate::settings::{Declared, Problems, Settings};
 use crate::store::view::View;
 use feed::Shared;
 use parts::{Parts, kernel_component, own_component};
@@ -60,6 +60,9 @@ pub struct Nobody;
 
 impl Observer for Nobody {}
 
+/// Is told what came of reading the configuration again: what holds now, or why the old one stays in force.
+pub type Reloaded = Box<dyn Fn(Result<&Settings, &Problems>)>;
+
 /// The running agent.
 pub struct Pipeline {
     host: Host,
@@ -70,6 +73,7 @@ pub struct Pipeline {
     signals: Signals,
     systemd: Systemd,
     observer: Box<dyn Observer>,
+    reloaded: Reloaded,
     own: Batch,
     events: [(&'static str, u64); 2],
     rounds: u64,
@@ -77,7 +81,7 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// Builds everything. Runs inside a tokio `LocalSet`. `declared` is what the configuration may say when it is read
-    /// again after SIGHUP.
+    /// again after SIGHUP, and `reloaded` is told what came of that.
     ///
     /// # Errors
     /// When something that the configuration asks for cannot be had: a forced rung, an address in use, …
@@ -86,6 +90,7 @@ impl Pipeline {
         settings: Settings,
         declared: Declared,
         mut observer: Box<dyn Observer>,
+        reloaded: Reloaded,
     ) -> anyhow::Result<Self> {
         // First of all: without a handler a SIGHUP would end the process.
         let signals = Signals::install()?;
@@ -101,6 +106,7 @@ impl Pipeline {
             signals,
             systemd: Systemd::from_env(),
             observer,
+            reloaded,
             own: Batch::default(),
             events: [("oom_kill", 0), ("hung_task", 0)],
             rounds: 0,
@@ -209,7 +215,7 @@ impl Pipeline {
         self.systemd.reloading(self.host.clock.now());
         match crate::settings::load(Some(&file), &self.declared, &crate::settings::environment) {
             Ok(settings) => self.take_settings(settings).await,
-            Err(problems) => tracing::error!("{}: kept the last good configuration\n{problems}", file.display()),
+            Err(problems) => (self.reloaded)(Err(&problems)),
         }
         self.systemd.ready(&self.status());
     }
@@ -219,7 +225,7 @@ impl Pipeline {
         let done = self.parts.reload(&self.host, &settings, &self.settings, &name, &self.shared).await;
         match done {
             Ok(()) => {
-                settings.notices().iter().for_each(|notice| tracing::warn!("{notice}"));
+                (self.reloaded)(Ok(&settings));
                 self.observer.standings(&self.parts.sources.probes);
                 self.settings = settings;
                 tracing::info!("configuration read again");
