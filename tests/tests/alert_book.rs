@@ -309,7 +309,7 @@ fn day(bench: &mut Bench, steps: &[Step], mut each: impl FnMut(&Bench, &[Oracle;
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
     #[test]
     fn without_limits_what_is_told_is_what_is(steps in steps()) {

@@ -144,9 +144,15 @@ fn bounded(mut text: String) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
     use super::*;
-    use crate::host::Clock;
     use crate::model::Source;
+
+    fn now() -> Tick {
+        let up = Duration::from_secs(6000);
+        Tick { monotonic: up, boottime: up, wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_771_777_800) }
+    }
 
     fn event(comm: &str, detail: Detail) -> Event {
         Event {
@@ -181,7 +187,7 @@ mod tests {
 
     #[test]
     fn an_oom_kill_tells_who_where_how_much_and_why() {
-        let alert = alert(&event("dd", Detail::OomKill(kill())), "web-1", &Clock::fixed().now());
+        let alert = alert(&event("dd", Detail::OomKill(kill())), "web-1", &now());
         assert_eq!(
             alert.message,
             "The kernel killed dd (pid 92, uid 1000) in cgroup /web.slice/app.service: cgroup /web.slice had reached \
@@ -203,7 +209,7 @@ mod tests {
     fn what_a_source_cannot_know_is_left_out() {
         let mut bare = event("dd", Detail::OomKill(OomKill::default()));
         (bare.pid, bare.uid, bare.cgroup, bare.comm) = (None, None, None, None);
-        let bare = alert(&bare, "h", &Clock::fixed().now());
+        let bare = alert(&bare, "h", &now());
         assert_eq!(bare.message, "The kernel killed a process.");
         assert!(bare.labels.is_empty());
     }
@@ -215,7 +221,7 @@ mod tests {
             wchan: Some("folio_wait_bit".to_owned()),
             kernel_stack: (0..10).map(|i| format!("f{i}")).collect(),
         };
-        let alert = alert(&event("jbd2/sda1", Detail::HungTask(task)), "h", &Clock::fixed().now());
+        let alert = alert(&event("jbd2/sda1", Detail::HungTask(task)), "h", &now());
         assert_eq!(alert.severity, Severity::Warn);
         assert_eq!(
             alert.message,
@@ -228,7 +234,7 @@ mod tests {
     fn hostile_text_stays_on_one_line_and_is_bounded() {
         let mut hostile = event("a\n<34>1 \x1b[2J\u{202e}", Detail::OomKill(kill()));
         hostile.cgroup = Some("/x".repeat(1 << 20));
-        let alert = alert(&hostile, "h", &Clock::fixed().now());
+        let alert = alert(&hostile, "h", &now());
         assert!(alert.message.len() < 2048, "{}", alert.message.len());
         assert!(!alert.message.contains(['\n', '\x1b', '\u{202e}']));
         assert_eq!(alert.labels["comm"], "a\n<34>1 \x1b[2J\u{202e}", "labels are for machines, and exact");

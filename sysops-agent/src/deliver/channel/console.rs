@@ -110,12 +110,11 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::host::Clock;
 
     fn alert() -> Alert {
         Alert {
             hostname: "web-1".to_owned(),
-            timestamp: Clock::fixed().now().wall,
+            timestamp: std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_771_777_800),
             severity: Severity::Critical,
             metric: "oom_kill".to_owned(),
             value: 1.0,
