@@ -148,7 +148,8 @@ impl Kmsg {
     pub fn save_now(&mut self) {
         self.has_told = false;
         // A hung task that waits for its stack is yet to be told.
-        let sequence = match self.hung_task.progress() {
+        let waiting = self.hung_task.progress().filter(|(first, _)| self.told.is_none_or(|told| *first > told));
+        let sequence = match waiting {
             Some((first, _)) => first.checked_sub(1),
             None => self.lines.last,
         };
