@@ -2,6 +2,19 @@
 //! `collect`. Cadence, deadlines, panics and success metrics are the scheduler's.
 
 mod bytes;
+mod cpu;
+mod diskstats;
+mod filesystem;
+mod interval;
+mod load;
+mod memory;
+mod network;
+mod numa;
+mod pressure;
+mod swap;
+#[cfg(test)]
+mod testing;
+mod vmstat;
 
 use std::time::Duration;
 
@@ -78,4 +91,15 @@ pub struct Entry {
 }
 
 /// All collectors.
-pub static ALL: &[&Entry] = &[];
+pub static ALL: &[&Entry] = &[
+    &cpu::ENTRY,
+    &load::ENTRY,
+    &pressure::ENTRY,
+    &memory::ENTRY,
+    &swap::ENTRY,
+    &vmstat::ENTRY,
+    &numa::ENTRY,
+    &filesystem::ENTRY,
+    &diskstats::ENTRY,
+    &network::ENTRY,
+];

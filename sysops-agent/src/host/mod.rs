@@ -4,11 +4,14 @@ pub mod bytes;
 pub mod clock;
 pub mod events;
 pub mod files;
+pub mod mounts;
 pub mod os;
+pub mod space;
 
 pub use clock::Clock;
 pub use events::EventSource;
 pub use files::{Files, ReadError, Source};
+pub use rustix::io::Errno;
 
 use std::path::{Path, PathBuf};
 
