@@ -1,9 +1,12 @@
 //! CPU time, context switches, forks and interrupts from /proc/stat. Usage over an interval is computed by the store
 //! from the rising totals that are given here.
 
+mod stat;
+
 use std::time::Duration;
 
-use super::bytes::{complete, fields, need_u64, u64};
+use self::stat::{FILE, GUEST_MODES, MODES, Rest, Times};
+use super::bytes::u64;
 use super::{CollectError, Collector, Entry, Outcome, interval};
 use crate::host::{Host, Source, os};
 use crate::model::{Batch, Metric, Unit};
@@ -59,8 +62,6 @@ static PER_SOCKET: Key<bool> = Key::switch("cpu.per_socket_monitoring", true, "G
 static ECC: Key<NotBuilt> =
     Key::later("cpu.ecc_monitoring", Shape::Bool, Fallback::Bool(true), "Counts memory errors that ECC found (EDAC).");
 
-const FILE: &str = "/proc/stat";
-
 /// In the list of collectors.
 pub(super) static ENTRY: Entry = Entry {
     name: "cpu",
@@ -89,41 +90,6 @@ pub(super) static ENTRY: Entry = Entry {
 
 /// Linux can be built for 8,192 CPUs at most.
 const MAX_CPUS: usize = 8192;
-
-/// Columns of a `cpu` line by node_exporter's names for them. The first four have always been there.
-const MODES: [&str; 8] = ["user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal"];
-const GUEST_MODES: [&str; 2] = ["user", "nice"];
-
-/// Ticks by column: [`MODES`], then guest and guest nice. What an old kernel does not print is `None`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Times([Option<u64>; 10]);
-
-impl Times {
-    fn get(&self, column: usize) -> u64 {
-        self.0[column].unwrap_or_default()
-    }
-
-    /// All time. That of guests is in user and nice.
-    fn total(&self) -> u64 {
-        (0..MODES.len()).map(|column| self.get(column)).fold(0, u64::saturating_add)
-    }
-
-    fn busy(&self) -> u64 {
-        self.total() - self.get(3) - self.get(4)
-    }
-
-    /// Takes newer times. The kernel lets idle and iowait step back a little (proc_stat(5)), which must not look like
-    /// a restart: such a column stands until it is passed again. A step of 3 seconds or more is believed, as
-    /// node_exporter does.
-    fn advance(&mut self, newer: Self, ticks_per_second: u64) {
-        for (old, new) in self.0.iter_mut().zip(newer.0) {
-            match (*old, new) {
-                (Some(before), Some(now)) if now < before && before - now < 3 * ticks_per_second => {}
-                _ => *old = new,
-            }
-        }
-    }
-}
 
 struct Core {
     id: u64,
@@ -165,7 +131,7 @@ impl Collector for Cpu {
             core.online = false;
         }
         let ticks = self.ticks_per_second;
-        let rest = parse(stat.read()?, &mut |id, times| {
+        let rest = stat::parse(stat.read()?, &mut |id, times| {
             let Some(id) = id else {
                 self.all.advance(times, ticks);
                 return Ok(());
@@ -187,7 +153,7 @@ impl Collector for Cpu {
         })?;
         self.emit_usage(out);
         self.emit_cores(out);
-        rest.emit(out);
+        emit_rest(&rest, out);
         Ok(Outcome::Data)
     }
 }
@@ -196,7 +162,7 @@ impl Cpu {
     fn emit_usage(&self, out: &mut Batch) {
         let all = &self.all;
         let whole = all.total() as f64;
-        let sum = |columns: &[usize]| columns.iter().map(|&column| all.get(column)).sum::<u64>() as f64;
+        let sum = |columns: &[usize]| columns.iter().map(|&column| all.get(column) as f64).sum::<f64>();
         out.percent(&USAGE, [], all.busy() as f64, whole);
         out.percent(&USER, [], sum(&[0, 1]), whole);
         out.percent(&SYSTEM, [], sum(&[2, 5, 6]), whole);
@@ -208,7 +174,7 @@ impl Cpu {
         for (socket, label) in self.sockets.iter().enumerate() {
             let here = || self.cores.iter().filter(|core| core.socket == Some(socket));
             if here().any(|core| core.online) {
-                let sum = |of: fn(&Times) -> u64| here().map(|core| of(&core.times)).sum::<u64>() as f64;
+                let sum = |of: fn(&Times) -> u64| here().map(|core| of(&core.times) as f64).sum::<f64>();
                 out.percent(&SOCKET_USAGE, [label], sum(Times::busy), sum(Times::total));
             }
         }
@@ -241,95 +207,19 @@ fn socket_of(host: &Host, cpu: u64, sockets: &mut Vec<String>) -> Option<usize> 
     }))
 }
 
-/// What stands in /proc/stat behind the CPUs.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Rest {
-    intr: Option<u64>,
-    ctxt: Option<u64>,
-    btime: Option<u64>,
-    processes: Option<u64>,
-    procs_running: Option<u64>,
-    procs_blocked: Option<u64>,
-}
-
-impl Rest {
-    fn emit(&self, out: &mut Batch) {
-        let counters = [(&NODE_INTR, self.intr), (&NODE_SWITCHES, self.ctxt), (&NODE_FORKS, self.processes)];
-        for (metric, value) in counters {
-            if let Some(value) = value {
-                out.counter(metric, [], value as f64);
-            }
-        }
-        let gauges =
-            [(&NODE_BOOT, self.btime), (&NODE_RUNNING, self.procs_running), (&NODE_BLOCKED, self.procs_blocked)];
-        for (metric, value) in gauges {
-            if let Some(value) = value {
-                out.gauge(metric, [], value as f64);
-            }
+fn emit_rest(rest: &Rest, out: &mut Batch) {
+    let counters = [(&NODE_INTR, rest.intr), (&NODE_SWITCHES, rest.ctxt), (&NODE_FORKS, rest.processes)];
+    for (metric, value) in counters {
+        if let Some(value) = value {
+            out.counter(metric, [], value as f64);
         }
     }
-}
-
-/// Gives the times of each CPU to `each`, those of all with `None`, and returns what stands behind them.
-fn parse(
-    text: &[u8],
-    each: &mut dyn FnMut(Option<u64>, Times) -> Result<(), CollectError>,
-) -> Result<Rest, CollectError> {
-    let mut rest = complete(text, FILE)?;
-    let mut seen_all = false;
-    while let Some(line) = rest.strip_prefix(b"cpu") {
-        let end = line.iter().position(|&byte| byte == b'\n').unwrap_or(line.len());
-        let mut columns = line[..end].split(|&byte| byte == b' ');
-        let name = columns.next().unwrap_or_default();
-        let id = if name.is_empty() { None } else { Some(need_u64(name, FILE, || "number of a CPU".to_owned())?) };
-        each(id, times(&line[name.len()..end], name)?)?;
-        seen_all |= id.is_none();
-        rest = line.get(end + 1..).unwrap_or_default();
-    }
-    if !seen_all {
-        return Err(CollectError::parse(FILE, "first line", "times of all CPUs", rest));
-    }
-    tail(rest)
-}
-
-fn times(line: &[u8], name: &[u8]) -> Result<Times, CollectError> {
-    let mut times = Times::default();
-    let item = |column: usize| format!("cpu{} column {}", String::from_utf8_lossy(name), column + 1);
-    for (column, field) in fields(line).take(times.0.len()).enumerate() {
-        times.0[column] = Some(need_u64(field, FILE, || item(column))?);
-    }
-    // The first four columns are as old as the file.
-    if let Some(missing) = times.0[..4].iter().position(Option::is_none) {
-        return Err(CollectError::parse(FILE, item(missing), "a number", b""));
-    }
-    Ok(times)
-}
-
-/// Reads the lines behind the CPUs from the last one on, so that the interrupts by number (100 KiB and more on a large
-/// machine) are never looked through: their total is the first number of the first line.
-fn tail(text: &[u8]) -> Result<Rest, CollectError> {
-    let mut rest = Rest::default();
-    let number = |value: &[u8], name: &str| need_u64(value, FILE, || name.to_owned()).map(Some);
-    if let Some(line) = text.strip_prefix(b"intr ") {
-        let end = line.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(line.len());
-        rest.intr = number(&line[..end], "intr")?;
-    }
-    for line in text.strip_suffix(b"\n").unwrap_or(text).rsplit(|&byte| byte == b'\n') {
-        let mut columns = fields(line);
-        let (name, value) = (columns.next().unwrap_or_default(), columns.next().unwrap_or_default());
-        match name {
-            b"procs_blocked" => rest.procs_blocked = number(value, "procs_blocked")?,
-            b"procs_running" => rest.procs_running = number(value, "procs_running")?,
-            b"processes" => rest.processes = number(value, "processes")?,
-            b"btime" => rest.btime = number(value, "btime")?,
-            b"ctxt" => {
-                rest.ctxt = number(value, "ctxt")?;
-                break; // Before it stands intr.
-            }
-            _ => {}
+    let gauges = [(&NODE_BOOT, rest.btime), (&NODE_RUNNING, rest.procs_running), (&NODE_BLOCKED, rest.procs_blocked)];
+    for (metric, value) in gauges {
+        if let Some(value) = value {
+            out.gauge(metric, [], value as f64);
         }
     }
-    Ok(rest)
 }
 
 #[cfg(test)]
@@ -356,7 +246,7 @@ mod tests {
     fn a_machine_of_today() {
         let (_, batch) = read(&recorded("debian12-6.18"), &ENTRY).expect("it can be read");
         declared(&batch, &ENTRY);
-        let total = (31209 + 8091 + 235_488 + 2483 + 88 + 27) as f64;
+        let total = 31209.0 + 8091.0 + 235_488.0 + 2483.0 + 88.0 + 27.0;
         assert_eq!(usage(&batch, "cpu_usage_percent", &[]), Some((total - 235_488.0 - 2483.0, total)));
         assert_eq!(usage(&batch, "cpu_iowait_percent", &[]), Some((2483.0, total)));
         assert_eq!(usage(&batch, "cpu_steal_percent", &[]), Some((27.0, total)));
@@ -413,11 +303,9 @@ mod tests {
 
     #[test]
     fn sockets_can_be_switched_off_and_512_cpus_are_read() {
-        let mut stat = "cpu  512 0 0 512 0 0 0 0 0 0\n".to_owned();
-        for cpu in 0..512 {
-            stat += &format!("cpu{cpu} 1 0 0 1 0 0 0 0 0 0\n");
-        }
-        stat += &format!("intr 77{}\nctxt 1\n", " 0".repeat(100_000));
+        let cpus: String = (0..512).map(|cpu| format!("cpu{cpu} 1 0 0 1 0 0 0 0 0 0\n")).collect();
+        let interrupts = " 0".repeat(100_000);
+        let stat = format!("cpu  512 0 0 512 0 0 0 0 0 0\n{cpus}intr 77{interrupts}\nctxt 1\n");
         let mut machine = machine("cpu-512", &stat);
         machine.values = Values::default();
         machine.values.set(PER_SOCKET.spec(), Value::Bool(false));
@@ -426,26 +314,5 @@ mod tests {
         assert_eq!(usage(&batch, "cpu_core_usage_percent", &["511"]), Some((1.0, 2.0)));
         assert_eq!(usage(&batch, "cpu_socket_usage_percent", &["0"]), None);
         assert_eq!(value(&batch, "node_intr_total", &[]), Some(77.0));
-    }
-
-    #[test]
-    fn what_is_not_understood_is_an_error_that_names_it() {
-        let read = |content: &[u8]| parse(content, &mut |_, _| Ok(())).map_err(|error| error.to_string());
-        assert_eq!(
-            read(b"cpu  1 2 3 4 x\n"),
-            Err("/proc/stat: cpu column 5: expected a number, found \"x\"".to_owned())
-        );
-        assert_eq!(
-            read(b"cpu  1 2 3 4\ncpu0 1 2 3\n"),
-            Err("/proc/stat: cpu0 column 4: expected a number, found \"\"".to_owned())
-        );
-        assert!(read(b"cpu  1 2 3 4\ncpux 1 2 3 4\n").is_err_and(|error| error.contains("number of a CPU")));
-        assert!(read(b"cpu  1 2 3 4\nctxt -1\n").is_err_and(|error| error.contains("ctxt")));
-        assert!(read(b"cpu0 1 2 3 4\n").is_err_and(|error| error.contains("times of all CPUs")));
-        let whole = b"cpu  31209 0 8091 235488\ncpu0 14833 0 2806 120633\nintr 400284 0 0\nctxt 662294\n";
-        for end in 0..whole.len() {
-            assert!(read(&whole[..end]).is_err() || whole[..end].ends_with(b"\n"), "{end}");
-        }
-        assert!(read(b"").is_err() && read(b"\xff\0\n").is_err());
     }
 }

@@ -294,10 +294,8 @@ mod tests {
 
     #[test]
     fn more_disks_than_wanted_are_counted() {
-        let mut file = String::new();
-        for disk in 0..600 {
-            file += &format!("8 {disk} dm-{disk} 1 0 8 1 1 0 8 1 0 2 2\n");
-        }
+        let line = |disk| format!("8 {disk} dm-{disk} 1 0 8 1 1 0 8 1 0 2 2\n");
+        let file: String = (0..600).map(line).collect();
         let batch = Machine::new("disks").file("proc/diskstats", file).data(&ENTRY);
         assert_eq!(value(&batch, "disk_devices_dropped", &[]), Some(88.0));
         assert_eq!(value(&batch, "node_disk_io_now", &["dm-511"]), Some(0.0));

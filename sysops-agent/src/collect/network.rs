@@ -1,12 +1,12 @@
 //! Network interfaces: counters from /proc/net/dev, state from /sys/class/net. Sockets and protocols are left to
 //! others.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+mod link;
+
 use std::time::Duration;
 
-use super::bytes::{complete, i64, lines, next_u64, text, trim, u64};
+use self::link::{Attribute, Link};
+use super::bytes::{complete, lines, next_u64, text, trim};
 use super::{CollectError, Collector, Entry, Outcome};
 use crate::host::{Host, Source};
 use crate::model::{Batch, Desc, Metric, Unit};
@@ -42,23 +42,6 @@ static DROPPED: Metric<0> = Metric::gauge(
     "Interfaces that were not read, as there are more than collector.max_network_devices.",
     &[],
 );
-static NODE_CARRIER: Metric<1> = Metric::gauge(
-    "node_network_carrier",
-    Unit::Bool,
-    "Network device property: carrier; absent while the interface is administratively down.",
-    &["device"],
-);
-static NODE_MTU: Metric<1> =
-    Metric::gauge("node_network_mtu_bytes", Unit::Bytes, "Network device property: mtu_bytes.", &["device"]);
-static NODE_SPEED: Metric<1> = Metric::gauge(
-    "node_network_speed_bytes",
-    Unit::Bytes,
-    "Network device property: speed_bytes; absent where the driver does not know it.",
-    &["device"],
-);
-static NODE_UP: Metric<1> =
-    Metric::gauge("node_network_up", Unit::Bool, "Value is 1 if operstate is 'up', 0 otherwise.", &["device"]);
-
 static INTERVAL: Key<Duration> =
     Key::secs("collector.network_interval_secs", 10, 1, 86_400, "Seconds between two readings of network interfaces.");
 static MAX_DEVICES: Key<i64> = Key::int(
@@ -90,7 +73,7 @@ struct Network {
     of_init: bool,
     max_devices: usize,
     links: Vec<Link>,
-    path: Attribute,
+    attribute: Attribute,
 }
 
 impl Network {
@@ -98,7 +81,7 @@ impl Network {
         // /proc/net is that of the reader: in a container it is not the host's, and that of process 1 is.
         let of_init = host.files.is_foreign();
         let dev = Source::new(host.files.proc(if of_init { "1/net/dev" } else { "net/dev" }));
-        Self { dev, of_init, max_devices, links: Vec::new(), path: Attribute::new(host) }
+        Self { dev, of_init, max_devices, links: Vec::new(), attribute: Attribute::new(host) }
     }
 }
 
@@ -125,7 +108,7 @@ impl Collector for Network {
                 Ok(_) if at == self.max_devices => dropped += 1,
                 Ok(row) => {
                     row.emit(out);
-                    Link::find(&mut self.links, at, row.device).emit(host, &mut self.path, out);
+                    Link::find(&mut self.links, at, row.device).emit(host, &mut self.attribute, out);
                     at += 1;
                 }
                 // One interface that is not understood does not cost the others.
@@ -183,10 +166,10 @@ static OTHERS: [&Metric<1>; 10] = [
     &TRANSMIT_PACKETS,
     &DROPS,
     &ERROR_RATIO,
-    &NODE_CARRIER,
-    &NODE_MTU,
-    &NODE_SPEED,
-    &NODE_UP,
+    &link::CARRIER,
+    &link::MTU,
+    &link::SPEED,
+    &link::UP,
 ];
 
 static METRICS: [&Desc; COLUMNS + OTHERS.len() + 1] = {
@@ -243,82 +226,6 @@ fn parse(line: &[u8]) -> Result<Row<'_>, CollectError> {
         *value = next_u64(&mut columns, FILE, item)?;
     }
     Ok(Row { device, values })
-}
-
-/// The speed is asked for anew after so many readings, as the kernel takes its lock over all interfaces for it.
-const SPEED_READINGS: u32 = 60;
-
-/// What is remembered of an interface.
-struct Link {
-    name: Vec<u8>,
-    up: bool,
-    speed_bytes: Option<f64>,
-    /// Readings for which `speed_bytes` holds.
-    fresh: u32,
-}
-
-impl Link {
-    /// The interface that stands at `at` in the file, where it mostly stood before.
-    fn find<'a>(links: &'a mut Vec<Self>, at: usize, name: &[u8]) -> &'a mut Self {
-        if links.get(at).is_none_or(|link| link.name != name) {
-            match links.iter().skip(at).position(|link| link.name == name) {
-                Some(offset) => links.swap(at, at + offset),
-                None => links.insert(at, Self { name: name.to_vec(), up: false, speed_bytes: None, fresh: 0 }),
-            }
-        }
-        &mut links[at]
-    }
-
-    fn emit(&mut self, host: &Host, path: &mut Attribute, out: &mut Batch) {
-        let name = text(&self.name);
-        let mut buffer = [0; 64];
-        if let Some(state) = path.read(host, &self.name, "operstate", &mut buffer) {
-            let up = state == b"up";
-            self.fresh = if up == self.up { self.fresh.saturating_sub(1) } else { 0 };
-            self.up = up;
-            out.gauge(&NODE_UP, [&name], f64::from(u8::from(up)));
-        }
-        if let Some(mtu) = path.read(host, &self.name, "mtu", &mut buffer).and_then(u64) {
-            out.gauge(&NODE_MTU, [&name], mtu as f64);
-        }
-        if let Some(carrier) = path.read(host, &self.name, "carrier", &mut buffer).and_then(u64) {
-            out.gauge(&NODE_CARRIER, [&name], carrier as f64);
-        }
-        if self.fresh == 0 {
-            // Mbit/s; -1 (and 2^32 - 1 of old kernels) stands for unknown, as does the refusal of an interface that
-            // is down or has no speed.
-            let mbit = path.read(host, &self.name, "speed", &mut buffer).and_then(i64);
-            self.speed_bytes = mbit.filter(|mbit| (0..0xffff_ffff).contains(mbit)).map(|mbit| mbit as f64 * 125_000.0);
-            self.fresh = SPEED_READINGS;
-        }
-        if let Some(speed) = self.speed_bytes {
-            out.gauge(&NODE_SPEED, [&name], speed);
-        }
-    }
-}
-
-/// The path of an attribute below /sys/class/net, made anew in the same memory.
-struct Attribute {
-    path: PathBuf,
-}
-
-impl Attribute {
-    fn new(host: &Host) -> Self {
-        Self { path: host.files.sys("class/net") }
-    }
-
-    /// `None` when it does not exist or is refused, which says that it is unknown.
-    fn read<'a>(&mut self, host: &Host, device: &[u8], name: &str, buffer: &'a mut [u8; 64]) -> Option<&'a [u8]> {
-        if device.contains(&b'/') {
-            return None; // No interface has such a name, and no name leads elsewhere.
-        }
-        self.path.push(OsStr::from_bytes(device));
-        self.path.push(name);
-        let value = host.files.attribute(&self.path, buffer).ok();
-        self.path.pop();
-        self.path.pop();
-        value
-    }
 }
 
 #[cfg(test)]
