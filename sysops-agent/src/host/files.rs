@@ -13,6 +13,8 @@ use rustix::io::{Errno, pread};
 
 /// Largest file that is read whole: enough for /proc/stat of 4,096 CPUs, and a bound on what a broken driver prints.
 const MAX_BYTES: usize = 8 << 20;
+/// Largest file that is read once, at the start: BTF of a kernel has 3 to 7 MB.
+const LARGE_BYTES: usize = 64 << 20;
 
 /// Roots of the machine's file systems.
 #[derive(Debug, Clone)]
@@ -101,7 +103,7 @@ impl Files {
     /// With the path, when it cannot be opened or read or is larger than 8 MiB.
     pub fn read_into(&self, path: &Path, buffer: &mut Vec<u8>) -> Result<(), ReadError> {
         let fd = open(path)?;
-        read_fd(&fd, path, End::EmptyRead, buffer)
+        read_fd(&fd, path, End::EmptyRead, buffer, MAX_BYTES)
     }
 
     /// Reads the whole file.
@@ -138,6 +140,22 @@ impl Files {
         Ok(String::from_utf8_lossy(&self.read(path)?).trim().to_owned())
     }
 
+    /// Reads a file that may be larger than what a cycle reads, such as the kernel's BTF: at most 64 MiB.
+    ///
+    /// # Errors
+    /// With the path, when it cannot be opened or read or is larger.
+    pub fn read_large(&self, path: &Path) -> Result<Vec<u8>, ReadError> {
+        let mut buffer = Vec::new();
+        read_fd(&open(path)?, path, End::EmptyRead, &mut buffer, LARGE_BYTES)?;
+        Ok(buffer)
+    }
+
+    /// True when something is at `path` that this user may know of.
+    #[must_use]
+    pub fn exists(&self, path: &Path) -> bool {
+        path.symlink_metadata().is_ok()
+    }
+
     /// Names in a directory, sorted.
     ///
     /// # Errors
@@ -152,6 +170,18 @@ impl Files {
         }
         names.sort_unstable();
         Ok(names)
+    }
+
+    /// Target of a link as it is written in it, as `../../bus/virtio/drivers/virtio_blk`.
+    ///
+    /// # Errors
+    /// With the path, when it is no link or cannot be read.
+    pub fn link(&self, path: &Path) -> Result<PathBuf, ReadError> {
+        std::fs::read_link(path).map_err(|source| ReadError {
+            path: path.to_owned(),
+            what: "cannot read the link",
+            source,
+        })
     }
 }
 
@@ -206,7 +236,7 @@ impl Source {
             Some(fd) => fd,
             None => open(&self.path)?,
         };
-        read_fd(&fd, &self.path, self.end, &mut self.buffer)?;
+        read_fd(&fd, &self.path, self.end, &mut self.buffer, MAX_BYTES)?;
         self.fd = Some(fd);
         Ok(&self.buffer)
     }
@@ -242,7 +272,7 @@ fn open_bare(path: &Path) -> Result<OwnedFd, Errno> {
     openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
 }
 
-fn read_fd(fd: &OwnedFd, path: &Path, end: End, buffer: &mut Vec<u8>) -> Result<(), ReadError> {
+fn read_fd(fd: &OwnedFd, path: &Path, end: End, buffer: &mut Vec<u8>, max_bytes: usize) -> Result<(), ReadError> {
     let error = |source: io::Error| ReadError { path: path.to_owned(), what: "cannot read", source };
     buffer.clear();
     loop {
@@ -258,8 +288,8 @@ fn read_fd(fd: &OwnedFd, path: &Path, end: End, buffer: &mut Vec<u8>) -> Result<
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(error(errno.into())),
         }
-        if buffer.len() > MAX_BYTES {
-            return Err(error(io::Error::other("larger than 8 MiB")));
+        if buffer.len() > max_bytes {
+            return Err(error(io::Error::other(format!("larger than {} MiB", max_bytes >> 20))));
         }
     }
 }

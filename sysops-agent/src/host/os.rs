@@ -1,5 +1,7 @@
 //! System calls that tell how the machine stands and have no file: statvfs, uname, page size, clock ticks.
 
+use std::ffi::{CStr, CString};
+
 use rustix::fs::StatVfs;
 use rustix::io::Errno;
 use rustix::path::Arg;
@@ -29,4 +31,20 @@ pub fn ticks_per_second() -> u64 {
 #[must_use]
 pub fn uname() -> rustix::system::Uname {
     rustix::system::uname()
+}
+
+/// Name of the calling thread, at most 15 bytes.
+///
+/// # Errors
+/// What the kernel said.
+pub fn thread_name() -> Result<CString, Errno> {
+    rustix::thread::name()
+}
+
+/// Names the calling thread; what is longer than 15 bytes is cut.
+///
+/// # Errors
+/// What the kernel said.
+pub fn rename_thread(name: &CStr) -> Result<(), Errno> {
+    rustix::thread::set_name(name)
 }
