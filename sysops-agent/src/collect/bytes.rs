@@ -4,6 +4,19 @@ pub(crate) use crate::host::bytes::*;
 
 use super::CollectError;
 
+/// `text` if its last line is whole. The kernel ends every line with a newline: what ends in the middle of a number
+/// would be read as another number.
+///
+/// # Errors
+/// When the text is empty or its last line is cut.
+pub(crate) fn complete<'a>(text: &'a [u8], file: &str) -> Result<&'a [u8], CollectError> {
+    if text.last() == Some(&b'\n') {
+        return Ok(text);
+    }
+    let last = text.rsplit(|&byte| byte == b'\n').next().unwrap_or_default();
+    Err(CollectError::parse(file, "last line", "a newline at its end", last))
+}
+
 /// The next field as a decimal number.
 ///
 /// # Errors
@@ -45,6 +58,10 @@ mod tests {
         assert_eq!(error.to_string(), "/proc/meminfo: MemTotal: expected a number, found \"x\"");
         let error = next_u64(&mut columns, "/proc/meminfo", item).expect_err("the end");
         assert_eq!(error.to_string(), "/proc/meminfo: MemTotal: expected a number, found \"\"");
+        assert_eq!(complete(b"a\nb\n", "f").ok(), Some(&b"a\nb\n"[..]));
+        let error = complete(b"a\nMemFree: 12", "/proc/meminfo").expect_err("cut");
+        assert_eq!(error.to_string(), "/proc/meminfo: last line: expected a newline at its end, found \"MemFree: 12\"");
+        assert!(complete(b"", "f").is_err());
         assert!(need_decimal(b"-", "f", item).is_err());
         assert_eq!(need_decimal(b"1.5", "f", item).ok(), Some(1.5));
     }

@@ -10,6 +10,19 @@ mod made_host;
 mod pids;
 mod process;
 mod top;
+mod cpu;
+mod diskstats;
+mod filesystem;
+mod interval;
+mod load;
+mod memory;
+mod network;
+mod numa;
+mod pressure;
+mod swap;
+#[cfg(test)]
+mod testing;
+mod vmstat;
 
 use std::time::Duration;
 
@@ -87,3 +100,15 @@ pub struct Entry {
 
 /// All collectors.
 pub static ALL: &[&Entry] = &[&agent::ENTRY, &fd::ENTRY, &process::ENTRY];
+pub static ALL: &[&Entry] = &[
+    &cpu::ENTRY,
+    &load::ENTRY,
+    &pressure::ENTRY,
+    &memory::ENTRY,
+    &swap::ENTRY,
+    &vmstat::ENTRY,
+    &numa::ENTRY,
+    &filesystem::ENTRY,
+    &diskstats::ENTRY,
+    &network::ENTRY,
+];

@@ -6,7 +6,9 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{CWD, Mode, OFlags, PROC_SUPER_MAGIC, fstatfs, openat};
 use rustix::io::{Errno, pread};
 
 /// Largest file that is read whole: enough for /proc/stat of 4,096 CPUs, and a bound on what a broken driver prints.
@@ -101,7 +103,7 @@ impl Files {
     /// With the path, when it cannot be opened or read or is larger than 8 MiB.
     pub fn read_into(&self, path: &Path, buffer: &mut Vec<u8>) -> Result<(), ReadError> {
         let fd = open(path)?;
-        read_fd(&fd, path, buffer, MAX_BYTES)
+        read_fd(&fd, path, End::EmptyRead, buffer, MAX_BYTES)
     }
 
     /// Reads the whole file.
@@ -112,6 +114,22 @@ impl Files {
         let mut buffer = Vec::new();
         self.read_into(path, &mut buffer)?;
         Ok(buffer)
+    }
+
+    /// Reads a small attribute of /sys, without the newline at its end: one open, one read, no memory. The error is the
+    /// bare number, as for an attribute the refusal is often the answer (`carrier` of an interface that is down).
+    ///
+    /// # Errors
+    /// What the kernel said; E2BIG when it is longer than `buffer`.
+    pub fn attribute<'a>(&self, path: &Path, buffer: &'a mut [u8]) -> Result<&'a [u8], Errno> {
+        let fd = open_bare(path)?;
+        let count = loop {
+            match pread(&fd, &mut *buffer, 0) {
+                Err(Errno::INTR) => {}
+                other => break other?,
+            }
+        };
+        if count == buffer.len() { Err(Errno::TOOBIG) } else { Ok(buffer[..count].trim_ascii()) }
     }
 
     /// Reads a small file as text without the blanks at its ends; invalid UTF-8 becomes U+FFFD.
@@ -128,7 +146,7 @@ impl Files {
     /// With the path, when it cannot be opened or read or is larger.
     pub fn read_large(&self, path: &Path) -> Result<Vec<u8>, ReadError> {
         let mut buffer = Vec::new();
-        read_fd(&open(path)?, path, &mut buffer, LARGE_BYTES)?;
+        read_fd(&open(path)?, path, End::EmptyRead, &mut buffer, LARGE_BYTES)?;
         Ok(buffer)
     }
 
@@ -167,19 +185,39 @@ impl Files {
     }
 }
 
-/// A file that is read every cycle: opened once, then one `pread` a cycle into memory that is reused.
+/// A file that is read every cycle: opened once, then as few `pread`s a cycle as the file allows, into memory that is
+/// reused.
 #[derive(Debug)]
 pub struct Source {
     path: PathBuf,
     fd: Option<OwnedFd>,
     buffer: Vec<u8>,
+    end: End,
+    /// Set when the file was read and the kernel can tell whether it changed since.
+    announced: bool,
+}
+
+/// How the end of a file shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// By a read that gives nothing: the kernel prints a list page by page.
+    EmptyRead,
+    /// By a read that does not fill the buffer: the kernel prints the file in one piece.
+    ShortRead,
 }
 
 impl Source {
     /// The file at `path`; it is opened when first read.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
-        Self { path, fd: None, buffer: Vec::new() }
+        Self { path, fd: None, buffer: Vec::new(), end: End::EmptyRead, announced: false }
+    }
+
+    /// A file that the kernel prints in one piece (`single_open` in its source: stat, meminfo, loadavg, pressure, and
+    /// every attribute of /sys), so that one `pread` reads it all.
+    #[must_use]
+    pub fn single(path: PathBuf) -> Self {
+        Self { end: End::ShortRead, ..Self::new(path) }
     }
 
     /// Its path, for messages.
@@ -193,46 +231,67 @@ impl Source {
     /// # Errors
     /// As [`Files::read_into`].
     pub fn read(&mut self) -> Result<&[u8], ReadError> {
+        self.announced = false;
         let fd = match self.fd.take() {
             Some(fd) => fd,
             None => open(&self.path)?,
         };
-        read_fd(&fd, &self.path, &mut self.buffer, MAX_BYTES)?;
+        read_fd(&fd, &self.path, self.end, &mut self.buffer, MAX_BYTES)?;
         self.fd = Some(fd);
         Ok(&self.buffer)
+    }
+
+    /// Reads a mount table (`mounts`, `mountinfo`) if it changed since the last call; `None` when it did not. The
+    /// kernel tells by POLLPRI on the open file. Where the file is not the kernel's (a recorded one), it always counts
+    /// as changed.
+    ///
+    /// # Errors
+    /// As [`Files::read_into`].
+    pub fn read_if_changed(&mut self) -> Result<Option<&[u8]>, ReadError> {
+        if let Some(fd) = self.fd.as_ref().filter(|_| self.announced) {
+            // A poll that fails or is interrupted says nothing: the file is read.
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let mut fds = [PollFd::new(fd, PollFlags::PRI | PollFlags::ERR)];
+            if poll(&mut fds, Some(&now)) == Ok(0) {
+                return Ok(None);
+            }
+        }
+        self.read()?;
+        let of_kernel = |fd: &OwnedFd| fstatfs(fd).is_ok_and(|fs| fs.f_type == PROC_SUPER_MAGIC);
+        self.announced = self.fd.as_ref().is_some_and(of_kernel);
+        Ok(Some(&self.buffer))
     }
 }
 
 fn open(path: &Path) -> Result<OwnedFd, ReadError> {
-    // O_NONBLOCK: a FIFO that someone put in the place of a file must not stop the agent.
-    openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty()).map_err(|errno| ReadError {
-        path: path.to_owned(),
-        what: "cannot open",
-        source: errno.into(),
-    })
+    open_bare(path).map_err(|errno| ReadError { path: path.to_owned(), what: "cannot open", source: errno.into() })
 }
 
-fn read_fd(fd: &OwnedFd, path: &Path, buffer: &mut Vec<u8>, max_bytes: usize) -> Result<(), ReadError> {
+fn open_bare(path: &Path) -> Result<OwnedFd, Errno> {
+    // O_NONBLOCK: a FIFO that someone put in the place of a file must not stop the agent.
+    openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
+}
+
+fn read_fd(fd: &OwnedFd, path: &Path, end: End, buffer: &mut Vec<u8>, max_bytes: usize) -> Result<(), ReadError> {
     let error = |source: io::Error| ReadError { path: path.to_owned(), what: "cannot read", source };
     buffer.clear();
-    let mut filled = 0;
     loop {
-        if buffer.len() - filled < 1024 {
-            let grown = (buffer.capacity().max(4096)).max(filled * 2);
-            buffer.resize(grown, 0);
+        let spare = buffer.capacity() - buffer.len();
+        if spare < 1024 {
+            buffer.reserve(buffer.len().max(4096));
+            continue;
         }
-        match pread(fd, &mut buffer[filled..], filled as u64) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(Errno::INTR) => {}
+        let offset = buffer.len() as u64;
+        match pread(fd, spare_capacity(buffer), offset) {
+            Ok(0) => return Ok(()),
+            Ok(count) if end == End::ShortRead && count < spare => return Ok(()),
+            Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(error(errno.into())),
         }
-        if filled > max_bytes {
+        if buffer.len() > max_bytes {
             return Err(error(io::Error::other(format!("larger than {} MiB", max_bytes >> 20))));
         }
     }
-    buffer.truncate(filled);
-    Ok(())
 }
 
 /// Opens a file for a caller that must keep it, such as /dev/kmsg.
@@ -241,4 +300,67 @@ fn read_fd(fd: &OwnedFd, path: &Path, buffer: &mut Vec<u8>, max_bytes: usize) ->
 /// With the path.
 pub fn open_file(path: &Path) -> Result<File, ReadError> {
     open(path).map(File::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixture(name: &str, content: &[u8]) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("sysops-files-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("the temporary directory is writable");
+        let path = dir.join("file");
+        std::fs::write(&path, content).expect("the temporary directory is writable");
+        path
+    }
+
+    #[test]
+    fn every_length_around_the_buffer_is_read_whole() {
+        for length in [0, 1, 3071, 3072, 4095, 4096, 4097, 8191, 8192, 100_000] {
+            let content: Vec<u8> = (0..length).map(|at| b'a' + (at % 23) as u8).collect();
+            let path = fixture("length", &content);
+            for mut source in [Source::new(path.clone()), Source::single(path.clone())] {
+                for _ in 0..3 {
+                    assert_eq!(source.read().expect("it is there"), content, "{length} bytes");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_grows_without_end_is_an_error() {
+        let path = fixture("large", &vec![b'x'; MAX_BYTES + 5000]);
+        let error = Source::new(path.clone()).read().map(<[u8]>::len).expect_err("too large");
+        assert!(error.to_string().contains("cannot read") && error.to_string().contains("file"), "{error}");
+        std::fs::remove_file(path).expect("it was written above");
+    }
+
+    #[test]
+    fn after_an_error_a_source_is_opened_anew() {
+        let path = fixture("anew", b"one");
+        let mut source = Source::new(path.clone());
+        std::fs::remove_file(&path).expect("it was written above");
+        assert!(source.read().expect_err("it is gone").is_absent());
+        std::fs::write(&path, b"two").expect("the temporary directory is writable");
+        assert_eq!(source.read().expect("it is back"), b"two");
+    }
+
+    #[test]
+    fn the_live_mount_table_is_read_once_until_it_changes_and_a_recorded_one_always() {
+        let mut live = Source::new(PathBuf::from("/proc/self/mountinfo"));
+        assert!(live.read_if_changed().expect("procfs").is_some_and(|text| text.ends_with(b"\n")));
+        // Another test, or the machine, may mount something in between: not in each of a hundred turns.
+        assert!((0..100).any(|_| live.read_if_changed().expect("procfs").is_none()));
+        let mut recorded = Source::new(fixture("mounts", b"a\n"));
+        assert!((0..3).all(|_| recorded.read_if_changed().expect("it is there").is_some()));
+    }
+
+    #[test]
+    fn attributes_come_without_newline_or_with_the_bare_error() {
+        let files = Files::new("/proc".into(), "/sys".into(), "/".into());
+        let path = fixture("attribute", b"1400\n");
+        assert_eq!(files.attribute(&path, &mut [0; 16]), Ok(&b"1400"[..]));
+        assert_eq!(files.attribute(&path, &mut [0; 5]), Err(Errno::TOOBIG));
+        assert_eq!(files.attribute(Path::new("/nowhere/at/all"), &mut [0; 16]), Err(Errno::NOENT));
+    }
 }

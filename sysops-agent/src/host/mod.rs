@@ -8,6 +8,9 @@ pub mod open_fds;
 pub mod os;
 pub mod processes;
 pub mod systemd;
+pub mod mounts;
+pub mod os;
+pub mod space;
 
 pub use clock::Clock;
 pub use events::EventSource;
@@ -15,6 +18,7 @@ pub use files::{Files, ReadError, Source};
 pub use open_fds::OpenFds;
 pub use processes::{Process, Processes};
 pub use systemd::Systemd;
+pub use rustix::io::Errno;
 
 use std::path::{Path, PathBuf};
 

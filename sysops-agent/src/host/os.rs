@@ -1,16 +1,17 @@
 //! System calls that tell how the machine stands and have no file: statvfs, uname, page size, clock ticks.
 
 use std::ffi::{CStr, CString};
-use std::path::Path;
 
 use rustix::fs::StatVfs;
 use rustix::io::Errno;
+use rustix::path::Arg;
 
-/// Space and inodes of the file system at `path` (statvfs(3)). May hang for ever on a dead network file system.
+/// Space and inodes of the file system at `path` (statvfs(3)). May hang for ever on a dead network file system:
+/// `space::Asker` asks without waiting for ever.
 ///
 /// # Errors
 /// What the kernel said.
-pub fn statvfs(path: &Path) -> Result<StatVfs, Errno> {
+pub fn statvfs(path: impl Arg) -> Result<StatVfs, Errno> {
     rustix::fs::statvfs(path)
 }
 
