@@ -33,7 +33,8 @@ impl Default for MadeProcess<'_> {
 impl MadeHost {
     /// A host with an empty /proc.
     pub(super) fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
+        // In memory where there is such a place: thousands of files take a disk many seconds.
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory");
         fs::create_dir(dir.path().join("proc")).expect("created");
         let host = Host::fixture(dir.path());
         Self { dir, host }
@@ -79,6 +80,12 @@ impl MadeHost {
     /// Makes a link below /proc.
     pub(super) fn link(&self, name: &str, target: &str) {
         std::os::unix::fs::symlink(target, self.dir.path().join("proc").join(name)).expect("linked");
+    }
+
+    /// Gives a file or directory below /proc another name.
+    pub(super) fn rename(&self, from: &str, to: &str) {
+        let proc = self.dir.path().join("proc");
+        fs::rename(proc.join(from), proc.join(to)).expect("renamed");
     }
 
     /// Takes a file or directory below /proc away.
