@@ -111,5 +111,9 @@ pub(super) fn shown(batch: &Batch) -> Vec<String> {
 
 /// The readings of one metric.
 pub(super) fn shown_of(batch: &Batch, metric: &str) -> Vec<String> {
-    shown(batch).into_iter().filter_map(|line| Some(line.strip_prefix(metric)?.to_owned())).collect()
+    let of_metric = |line: &String| {
+        let rest = line.strip_prefix(metric)?;
+        rest.starts_with([' ', '{']).then(|| rest.to_owned())
+    };
+    shown(batch).iter().filter_map(of_metric).collect()
 }
