@@ -27,7 +27,7 @@ static THREADS: Metric<0> = Metric::gauge("processes_threads", Unit::Count, "Thr
 static UNREADABLE: Metric<0> = Metric::gauge(
     "processes_unreadable",
     Unit::Count,
-    "Processes whose stat file was refused or not understood; they are in processes only.",
+    "Processes whose stat file was refused or not understood: of them no more is known than that they are there.",
     &[],
 );
 static UNTRACKED: Metric<0> = Metric::gauge(
