@@ -34,7 +34,8 @@ static PROCESS_USED: Metric<2> = Metric::gauge(
 static UNREADABLE: Metric<0> = Metric::gauge(
     "fd_unreadable_processes",
     Unit::Count,
-    "Processes whose open files could not be counted, nearly always as this user may not; from Linux 6.2 on anyone may.",
+    "Processes whose open files could not be counted, nearly always as this user may not; from Linux 6.2 on anyone may. \
+     Absent where /proc is mounted with hidepid and does not list all.",
     &[],
 );
 
@@ -81,6 +82,8 @@ struct FdCollector {
 struct Scan {
     counted: u64,
     refused: u64,
+    /// Process 1, which is in each pid namespace, was listed: nothing is hidden from this user.
+    all_listed: bool,
     open: Top,
     used: Top,
 }
@@ -92,7 +95,7 @@ impl FdCollector {
             file_nr: Source::new(host.files.proc("sys/fs/file-nr")),
             processes: Processes::new(&host.files),
             open_fds: OpenFds::new(&host.files.proc("")),
-            scan: Scan { counted: 0, refused: 0, open: Top::new(limit), used: Top::new(limit) },
+            scan: Scan { counted: 0, refused: 0, all_listed: false, open: Top::new(limit), used: Top::new(limit) },
         }
     }
 }
@@ -115,12 +118,13 @@ impl Collector for FdCollector {
 
 impl Scan {
     fn start(&mut self) {
-        (self.counted, self.refused) = (0, 0);
+        (self.counted, self.refused, self.all_listed) = (0, 0, false);
         self.open.clear();
         self.used.clear();
     }
 
     fn see(&mut self, process: Process<'_>, open_fds: &mut OpenFds) {
+        self.all_listed |= process.pid == 1;
         let open = match open_fds.of(process) {
             Ok(open) => open,
             // It ended after /proc was listed.
@@ -151,7 +155,9 @@ impl Scan {
 
     #[expect(clippy::cast_precision_loss, reason = "a number of processes is below 2^53")]
     fn emit(&self, out: &mut Batch) {
-        out.gauge(&UNREADABLE, [], self.refused as f64);
+        if self.all_listed {
+            out.gauge(&UNREADABLE, [], self.refused as f64);
+        }
         for (metric, top) in [(&OPEN, &self.open), (&PROCESS_USED, &self.used)] {
             for row in top.rows() {
                 out.gauge(metric, [PidText::new(row.pid).as_str(), row.comm.as_str()], row.value);

@@ -33,7 +33,8 @@ impl Default for MadeProcess<'_> {
 impl MadeHost {
     /// A host with an empty /proc.
     pub(super) fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
+        // In memory where there is such a place: thousands of files take a disk many seconds.
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory");
         fs::create_dir(dir.path().join("proc")).expect("created");
         let host = Host::fixture(dir.path());
         Self { dir, host }
@@ -81,6 +82,12 @@ impl MadeHost {
         std::os::unix::fs::symlink(target, self.dir.path().join("proc").join(name)).expect("linked");
     }
 
+    /// Gives a file or directory below /proc another name.
+    pub(super) fn rename(&self, from: &str, to: &str) {
+        let proc = self.dir.path().join("proc");
+        fs::rename(proc.join(from), proc.join(to)).expect("renamed");
+    }
+
     /// Takes a file or directory below /proc away.
     pub(super) fn remove(&self, name: &str) {
         let path = self.dir.path().join("proc").join(name);
@@ -104,5 +111,9 @@ pub(super) fn shown(batch: &Batch) -> Vec<String> {
 
 /// The readings of one metric.
 pub(super) fn shown_of(batch: &Batch, metric: &str) -> Vec<String> {
-    shown(batch).into_iter().filter_map(|line| Some(line.strip_prefix(metric)?.to_owned())).collect()
+    let of_metric = |line: &String| {
+        let rest = line.strip_prefix(metric)?;
+        rest.starts_with([' ', '{']).then(|| rest.to_owned())
+    };
+    shown(batch).iter().filter_map(of_metric).collect()
 }

@@ -13,25 +13,25 @@ use crate::host::{Host, Process, Processes, ReadError, Source, os};
 use crate::model::{Batch, Metric, Tick, Unit};
 use crate::spec::{Key, Values};
 
-static COUNT: Metric<0> = Metric::gauge("process_count", Unit::Count, "Processes, kernel threads included.", &[]);
+static COUNT: Metric<0> = Metric::gauge("processes", Unit::Count, "Processes, kernel threads included.", &[]);
 static STATES: Metric<1> = Metric::gauge(
-    "process_state_count",
+    "processes_state",
     Unit::Count,
     "Processes by state of their first thread: running, sleeping, disk_sleep, stopped, tracing_stop, zombie, dead, \
      parked, idle, other.",
     &["state"],
 );
 static ZOMBIES: Metric<0> =
-    Metric::gauge("process_zombie_count", Unit::Count, "Processes that ended and were not waited for.", &[]);
-static THREADS: Metric<0> = Metric::gauge("process_thread_count", Unit::Count, "Threads of all processes.", &[]);
+    Metric::gauge("processes_zombie", Unit::Count, "Processes that ended and were not waited for.", &[]);
+static THREADS: Metric<0> = Metric::gauge("processes_threads", Unit::Count, "Threads of all processes.", &[]);
 static UNREADABLE: Metric<0> = Metric::gauge(
-    "process_unreadable_count",
+    "processes_unreadable",
     Unit::Count,
-    "Processes whose stat file was refused or not understood; they are in process_count only.",
+    "Processes whose stat file was refused or not understood: of them no more is known than that they are there.",
     &[],
 );
 static UNTRACKED: Metric<0> = Metric::gauge(
-    "process_untracked_count",
+    "processes_untracked",
     Unit::Count,
     "Processes beyond the 65536 whose CPU time is remembered; they cannot be in process_top_cpu_percent.",
     &[],

@@ -49,7 +49,7 @@ pub struct Cpu {
 pub(super) fn collect(host: &Host) -> Cpu {
     let cpuinfo = host.files.read(&host.files.proc("cpuinfo")).unwrap_or_default();
     let facts = parse(&cpuinfo);
-    // Before 2.6.x and where /sys is not to be seen, cpuinfo knows a part of it, on x86 only.
+    // Where /sys is not to be seen, cpuinfo knows a part of it, on x86 only.
     let Topology { sockets, cores_per_socket, threads_per_core } =
         cpu_topology::collect(host).unwrap_or_else(|| facts.topology());
     Cpu {

@@ -17,6 +17,11 @@ fn of(host: &Host) -> Value {
     json
 }
 
+/// A directory in memory where there is such a place: thousands of files take a disk many seconds.
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory")
+}
+
 fn recorded(name: &str) -> Value {
     of(&Host::fixture(&Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/hosts")).join(name)))
 }
@@ -97,7 +102,7 @@ fn a_container_without_devices() {
 
 #[test]
 fn nothing_at_all() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = directory();
     let json = of(&Host::fixture(dir.path()));
     let keys: Vec<&String> = json.as_object().expect("an object").keys().collect();
     assert_eq!(keys, ["collected_at", "cpu", "hostname", "memory", "os", "schema"]);
@@ -119,7 +124,7 @@ fn garbage_in_every_file() {
     let two_sockets = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/hosts/inventory-two-sockets"));
     for garbage in [&b""[..], b"\0\xff\xfe=:\x1b[31m\n", b"-1", b"99999999999999999999", b"18446744073709551615", b"0"]
     {
-        let dir = tempfile::tempdir().expect("a directory");
+        let dir = directory();
         copy_with(two_sockets, dir.path(), garbage);
         let json = of(&Host::fixture(dir.path()));
         assert_eq!(json["disks"].as_array().expect("a list").len(), 5, "{garbage:?}");
@@ -147,7 +152,7 @@ fn copy_with(from: &Path, to: &Path, content: &[u8]) {
 
 #[test]
 fn hostile_text_is_kept_as_text_and_bounded() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = directory();
     let write = |path: &str, content: &[u8]| {
         let path = dir.path().join(path);
         fs::create_dir_all(path.parent().expect("a directory")).expect("created");
@@ -169,7 +174,7 @@ fn hostile_text_is_kept_as_text_and_bounded() {
 
 #[test]
 fn lists_are_bounded_and_say_so() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = directory();
     for number in 0..1030 {
         for path in [format!("sys/block/sd{number}/device"), format!("sys/devices/system/node/node{number}")] {
             fs::create_dir_all(dir.path().join(path)).expect("created");

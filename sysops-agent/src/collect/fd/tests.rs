@@ -70,6 +70,9 @@ fn what_cannot_be_counted_is_told_and_no_failure() {
     made.link("2/fd", "fd");
     let batch = cycle(&mut collector(&made.host, 10), &made.host);
     assert_eq!(shown(&batch), ["fd_unreadable_processes 1", "process_open_fds{1,made} 1"]);
+    made.rename("1", "3");
+    let batch = cycle(&mut collector(&made.host, 10), &made.host);
+    assert_eq!(shown(&batch), ["process_open_fds{3,made} 1"], "how many are hidden is not known");
 }
 
 #[test]

@@ -35,7 +35,11 @@ fn cpu_is_what_was_used_since_the_cycle_before() {
         made.process(pid, process);
     }
     let mut collector = collector(&made.host, 10);
-    assert_eq!(shown_of(&cycle(&mut collector, &made.host), "process_top_cpu"), [""; 0], "nothing to compare with");
+    assert_eq!(
+        shown_of(&cycle(&mut collector, &made.host), "process_top_cpu_percent"),
+        [""; 0],
+        "nothing to compare with"
+    );
 
     made.host.clock.advance(Duration::from_secs(10));
     made.process(20, MadeProcess { cpu_ticks: 1500, ..busy });
@@ -45,17 +49,17 @@ fn cpu_is_what_was_used_since_the_cycle_before() {
     // One that is new in the list and yet older than the cycle before: how much of its time is new is not known.
     made.process(50, MadeProcess { comm: b"older", cpu_ticks: 9999, start_ticks: 599_999, ..busy });
     let batch = cycle(&mut collector, &made.host);
-    let expected = ["_percent{30,busy} 200", "_percent{20,busy} 50", "_percent{40,later} 10"];
-    assert_eq!(shown_of(&batch, "process_top_cpu"), expected);
+    let expected = ["{30,busy} 200", "{20,busy} 50", "{40,later} 10"];
+    assert_eq!(shown_of(&batch, "process_top_cpu_percent"), expected);
 
     // A clock that did not move gives no rate; the wall clock does not matter.
     made.process(20, MadeProcess { cpu_ticks: 1600, ..busy });
     made.host.clock.set_wall(std::time::SystemTime::UNIX_EPOCH);
-    assert_eq!(shown_of(&cycle(&mut collector, &made.host), "process_top_cpu"), [""; 0]);
+    assert_eq!(shown_of(&cycle(&mut collector, &made.host), "process_top_cpu_percent"), [""; 0]);
     made.host.clock.advance(Duration::from_secs(5));
     made.process(20, MadeProcess { cpu_ticks: 1700, ..busy });
     made.process(30, MadeProcess { cpu_ticks: 2999, ..busy });
-    assert_eq!(shown_of(&cycle(&mut collector, &made.host), "process_top_cpu"), ["_percent{20,busy} 20"]);
+    assert_eq!(shown_of(&cycle(&mut collector, &made.host), "process_top_cpu_percent"), ["{20,busy} 20"]);
 }
 
 #[test]
@@ -66,8 +70,8 @@ fn processes_that_end_between_two_reads_are_not_counted() {
     made.remove("2/stat");
     made.write("3", "a file is no process");
     let batch = cycle(&mut collector(&made.host, 10), &made.host);
-    assert_eq!(shown_of(&batch, "process_count"), [" 1"]);
-    assert_eq!(shown_of(&batch, "process_unreadable_count"), [" 0"]);
+    assert_eq!(shown_of(&batch, "processes"), [" 1"]);
+    assert_eq!(shown_of(&batch, "processes_unreadable"), [" 0"]);
 }
 
 #[test]
@@ -80,8 +84,8 @@ fn what_is_odd_is_counted_and_an_error_only_when_all_is_odd() {
     made.write("7/stat/x", "stat is a directory");
     let mut collector = collector(&made.host, 10);
     let batch = cycle(&mut collector, &made.host);
-    assert_eq!(shown_of(&batch, "process_count"), [" 5"]);
-    assert_eq!(shown_of(&batch, "process_unreadable_count"), [" 3"]);
+    assert_eq!(shown_of(&batch, "processes"), [" 5"]);
+    assert_eq!(shown_of(&batch, "processes_unreadable"), [" 3"]);
     for pid in [1, 4, 5, 7] {
         made.remove(&pid.to_string());
     }
@@ -110,7 +114,7 @@ fn limits_of_the_kernel_are_read_absent_or_an_error() {
     made.process(1, MadeProcess::default());
     made.write("sys/kernel/pid_max", "4194304\n");
     let mut collector = collector(&made.host, 10);
-    assert_eq!(shown_of(&cycle(&mut collector, &made.host), "node_processes_max"), ["_processes 4194304"]);
+    assert_eq!(shown_of(&cycle(&mut collector, &made.host), "node_processes_max_processes"), [" 4194304"]);
     made.write("sys/kernel/threads-max", "many");
     let error = collector.collect(&made.host, &mut Batch::default()).expect_err("no number").to_string();
     assert_eq!(error, "/proc/sys/kernel/threads-max: limit: expected a number, found \"many\"");
@@ -130,8 +134,8 @@ fn ten_thousand_processes() {
         made.process(pid, MadeProcess { cpu_ticks: u64::from(pid - 5000), ..MadeProcess::default() });
     }
     let batch = cycle(&mut collector, &made.host);
-    assert_eq!(shown_of(&batch, "process_count"), [" 10000"]);
-    assert_eq!(shown_of(&batch, "process_zombie_count"), [" 100"]);
+    assert_eq!(shown_of(&batch, "processes"), [" 10000"]);
+    assert_eq!(shown_of(&batch, "processes_zombie"), [" 100"]);
     let [cpu, rss] = ["process_top_cpu_percent", "process_top_rss_bytes"].map(|metric| shown_of(&batch, metric));
     assert_eq!((cpu.len(), cpu[0].as_str(), cpu[49].as_str()), (50, "{5060,made} 60", "{5011,made} 11"));
     assert_eq!((rss.len(), rss[0].as_str()), (50, format!("{{10000,made}} {}", 10_000 * os::page_size()).as_str()));
