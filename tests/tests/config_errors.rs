@@ -162,6 +162,22 @@ fn accepted_with_a_word() {
 }
 
 #[test]
+fn keys_of_a_part_that_is_not_in_this_build_are_checked_where_they_are_known() {
+    let mut declared = declared();
+    declared.absent.push(Absent { table: "reader", feature: "reading" });
+    let settings = parse("config.toml", "[reader]\nnames = []\n", &declared, &environment).expect("no mistakes");
+    assert_eq!(settings.notices(), ["not in this build: [reader] needs feature reading"]);
+    let problems = parse("config.toml", "[reader]\nnmaes = []\n", &declared, &environment).expect_err("a mistake");
+    assert_eq!(problems.shown()[0].location(), "config.toml:2:1");
+}
+
+#[test]
+fn lines_of_other_systems() {
+    let text = "\u{feff}[agent]\r\n\thostnmae = \"wéb\"\r\n";
+    insta::assert_snapshot!(mistakes(text));
+}
+
+#[test]
 fn a_file_with_references_alone_may_be_read_by_everyone() {
     let file = directory("references").join("config.toml");
     fs::write(&file, "[hook]\ntoken = \"${TOKEN}\"\n").expect("it can be written");

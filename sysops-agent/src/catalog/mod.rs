@@ -56,6 +56,10 @@ pub static TABLES: &[(&str, &str)] = &[
     ("collector", "How often each collector reads."),
     ("inventory", "What the machine is: hardware, system, devices."),
     ("thresholds", "Limits at which a reading becomes an alert."),
+    ("kernel.oom_kill", "The probe of processes that the kernel kills for memory."),
+    ("kernel.hung_task", "The probe of tasks that sleep and cannot be woken."),
+    ("kernel.block_io", "The probe of block devices' latency and errors."),
+    ("kernel.fd", "The probe of file descriptors."),
     ("cpu", "Machines with several sockets or NUMA nodes."),
     ("analyzer", "Analyzers that know what is usual."),
     ("storage", "What is remembered, and for how long."),
@@ -63,6 +67,13 @@ pub static TABLES: &[(&str, &str)] = &[
     ("nats", "Telemetry to a NATS server."),
     ("prometheus", "Readings for a Prometheus server that asks."),
     ("alerting", "How often alerts may be sent. Channels have tables of their own."),
+    ("alerting.console", "Alerts on standard output."),
+    ("alerting.webhook", "Alerts as JSON to an HTTP server."),
+    ("alerting.syslog", "Alerts to this machine's syslog."),
+    ("alerting.discord", "Alerts to Discord."),
+    ("alerting.slack", "Alerts to Slack."),
+    ("alerting.telegram", "Alerts to Telegram."),
+    ("alerting.email", "Alerts by mail."),
 ];
 
 /// All components.

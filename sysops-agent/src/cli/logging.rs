@@ -16,6 +16,9 @@ use super::Level;
 use super::output::{Colour, Style, printable};
 use crate::settings::{Problems, Settings, keys};
 
+/// Where lines about the configuration come from.
+const SETTINGS: &str = "sysops_agent::settings";
+
 /// Sets the log up, once in the life of the process.
 ///
 /// The level is `--log-level`, else `RUST_LOG`, else `agent.log_level`.
@@ -60,18 +63,18 @@ impl Log {
 /// Logs what is to be said about a configuration that was accepted.
 pub fn announce(settings: &Settings) {
     for warning in &settings.warnings {
-        tracing::warn!("{}", warning.line());
+        tracing::warn!(target: SETTINGS, "{}", warning.line());
     }
     for notice in settings.notices() {
-        tracing::info!("{notice}");
+        tracing::info!(target: SETTINGS, "{notice}");
     }
 }
 
 /// Logs why a configuration that was read again was not accepted, one mistake a line.
 pub fn refused(problems: &Problems) {
-    tracing::error!("the configuration has {} mistakes: the one before stays in force", problems.total());
+    tracing::error!(target: SETTINGS, "{}: the configuration before it stays in force", problems.count());
     for problem in problems.shown() {
-        tracing::error!("{}", problem.line());
+        tracing::error!(target: SETTINGS, "{}", problem.line());
     }
 }
 

@@ -98,6 +98,7 @@ impl<'a> Checker<'a> {
             if let Some(&spec) = self.keys.get(path.as_str()).filter(|_| is_one) {
                 self.key(spec, value);
             } else if is_one && self.tables.contains(path.as_str()) {
+                self.settings.not_in_build.extend(self.absent.iter().filter(|absent| absent.table == path));
                 match value.get_ref() {
                     DeValue::Table(inner) => self.table(&path, inner),
                     other => {

@@ -82,7 +82,7 @@ pub struct Absent {
 pub struct Declared {
     /// All keys, none twice.
     pub keys: Vec<&'static KeySpec>,
-    /// Tables of parts that were left out of this build: accepted unread.
+    /// Tables of parts that were left out of this build: accepted and reported, checked as far as their keys are known.
     pub absent: Vec<Absent>,
     /// The components' looks at their values.
     pub checks: Vec<Check>,

@@ -112,6 +112,17 @@ impl Problems {
         &self.list
     }
 
+    /// `3 errors in config.toml`.
+    #[must_use]
+    pub fn count(&self) -> String {
+        let errors = if self.total == 1 { "1 error".to_owned() } else { format!("{} errors", self.total) };
+        let more = match self.total - self.list.len() {
+            0 => String::new(),
+            hidden => format!(", {hidden} not shown"),
+        };
+        format!("{errors} in {}{more}", self.file)
+    }
+
     /// How many there are.
     #[must_use]
     pub fn total(&self) -> usize {
@@ -126,10 +137,7 @@ impl fmt::Display for Problems {
         for problem in &self.list {
             writeln!(f, "{}", Labelled { label: "error", problem })?;
         }
-        let hidden = self.total - self.list.len();
-        let count = if self.total == 1 { "1 error".to_owned() } else { format!("{} errors", self.total) };
-        let more = if hidden == 0 { String::new() } else { format!(", {hidden} not shown") };
-        writeln!(f, "{count} in {}{more}", self.file)
+        writeln!(f, "{}", self.count())
     }
 }
 
