@@ -78,8 +78,8 @@ pub struct Wire {
 
 #[derive(Default)]
 struct State {
-    /// What the agent sends is read and thrown away: it is lost in flight.
-    swallow: Cell<bool>,
+    /// What comes on connections up to this number is read and thrown away: it is lost in flight.
+    swallow: Cell<u32>,
     connections: Cell<u32>,
     cut: tokio::sync::Notify,
 }
@@ -97,14 +97,14 @@ impl Wire {
         Self { port, state }
     }
 
-    /// From now on what the agent sends gets lost, and nothing comes back.
+    /// From now on what is sent on the connections that there are gets lost, both ways; they stay open, and new ones
+    /// work.
     pub fn swallow(&self) {
-        self.state.swallow.set(true);
+        self.state.swallow.set(self.state.connections.get());
     }
 
     /// Cuts all connections; new ones work.
     pub fn cut(&self) {
-        self.state.swallow.set(false);
         self.state.cut.notify_waiters();
     }
 
@@ -122,7 +122,7 @@ async fn hand_on(listener: TcpListener, to: u16, state: Rc<State>) {
             accepted = listener.accept() => {
                 let Ok((agent, _)) = accepted else { return };
                 state.connections.set(state.connections.get() + 1);
-                open.spawn_local(pump(agent, to, state.clone()));
+                open.spawn_local(pump(agent, to, state.connections.get(), state.clone()));
             }
             () = state.cut.notified() => open.abort_all(),
             Some(_) = open.join_next() => {}
@@ -130,20 +130,21 @@ async fn hand_on(listener: TcpListener, to: u16, state: Rc<State>) {
     }
 }
 
-async fn pump(mut agent: TcpStream, to: u16, state: Rc<State>) {
+async fn pump(mut agent: TcpStream, to: u16, number: u32, state: Rc<State>) {
+    let is_swallowed = || number <= state.swallow.get();
     let Ok(mut server) = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], to))).await else { return };
     let (mut up, mut down) = ([0; 4096], [0; 4096]);
     loop {
         tokio::select! {
             size = agent.read(&mut up) => match size {
                 Ok(size) if size > 0 => {
-                    if !state.swallow.get() && server.write_all(&up[..size]).await.is_err() { return }
+                    if !is_swallowed() && server.write_all(&up[..size]).await.is_err() { return }
                 }
                 _ => return,
             },
             size = server.read(&mut down) => match size {
                 Ok(size) if size > 0 => {
-                    if !state.swallow.get() && agent.write_all(&down[..size]).await.is_err() { return }
+                    if !is_swallowed() && agent.write_all(&down[..size]).await.is_err() { return }
                 }
                 _ => return,
             },

@@ -196,6 +196,25 @@ fn what_was_in_flight_when_the_connection_broke_is_sent_again() {
 }
 
 #[test]
+fn a_connection_that_is_dead_and_does_not_know_it() {
+    let Some(server) = servers::nats(free_port(), "") else { return };
+    run(async {
+        let inbox = listen(&server).await;
+        let wire = Wire::to(server.port).await;
+        let exporter = publisher(wire.port, &[]);
+        until_connected(&*exporter).await;
+        // A firewall that forgot the connection: nothing is refused, nothing arrives.
+        wire.swallow();
+        for number in 0..10 {
+            exporter.alert(&alert(number));
+        }
+        let all: Vec<u32> = (0..10).collect();
+        until("it is given up, and all is sent on another", 2 * LONG, || alerts(&inbox) == all).await;
+        exporter.stop().await;
+    });
+}
+
+#[test]
 fn a_server_that_is_killed_and_comes_back() {
     let port = free_port();
     let Some(mut server) = servers::nats(port, "") else { return };
@@ -265,7 +284,7 @@ fn a_slow_consumer_is_the_servers_trouble() {
         let more = [("nats.metrics_interval_secs", Value::Int(1)), ("nats.compression", Value::Bool(false))];
         let exporter = publish(&feed, server.port, &more).expect("right settings");
         let mut number = 0;
-        until("the server cuts the slow consumer off", LONG, || {
+        until("the server cuts the slow consumer off", 2 * LONG, || {
             exporter.alert(&alert(number));
             number += 1;
             server.log().contains("Slow Consumer")
