@@ -117,7 +117,7 @@ pub fn run(test: impl Future<Output = ()>) {
 pub fn values(entry: &Entry, pairs: &[(&str, Value)]) -> Values {
     let mut values = Values::default();
     for (path, value) in pairs {
-        let key = entry.keys.iter().find(|key| key.path == *path).unwrap_or_else(|| panic!("no key {path}"));
+        let key = entry.keys.iter().find(|key| key.path == *path).expect(path);
         values.set(key, value.clone());
     }
     values
@@ -202,5 +202,5 @@ pub fn alert(number: u32) -> Alert {
 #[expect(clippy::disallowed_methods, reason = "a file of the repository")]
 pub fn repository_file(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
-    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    std::fs::read_to_string(&path).expect("the file is in the repository")
 }

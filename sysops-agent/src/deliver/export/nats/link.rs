@@ -8,12 +8,9 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use async_nats::{
-    Client, ClientError, ConnectOptions, Event, HeaderMap, Request, RequestErrorKind, ServerAddr, ServerError, Subject,
-};
-use bytes::Bytes;
+use async_nats::{Client, ClientError, ConnectOptions, Event, HeaderMap, Request, ServerAddr, ServerError, Subject};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{sleep_until, timeout};
 
 use super::access::Access;
 use super::publisher::Shared;
@@ -73,6 +70,7 @@ impl Link {
             .max_reconnects(max_attempts)
             .ping_interval(PING_INTERVAL)
             .client_capacity(CLIENT_CAPACITY)
+            .subscription_capacity(CLIENT_CAPACITY)
             .read_buffer_capacity(READ_BUFFER_BYTES)
             .request_timeout(None)
             .reconnect_delay_callback(move |attempt| match abandoned.load(Ordering::Relaxed) {
@@ -99,36 +97,37 @@ impl Link {
         })
     }
 
-    /// Sends until it is told to stop, then for at most `drain` longer.
-    pub(super) async fn run(mut self, drain: Duration) {
+    /// Sends until it is told to stop, then until nothing waits or the time to stop is over.
+    pub(super) async fn run(mut self) {
         let Some(options) = self.options.take() else { return };
-        let client = match options.connect(self.servers.clone()).await {
-            Ok(client) => client,
-            Err(error) => return self.give_up(&format!("nats: cannot use {}: {error}", self.address)),
-        };
-        let deadline = self.work(&client, drain).await;
-        if let Some(deadline) = deadline {
-            tokio::select! {
-                () = self.until_empty(&client) => {}
-                () = sleep_until(deadline) => {}
+        let shared = self.shared.clone();
+        match options.connect(self.servers.clone()).await {
+            Ok(client) => tokio::select! {
+                () = self.work(&client) => {}
+                () = overdue(&shared) => {}
+            },
+            Err(error) => self.give_up(&format!("nats: cannot use {}: {error}", self.address)),
+        }
+        if self.gave_up {
+            // What comes before the stop is counted as it comes; what came after it, below.
+            while shared.stop_by.get().is_none() {
+                shared.queue.borrow_mut().clear(Reason::GaveUp);
+                shared.wake.notified().await;
             }
         }
-        self.shared.queue.borrow_mut().clear(Reason::Shutdown);
-        self.shared.connected.set(false);
+        shared.queue.borrow_mut().clear(Reason::Shutdown);
+        shared.connected.set(false);
     }
 
-    /// The steady state; returns the deadline of the drain.
-    async fn work(&mut self, client: &Client, drain: Duration) -> Option<Instant> {
+    async fn work(&mut self, client: &Client) {
         let shared = self.shared.clone();
-        while !shared.stopping.get() {
-            if self.gave_up {
-                shared.queue.borrow_mut().clear(Reason::GaveUp);
-            } else if shared.connected.get() && !shared.queue.borrow().is_empty() {
-                // A stop must not wait for a window that a silent server keeps.
-                tokio::select! {
-                    () = self.send_window(client) => {}
-                    () = stopped(&shared) => {}
-                }
+        while !self.gave_up {
+            let is_empty = shared.queue.borrow().is_empty();
+            if is_empty && shared.stop_by.get().is_some() {
+                return;
+            }
+            if shared.connected.get() && !is_empty {
+                self.send_window(client).await;
                 continue;
             }
             tokio::select! {
@@ -136,24 +135,9 @@ impl Link {
                 () = shared.wake.notified() => {}
             }
         }
-        (!self.gave_up).then(|| Instant::now() + drain)
-    }
-
-    async fn until_empty(&mut self, client: &Client) {
-        // A window that the stop interrupted is sent again.
-        self.shared.queue.borrow_mut().put_back();
-        while !self.shared.queue.borrow().is_empty() {
-            if self.shared.connected.get() {
-                self.send_window(client).await;
-            } else {
-                let event = self.events.recv().await;
-                self.on_event(client, event);
-            }
-        }
     }
 
     async fn send_window(&mut self, client: &Client) {
-        self.shared.queue.borrow_mut().put_back();
         let window = self.shared.queue.borrow_mut().take_window();
         let sent = self.send(client, &window).await;
         let mut queue = self.shared.queue.borrow_mut();
@@ -192,16 +176,15 @@ impl Link {
         self.confirm(client).await
     }
 
-    /// Asks for something that no one answers: the server says so (`503 no responders`), and as it works through a
-    /// connection in order, it then has everything that was published before. async-nats has no other round trip:
-    /// its `flush` ends at the socket, and what is in the socket when a connection breaks is lost.
+    /// Sends itself a message. The server works through a connection in order, so when it comes back the server has
+    /// everything that was published before. async-nats has no other round trip: its `flush` ends at the socket, and
+    /// what is in the socket when a connection breaks is lost.
     async fn confirm(&mut self, client: &Client) -> Sent {
         if self.can_confirm {
-            let question = Request::new().payload(Bytes::new()).timeout(Some(CONFIRM_TIMEOUT));
-            let question = client.send_request(client.new_inbox(), question);
-            match self.unless_lost(client, question).await {
+            let inbox = client.new_inbox();
+            let question = Request::new().inbox(inbox.clone()).timeout(Some(CONFIRM_TIMEOUT));
+            match self.unless_lost(client, client.send_request(inbox, question)).await {
                 Some(Ok(_)) => return Sent::Confirmed,
-                Some(Err(error)) if error.kind() == RequestErrorKind::NoResponders => return Sent::Confirmed,
                 Some(Err(error)) => {
                     self.say(&format!("nats: {}: the server does not confirm: {error}", self.address));
                     // A full write buffer keeps this command waiting; then the pings end the connection.
@@ -303,7 +286,7 @@ impl Link {
     }
 
     fn give_up(&mut self, why: &str) {
-        if self.gave_up || self.shared.stopping.get() {
+        if self.gave_up || self.shared.stop_by.get().is_some() {
             return;
         }
         self.gave_up = true;
@@ -325,10 +308,13 @@ impl Link {
     }
 }
 
-/// Waits until the agent stops; other wake-ups pass through.
-async fn stopped(shared: &Shared) {
-    while !shared.stopping.get() {
-        shared.wake.notified().await;
+/// Waits for the end of the time that a stop leaves.
+async fn overdue(shared: &Shared) {
+    loop {
+        if let Some(deadline) = shared.stop_by.get() {
+            return sleep_until(deadline).await;
+        }
+        shared.stop.notified().await;
     }
 }
 
@@ -356,6 +342,8 @@ fn jittered(delay: Duration, attempt: usize) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     #[test]

@@ -12,7 +12,7 @@ use async_nats::Subject;
 use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use super::access::Access;
 use super::link::Link;
@@ -50,7 +50,10 @@ pub(super) struct Shared {
     pub(super) queue: RefCell<Queue>,
     /// Something was queued, or it is time to stop.
     pub(super) wake: Notify,
-    pub(super) stopping: Cell<bool>,
+    /// `stop_by` was set.
+    pub(super) stop: Notify,
+    /// When the last message must be gone; none while the agent runs.
+    pub(super) stop_by: Cell<Option<Instant>>,
     pub(super) connected: Cell<bool>,
     /// The most that the server takes in one message.
     pub(super) max_payload: Cell<usize>,
@@ -73,7 +76,8 @@ impl Publisher {
         let shared = Rc::new(Shared {
             queue: RefCell::default(),
             wake: Notify::new(),
-            stopping: Cell::new(false),
+            stop: Notify::new(),
+            stop_by: Cell::new(None),
             connected: Cell::new(false),
             max_payload: Cell::new(1 << 20),
             problem: RefCell::new(Some(format!("nats: no connection to {access} yet"))),
@@ -92,7 +96,7 @@ impl Publisher {
         Ok(Self {
             include_alerts: values.get(&INCLUDE_ALERTS),
             produce: tokio::task::spawn_local(produce(shared.clone(), context.clone(), times, entries)),
-            link: tokio::task::spawn_local(link.run(DRAIN)),
+            link: tokio::task::spawn_local(link.run()),
             shared,
         })
     }
@@ -116,7 +120,8 @@ impl Exporter for Publisher {
     fn stop(self: Box<Self>) -> Pin<Box<dyn Future<Output = ()>>> {
         Box::pin(async move {
             self.produce.abort();
-            self.shared.stopping.set(true);
+            self.shared.stop_by.set(Some(Instant::now() + DRAIN));
+            self.shared.stop.notify_one();
             self.shared.wake.notify_one();
             let _ = self.link.await;
             self.shared.abandoned.store(true, Ordering::Relaxed);
