@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::toolchain::{self, Facts, Route};
-use crate::{apt, no_args, program};
+use crate::{apt, no_args, program, workspace};
 
 /// The command.
 pub(crate) fn main(args: &[String]) -> Result<()> {
@@ -44,39 +44,39 @@ pub(crate) fn ensure() -> Option<Route> {
 fn get(route: Route, facts: &Facts) -> Result<()> {
     match route {
         Route::Debian => {
-            if !facts.debian_core || !facts.linker {
-                timed("packages", || apt::ensure(toolchain::PACKAGES))?;
-            }
-            if !facts.linker {
-                timed("bpf-linker", || {
-                    let mut cargo = install_linker();
-                    // llvm-sys finds the LLVM to link with by the llvm-config in PATH.
-                    let path = std::env::var("PATH").unwrap_or_default();
-                    cargo.env("PATH", format!("{}:{path}", toolchain::LLVM_BIN));
-                    program::show(cargo.args(["--no-default-features", "--features", "llvm-22"]))
-                })?;
-            }
+            timed("packages", || apt::ensure(toolchain::PACKAGES))?;
         }
-        Route::Rustup => {
-            if !facts.nightly_source {
-                timed("nightly", || {
-                    let install = ["toolchain", "install", "nightly", "--profile=minimal", "--component=rust-src"];
-                    program::show(Command::new("rustup").args(install))
-                })?;
-            }
-            if !facts.linker {
-                timed("bpf-linker", || program::show(&mut install_linker()))?;
-            }
+        Route::Rustup if !facts.nightly_source => {
+            let mut rustup = Command::new("rustup");
+            rustup.args(["toolchain", "install", toolchain::NIGHTLY, "--profile=minimal", "--no-self-update"]);
+            rustup.args(["--component=rust-src", "--component=clippy", "--component=rustfmt"]);
+            timed("nightly", || program::show(&mut rustup))?;
         }
+        Route::Rustup => {}
     }
-    let now = Facts::read();
-    now.ready().map(|_| ()).context("everything was installed, and still core for BPF or bpf-linker is not found")
+    if !facts.linker {
+        timed("bpf-linker", install_linker)?;
+    }
+    Facts::read()
+        .ready()
+        .map(|_| ())
+        .context("everything was installed, and still core for BPF or bpf-linker is not found")
 }
 
-fn install_linker() -> Command {
-    let mut cargo = crate::workspace::cargo();
-    cargo.args(["install", "bpf-linker", "--locked", "--force", "--version", toolchain::LINKER]);
-    cargo
+/// Builds the linker with an LLVM of this machine; without one takes a built one, by cargo-binstall.
+fn install_linker() -> Result<()> {
+    let mut cargo = workspace::cargo();
+    if let Some((version, dir)) = toolchain::llvm() {
+        // llvm-sys finds the LLVM to link with by the llvm-config that comes first in PATH.
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        cargo.env("PATH", std::env::join_paths(std::iter::once(dir).chain(std::env::split_paths(&path)))?);
+        cargo.args(["install", "bpf-linker", "--locked", "--force", "--version", toolchain::LINKER]);
+        cargo.args(["--no-default-features", "--features"]).arg(format!("llvm-{version}"));
+        return program::show(&mut cargo);
+    }
+    let binstall = ["binstall", "--no-confirm", "--force"];
+    program::show(cargo.args(binstall).arg(format!("bpf-linker@{}", toolchain::LINKER)))
+        .context("there is neither LLVM 22 or 23 with its development files, nor cargo-binstall")
 }
 
 fn timed<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {

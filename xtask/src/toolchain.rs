@@ -8,10 +8,13 @@ use crate::{apt, program, workspace};
 /// Debian's compiler with a prebuilt `core` for BPF, and the LLVM that it was built with.
 pub(crate) const PACKAGES: &[&str] =
     &["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf", "llvm-22-dev", "gcc", "g++"];
-/// Where those packages put LLVM's tools.
-pub(crate) const LLVM_BIN: &str = "/usr/lib/llvm-22/bin";
-/// The bpf-linker that understands LLVM 22.
+/// The nightly of the other route. A day is named, because its LLVM (22) may not be newer than the linker's: the newest
+/// nightly's bitcode is an "Invalid record" to a bpf-linker that is one LLVM behind.
+pub(crate) const NIGHTLY: &str = "nightly-2026-04-15";
+/// The bpf-linker that can be built with each of [`LLVMS`].
 pub(crate) const LINKER: &str = "0.13.0";
+/// LLVMs that read what both routes' compilers write, best first.
+const LLVMS: &[u32] = &[22, 23];
 
 /// What the build of one object file needs, and where it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +42,7 @@ pub(crate) struct Facts {
     pub(crate) debian_core: bool,
     /// bpf-linker is there and not older than [`LINKER`].
     pub(crate) linker: bool,
-    /// rustup has a nightly toolchain with rust-src.
+    /// rustup has [`NIGHTLY`] with rust-src.
     pub(crate) nightly_source: bool,
     /// Packages can be installed.
     pub(crate) apt: bool,
@@ -93,7 +96,7 @@ pub(crate) fn cargo(route: Route, verb: &str) -> Command {
         (Route::Debian, _) => Command::new("/usr/bin/cargo"),
         (Route::Rustup, _) => {
             let mut rustup = Command::new("rustup");
-            rustup.args(["run", "nightly", "cargo"]);
+            rustup.args(["run", NIGHTLY, "cargo"]);
             rustup
         }
     };
@@ -119,6 +122,19 @@ pub(crate) fn cargo(route: Route, verb: &str) -> Command {
     command.env("CARGO_TARGET_DIR", workspace::root().join("target/bpf-build"));
     command.env("PATH", path_with_cargo_bin());
     command
+}
+
+/// An LLVM that bpf-linker can be built with: its version, and the folder of its `llvm-config`.
+pub(crate) fn llvm() -> Option<(u32, PathBuf)> {
+    LLVMS.iter().find_map(|version| {
+        let debian = Path::new("/usr/lib").join(format!("llvm-{version}/bin"));
+        let others = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect::<Vec<_>>();
+        let dir = std::iter::once(debian).chain(others).find(|dir| {
+            program::capture(Command::new(dir.join("llvm-config")).arg("--version"))
+                .is_ok_and(|found| found.split('.').next().is_some_and(|major| major.parse() == Ok(*version)))
+        })?;
+        Some((*version, dir))
+    })
 }
 
 /// BPF programs run on this machine, so they have its byte order.
@@ -175,7 +191,7 @@ fn parse_version(line: &str) -> Option<(u32, u32)> {
 
 fn nightly_source() -> bool {
     let mut rustc = Command::new("rustup");
-    rustc.args(["run", "nightly", "rustc", "--print", "sysroot"]);
+    rustc.args(["run", NIGHTLY, "rustc", "--print", "sysroot"]);
     program::capture(&mut rustc)
         .is_ok_and(|sysroot| Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/Cargo.toml").is_file())
 }
