@@ -6,5 +6,5 @@ pub mod http_far_end;
 pub mod injection;
 pub mod servers;
 pub mod source;
-pub mod values;
 pub mod subscriber;
+pub mod values;

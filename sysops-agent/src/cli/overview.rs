@@ -20,7 +20,7 @@ pub fn line(readings: &dyn Readings) -> String {
             "node_load1" => seen.load = Some(value),
             "memory_used_percent" => seen.memory = Some(value),
             "swap_used_percent" => seen.swap = Some(value),
-            "process_count" => seen.processes = Some(value),
+            "processes" => seen.processes = Some(value),
             "fd_used_percent" => seen.fds = Some(value),
             "disk_usage_percent" if seen.disk.as_ref().is_none_or(|(_, fullest)| value > *fullest) => {
                 seen.disk = Some((shown(label("mountpoint"), 40), value));

@@ -3,25 +3,25 @@
 
 mod agent;
 mod bytes;
-mod cpu_times;
-mod fd;
-#[cfg(test)]
-mod made_host;
-mod pids;
-mod process;
-mod top;
 mod cpu;
+mod cpu_times;
 mod diskstats;
+mod fd;
 mod filesystem;
 mod interval;
 mod load;
+#[cfg(test)]
+mod made_host;
 mod memory;
 mod network;
 mod numa;
+mod pids;
 mod pressure;
+mod process;
 mod swap;
 #[cfg(test)]
 mod testing;
+mod top;
 mod vmstat;
 
 use std::time::Duration;
@@ -99,7 +99,6 @@ pub struct Entry {
 }
 
 /// All collectors.
-pub static ALL: &[&Entry] = &[&agent::ENTRY, &fd::ENTRY, &process::ENTRY];
 pub static ALL: &[&Entry] = &[
     &cpu::ENTRY,
     &load::ENTRY,
@@ -111,4 +110,7 @@ pub static ALL: &[&Entry] = &[
     &filesystem::ENTRY,
     &diskstats::ENTRY,
     &network::ENTRY,
+    &process::ENTRY,
+    &fd::ENTRY,
+    &agent::ENTRY,
 ];

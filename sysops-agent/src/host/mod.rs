@@ -4,21 +4,20 @@ pub mod bytes;
 pub mod clock;
 pub mod events;
 pub mod files;
+pub mod mounts;
 pub mod open_fds;
 pub mod os;
 pub mod processes;
-pub mod systemd;
-pub mod mounts;
-pub mod os;
 pub mod space;
+pub mod systemd;
 
 pub use clock::Clock;
 pub use events::EventSource;
 pub use files::{Files, ReadError, Source};
 pub use open_fds::OpenFds;
 pub use processes::{Process, Processes};
-pub use systemd::Systemd;
 pub use rustix::io::Errno;
+pub use systemd::Systemd;
 
 use std::path::{Path, PathBuf};
 
