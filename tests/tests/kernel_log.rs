@@ -113,7 +113,9 @@ fn every_capture_of_an_oom_kill_gives_exactly_its_kills() {
     ] {
         for kernel in kernels {
             let name = format!("{scenario}/{kernel}");
-            let events = told(events_of(&name));
+            let read = events_of(&name);
+            let events = told(read.clone());
+            assert_eq!(lines(&events), lines(&read), "{name}: the reader itself leaves out what is printed twice");
             check_against_console(&name, &events);
             insta::assert_snapshot!(name.replace('/', "-"), lines(&events));
         }

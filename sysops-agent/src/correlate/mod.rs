@@ -108,18 +108,18 @@ impl Correlator {
             return;
         };
         let Some(mut seen) = list.remove(at) else { return };
+        seen.last = seen.last.max(time(&event));
+        seen.blocked = seen.blocked.max(blocked(&event));
         match &mut seen.waiting {
             _ if seen.sources.has(sources) => self.repeated += 1,
             Some((first, until)) => {
-                join::join(first, event.clone());
+                join::join(first, event);
                 *until = now.monotonic;
                 self.joined += 1;
             }
             None => self.late += 1,
         }
         seen.sources = seen.sources.and(sources);
-        seen.last = seen.last.max(time(&event));
-        seen.blocked = seen.blocked.max(blocked(&event));
         list.push_back(seen);
     }
 
