@@ -70,7 +70,7 @@ pub static TABLES: &[(&str, &str)] = &[
     ("alerting.email", "Alerts by mail."),
 ];
 
-/// All components.
+/// All components: first what reads, then what carries, then the rest.
 #[must_use]
 pub fn components() -> Vec<Component> {
     let collectors = collect::ALL.iter().map(|entry| Component {
@@ -91,7 +91,7 @@ pub fn components() -> Vec<Component> {
         metrics: &[],
         keys: entry.keys,
     });
-    OTHERS.iter().copied().chain(collectors).chain(probes).chain(channels).collect()
+    collectors.chain(probes).chain(channels).chain(OTHERS.iter().copied()).collect()
 }
 
 /// All metrics with the component that gives them; one that several give stands once.
