@@ -76,7 +76,7 @@ pub static TABLES: &[(&str, &str)] = &[
     ("alerting.email", "Alerts by mail."),
 ];
 
-/// All components.
+/// All components: first what reads, then what carries, then the rest.
 #[must_use]
 pub fn components() -> Vec<Component> {
     let collectors = collect::ALL.iter().map(|entry| Component {
@@ -117,6 +117,7 @@ pub fn components() -> Vec<Component> {
     });
     let listed = collectors.chain(probes).chain(logs).chain(analyzers).chain(channels).chain(exporters);
     OTHERS.iter().copied().chain(listed).collect()
+    collectors.chain(probes).chain(channels).chain(OTHERS.iter().copied()).collect()
 }
 
 /// All metrics with the component that gives them; one that several give stands once.
