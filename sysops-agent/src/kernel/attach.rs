@@ -49,8 +49,8 @@ impl Tracepoint {
             Rung::Kmsg | Rung::Off => return Err(Refusal::new("nothing to attach on this rung", "")),
         };
         if let Some((program, point)) = self_check {
-            let own = Own::read(host, facts.initial_pids);
-            let check = object.check(program, point, facts.check_name)?;
+            let look = || Own::read(host, facts.initial_pids);
+            let (check, own) = object.check(program, point, facts.check_name, look)?;
             verify(&check, &own)?;
         }
         object.attach(program, point)?;

@@ -324,3 +324,120 @@ fn u32_at(data: &[u8], at: usize) -> Option<u32> {
     let bytes = data.get(at..at.checked_add(4)?)?;
     Some(u32::from_ne_bytes(bytes.try_into().ok()?))
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Extracts of real kernels (tests/fixtures/extract-btf.py).
+    pub(in crate::kernel) const KERNELS: [(&str, &[u8]); 5] = [
+        ("5.10", include_bytes!("../../../tests/fixtures/btf/5.10.btf")),
+        ("6.1", include_bytes!("../../../tests/fixtures/btf/6.1.btf")),
+        ("6.12", include_bytes!("../../../tests/fixtures/btf/6.12.btf")),
+        ("6.18", include_bytes!("../../../tests/fixtures/btf/6.18.btf")),
+        ("7.2", include_bytes!("../../../tests/fixtures/btf/7.2.btf")),
+    ];
+
+    pub(in crate::kernel) fn kernel(name: &str) -> Btf {
+        let found = KERNELS.iter().find(|(kernel, _)| *kernel == name).expect("a fixture");
+        Btf::parse(found.1.to_vec()).expect("a kernel's BTF")
+    }
+
+    fn offset(kernel: &Btf, name: &str, path: &str) -> Option<u32> {
+        kernel.member(name, path).ok().map(|member| member.offset)
+    }
+
+    /// What `bpftool btf dump` says of 5.10, 6.1, 6.12, 6.18 and 7.2, for members that did move.
+    #[test]
+    fn members_are_where_bpftool_sees_them() {
+        let table: [(&str, &str, [Option<u32>; 5]); 11] = [
+            ("task_struct", "tgid", [Some(2236), Some(2420), Some(2436), Some(1268), Some(2812)]),
+            ("task_struct", "comm", [Some(2736), Some(2976), Some(2976), Some(1752), Some(3344)]),
+            ("task_struct", "cgroups", [Some(3328), Some(3600), Some(3584), Some(2376), Some(4000)]),
+            ("task_struct", "__state", [None, Some(24), Some(24), Some(24), Some(24)]),
+            ("signal_struct", "oom_score_adj", [Some(1010), Some(1026), Some(1018), Some(1058), Some(1074)]),
+            // In a structure without a name.
+            ("mm_struct", "total_vm", [Some(192), Some(184), Some(248), Some(360), Some(600)]),
+            ("mm_struct", "rss_stat", [Some(712), Some(720), Some(816), Some(960), Some(1200)]),
+            ("kernfs_node", "parent", [Some(8), Some(8), Some(8), None, None]),
+            ("kernfs_node", "__parent", [None, None, None, Some(8), Some(8)]),
+            ("request", "__data_len", [Some(40), Some(44), Some(44), Some(44), Some(44)]),
+            ("block_device", "bd_dev", [Some(0), Some(36), Some(52), Some(52), Some(52)]),
+        ];
+        let kernels = KERNELS.map(|(name, _)| kernel(name));
+        for (name, path, expected) in table {
+            assert_eq!(kernels.each_ref().map(|kernel| offset(kernel, name, path)), expected, "{name}.{path}");
+        }
+    }
+
+    #[test]
+    fn arguments_of_a_tracepoint_are_told() {
+        let task = Argument::Pointer("task_struct".into());
+        assert_eq!(kernel("5.10").arguments("mark_victim"), Ok(vec![Argument::Value]));
+        assert_eq!(kernel("6.18").arguments("mark_victim"), Ok(vec![task.clone(), Argument::Value]));
+        assert_eq!(kernel("6.12").arguments("sched_process_exit"), Ok(vec![task.clone()]));
+        assert_eq!(kernel("6.18").arguments("sched_process_exit"), Ok(vec![task, Argument::Value]));
+        assert_eq!(
+            kernel("6.1").arguments("block_io_start"),
+            Err(BtfError::Missing("tracepoint block_io_start".into()))
+        );
+        assert_eq!(kernel("6.18").arguments("sys_enter").map(|found| found.len()), Ok(2));
+    }
+
+    #[test]
+    fn sizes_and_enumerators() {
+        let kernel = kernel("6.18");
+        let size = |name: &str, path: &str| kernel.member(name, path).ok().and_then(|m| kernel.size(m.type_id));
+        assert_eq!(size("task_struct", "comm"), Some(16));
+        assert_eq!(size("task_struct", "mm"), Some(8));
+        assert_eq!(size("signal_struct", "oom_score_adj"), Some(2));
+        assert_eq!(size("cred", "uid"), Some(4), "a structure that holds one number");
+        assert_eq!(kernel.enumerator("MM_ANONPAGES"), Some(1));
+        assert_eq!(kernel.enumerator("MM_NOSUCH"), None);
+        // A bit field has no offset in bytes.
+        assert!(kernel.member("task_struct", "in_execve").is_err());
+        assert!(kernel.member("task_struct", "no_such_member").is_err());
+        assert!(kernel.member("no_such_struct", "x").is_err());
+    }
+
+    #[test]
+    fn what_is_no_btf_is_an_error() {
+        for data in [&b""[..], b"\x9f\xeb", b"\x9f\xeb\x02\x00\x18\x00\x00\x00", &[0; 64]] {
+            assert!(matches!(Btf::parse(data.to_vec()), Err(BtfError::Malformed(_))), "{data:?}");
+        }
+    }
+
+    /// Everything that probes ask, of a file that may be anything: an answer or an error, never a panic.
+    fn ask(data: Vec<u8>) {
+        let Ok(btf) = Btf::parse(data) else { return };
+        for (name, path) in [("task_struct", "tgid"), ("mm_struct", "rss_stat.count"), ("css_set", "subsys")] {
+            if let Ok(member) = btf.member(name, path) {
+                let _ = (btf.size(member.type_id), btf.element(member.type_id), btf.structure_name(member.type_id));
+            }
+        }
+        let _ = btf.arguments("mark_victim");
+        let _ = btf.enumerator("memory_cgrp_id");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn a_truncated_file_is_no_panic(keep in 0..30_000_usize) {
+            let whole = KERNELS[3].1;
+            ask(whole[..keep.min(whole.len())].to_vec());
+        }
+
+        #[test]
+        fn flipped_bits_are_no_panic(flips in prop::collection::vec((0..30_000_usize, 0..8_u32), 1..40)) {
+            let mut data = KERNELS[3].1.to_vec();
+            for (at, bit) in flips {
+                let at = at % data.len();
+                data[at] ^= 1 << bit;
+            }
+            ask(data);
+        }
+    }
+}

@@ -31,6 +31,12 @@ pub(super) struct Own {
     pub whole_paths: bool,
     /// /proc counts processes as the kernel's tracepoints do.
     pub(super) initial_pids: bool,
+    /// Size, resident, and of that file and shared memory: the first three of statm, in pages.
+    pub(super) pages: Option<[u64; 3]>,
+    /// `oom_score_adj`.
+    pub(super) oom_score_adj: Option<i32>,
+    /// CPUs that may ever be there.
+    pub(super) possible_cpus: Option<u64>,
     /// Clock ticks in a second.
     pub ticks_per_second: u64,
 }
@@ -40,6 +46,7 @@ impl Own {
     #[must_use]
     pub(super) fn read(host: &Host, initial_pids: bool) -> Self {
         let process = Process::own(host);
+        let text = |name: &str| host.files.read_text(&host.files.proc(name)).ok();
         Self {
             tgid: process.status("Tgid"),
             tid: process.status("Pid"),
@@ -52,9 +59,26 @@ impl Own {
                 .link(&host.files.proc("self/ns/cgroup"))
                 .is_ok_and(|namespace| namespace.as_os_str() == INITIAL_CGROUP_NAMESPACE),
             initial_pids,
+            pages: text("self/statm").and_then(|text| pages(&text)),
+            oom_score_adj: text("self/oom_score_adj").and_then(|text| text.parse().ok()),
+            possible_cpus: host
+                .files
+                .read_text(&host.files.sys("devices/system/cpu/possible"))
+                .ok()
+                .and_then(|text| possible_cpus(&text)),
             ticks_per_second: os::ticks_per_second(),
         }
     }
+}
+
+fn pages(statm: &str) -> Option<[u64; 3]> {
+    let mut numbers = statm.split_whitespace().map(str::parse);
+    Some([numbers.next()?.ok()?, numbers.next()?.ok()?, numbers.next()?.ok()?])
+}
+
+/// `0-127`: the last number and one.
+fn possible_cpus(text: &str) -> Option<u64> {
+    text.rsplit(['-', ',']).next()?.parse::<u64>().ok()?.checked_add(1)
 }
 
 /// Holds the task part of a check against what is known about the agent.
@@ -159,6 +183,9 @@ mod tests {
             memory: Some(MemoryPath { path: "/a/b".into(), v1: true }),
             whole_paths: true,
             initial_pids: true,
+            pages: Some([5000, 900, 500]),
+            oom_score_adj: Some(0),
+            possible_cpus: Some(2),
             ticks_per_second: 100,
         };
         let at = Offset::at(8).expect("small");
@@ -199,6 +226,13 @@ mod tests {
         assert!(compare(&check, &task, &offsets, &own).is_err());
         own.initial_pids = false;
         assert_eq!(compare(&check, &task, &offsets, &own), Ok(()));
+    }
+
+    #[test]
+    fn own_numbers_are_read() {
+        assert_eq!(pages("5000 900 500 3 0 7 0"), Some([5000, 900, 500]));
+        assert_eq!(pages("5000 x"), None);
+        assert_eq!((possible_cpus("0-127"), possible_cpus("0"), possible_cpus("")), (Some(128), Some(1), None));
     }
 
     #[test]

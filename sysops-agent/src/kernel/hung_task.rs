@@ -213,3 +213,80 @@ fn offsets(btf: &Btf) -> Result<Offsets, Refusal> {
         ..Offsets::ABSENT
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::btf::tests::KERNELS;
+    use super::super::record::tests::task;
+    use super::*;
+
+    /// A report `seconds` after boot by a kernel that counts `rate` jiffies a second, `blocked` jiffies after the last run.
+    fn report(rate: u64, seconds: u64, blocked: u64) -> Record {
+        let jiffies = (1 << 32) - 300 * rate + seconds * rate;
+        Record {
+            monotonic_ns: seconds * 1_000_000_000 + 400_000_000,
+            jiffies,
+            last_switch_time: jiffies - blocked,
+            last_switch_count: 7,
+            known: known::SWITCH_TIME | known::SWITCH_COUNT,
+            reserved: 0,
+            task: task(b"a\0"),
+        }
+    }
+
+    #[test]
+    fn the_rate_of_jiffies_is_told_by_both_clocks() {
+        for rate in [100, 250, 300, 1000] {
+            for seconds in [10, 4000, 400 * 86400] {
+                assert_eq!(jiffies_per_second(&report(rate, seconds, 0)), Some(rate), "{rate} at {seconds} s");
+            }
+        }
+        assert_eq!(jiffies_per_second(&report(250, 300, 0)), None, "all rates meet five minutes after boot");
+        assert_eq!(jiffies_per_second(&report(427, 4000, 0)), None, "no rate that can be configured");
+    }
+
+    #[test]
+    fn the_time_blocked_is_known_or_that_of_the_kernels_timeout() {
+        let host = Host::fixture(std::path::Path::new("/nonexistent"));
+        assert_eq!(blocked_seconds(&report(250, 4000, 125 * 250), &host), Some(125));
+        let unknown = Record { known: 0, ..report(250, 4000, 125 * 250) };
+        assert_eq!(blocked_seconds(&unknown, &host), None);
+        assert!(blocked_seconds(&unknown, &Host::fixture(std::path::Path::new("/"))).is_some());
+    }
+
+    #[test]
+    fn one_hang_is_told_once_and_the_next_again() {
+        let mut told = Told::default();
+        let first = key(&report(250, 4000, 0), None);
+        assert!(told.first_time(first));
+        assert!(!told.first_time(first));
+        assert!(told.first_time(key(&Record { last_switch_count: 8, ..report(250, 4000, 0) }, None)));
+        assert!(!told.first_time(first));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut told = Told::default();
+        for tid in 0..10_000 {
+            told.first_time(Hang { tid, start: None, switches: None });
+        }
+        assert_eq!(told.0.len(), TOLD_MAX);
+    }
+
+    #[test]
+    fn a_time_that_has_not_come_is_a_contradiction() {
+        let read = report(250, 4000, 5);
+        assert_eq!(compare_jiffies(&read), Ok(()));
+        assert!(compare_jiffies(&Record { last_switch_time: read.jiffies + 1, ..read }).is_err());
+    }
+
+    #[test]
+    fn every_kernel_has_what_the_program_needs() {
+        for (name, data) in KERNELS {
+            let found = Btf::parse(data.to_vec()).map_err(|error| error.to_string());
+            let found = found.and_then(|btf| offsets(&btf).map_err(|refused| refused.reason));
+            let found = found.unwrap_or_else(|reason| panic!("{name}: {reason}"));
+            assert!(found.last_switch_time.bytes().is_some() && found.task.css_set_memory.bytes().is_some(), "{name}");
+        }
+    }
+}

@@ -84,24 +84,27 @@ impl Object {
         .map_err(|error| refused(name, &error))
     }
 
-    /// Runs the object's self-check once: attaches the program `name` to `task_rename`, renames the calling thread to
-    /// `check_name` and back, detaches. The map CHECK has what was read.
+    /// Runs the object's self-check once: attaches the program `name` to `task_rename`, takes a `look` at what is true,
+    /// renames the calling thread to `check_name` and back, detaches. The map CHECK has what was read. The look is
+    /// taken between attaching and renaming, as to attach moves megabytes of the agent's own memory.
     ///
     /// # Errors
     /// When the program cannot be attached or its map not be read.
-    pub(super) fn check<T: Plain>(
+    pub(super) fn check<T: Plain, L>(
         &mut self,
         name: &str,
         point: Point<'_>,
         check_name: u64,
-    ) -> Result<Box<Check<T>>, Refusal> {
+        look: impl FnOnce() -> L,
+    ) -> Result<(Box<Check<T>>, L), Refusal> {
         self.attach(name, point)?;
+        let truth = look();
         let renamed = rename_and_back(check_name);
         self.unload(name, point)?;
         renamed?;
         let map = self.ebpf.map("CHECK").ok_or_else(|| no_such("map", "CHECK"))?;
         let map: Array<_, Check<T>> = Array::try_from(map).map_err(|error| refused("map CHECK", &error))?;
-        map.get(&0, 0).map(Box::new).map_err(|error| refused("map CHECK", &error))
+        map.get(&0, 0).map(|check| (Box::new(check), truth)).map_err(|error| refused("map CHECK", &error))
     }
 
     /// Becomes readable when there are events.

@@ -49,12 +49,13 @@ impl Object {
     ///
     /// # Errors
     /// Never.
-    pub(super) fn check<T: Plain>(
+    pub(super) fn check<T: Plain, L>(
         &mut self,
         _name: &str,
         _point: Point<'_>,
-        _check: u64,
-    ) -> Result<Box<Check<T>>, Refusal> {
+        _check_name: u64,
+        _look: impl FnOnce() -> L,
+    ) -> Result<(Box<Check<T>>, L), Refusal> {
         match *self {}
     }
 

@@ -1,0 +1,102 @@
+//! A kernel whose BTF lies about a member: the self-check sees it, and just those probes that read the member stand
+//! lower, with the reason.
+#![expect(clippy::disallowed_methods, reason = "a test reads files as it likes")]
+
+use std::path::PathBuf;
+
+use sysops_agent::host::{Host, files::Files};
+use sysops_agent::kernel::{Kernel, Rung, Standing};
+use sysops_agent::spec::Values;
+use sysops_tests::falsified_btf::move_member;
+use sysops_tests::require::{self, require};
+
+const BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// This machine, but with a /sys in which there is only the BTF, changed by `lie`.
+fn with_lie(name: &str, lie: impl FnOnce(&mut [u8])) -> (Host, PathBuf) {
+    let directory = std::env::temp_dir().join(format!("sysops-lie-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(directory.join("kernel/btf")).expect("a directory of our own");
+    let mut btf = std::fs::read(BTF).expect("require() was asked");
+    lie(&mut btf);
+    std::fs::write(directory.join("kernel/btf/vmlinux"), btf).expect("a file of our own");
+    let files = Files::new("/proc".into(), directory.clone(), "/".into());
+    (Host { files, ..Host::live(&sysops_agent::host::Roots::default()) }, directory)
+}
+
+fn standings(name: &str, lie: impl FnOnce(&mut [u8])) -> Vec<Standing> {
+    let (host, directory) = with_lie(name, lie);
+    let standings = Kernel::start(&host, &Values::default()).standings();
+    std::fs::remove_dir_all(directory).expect("our own directory");
+    standings
+}
+
+/// Probes that read tasks, which the self-check guards.
+const GUARDED: [&str; 2] = ["oom_kill", "hung_task"];
+
+/// Asserts that, of the guarded probes, just `down` do not stand on the best rung, each for a reason with `word` in it.
+fn assert_down(standings: &[Standing], down: &[&str], word: &str) {
+    for standing in standings.iter().filter(|standing| GUARDED.contains(&standing.name)) {
+        if down.contains(&standing.name) {
+            assert!(!matches!(standing.rung, Rung::TpBtf | Rung::RawTracepoint), "{standing:?}");
+            assert!(standing.reason.contains("self-check") && standing.reason.contains(word), "{standing:?}");
+            assert!(!standing.remedy.is_empty() && !standing.forced_and_failed, "{standing:?}");
+        } else {
+            assert_eq!(standing.rung, Rung::TpBtf, "{standing:?}");
+        }
+    }
+}
+
+/// Whether programs can be loaded here at all: else there is nothing to check.
+fn can_load() -> bool {
+    if !require(require::root().or_else(|| require::files(&[BTF]))) {
+        return false;
+    }
+    let honest = standings("honest", |_| {});
+    let off = honest.iter().find(|standing| GUARDED.contains(&standing.name) && standing.rung != Rung::TpBtf);
+    assert!(!off.is_some_and(|standing| standing.reason.contains("self-check")), "the truth passes: {off:?}");
+    require(off.map(|standing| standing.reason.clone()))
+}
+
+#[test]
+fn a_member_that_one_probe_reads_takes_down_that_probe() {
+    if !can_load() {
+        return;
+    }
+    // Not zero, as the members beside it may be.
+    std::fs::write("/proc/self/oom_score_adj", "17").expect("root may");
+    let moved = standings("adj", |btf| move_member(btf, "signal_struct", "oom_score_adj", 16));
+    assert_down(&moved, &["oom_kill"], "oom_score_adj");
+    let moved = standings("total_vm", |btf| move_member(btf, "task_struct", "mm", -64));
+    assert_down(&moved, &["oom_kill"], "mm");
+}
+
+#[test]
+fn a_member_that_both_read_takes_down_both() {
+    if !can_load() {
+        return;
+    }
+    for (member, bits, word) in [
+        ("tgid", 32, "tgid"),
+        ("pid", 32, "pid"),
+        ("comm", 8, "comm"),
+        ("start_boottime", 64, "start_boottime"),
+        ("cgroups", -64, "cgroup"),
+    ] {
+        let moved = standings(member, |btf| move_member(btf, "task_struct", member, bits));
+        assert_down(&moved, &GUARDED, word);
+    }
+    let moved = standings("kn", |btf| move_member(btf, "cgroup", "kn", 64));
+    assert_down(&moved, &GUARDED, "cgroup");
+}
+
+#[test]
+fn a_broken_file_is_a_reason_and_no_panic() {
+    if !require(require::root().or_else(|| require::files(&[BTF]))) {
+        return;
+    }
+    for standing in standings("broken", |btf| btf[40..4000].fill(0xff)) {
+        assert!(!matches!(standing.rung, Rung::TpBtf | Rung::RawTracepoint), "{standing:?}");
+        let without = standing.reason.contains("built without") || standing.reason.contains("no CAP_");
+        assert!(without || standing.reason.contains("malformed BTF"), "{standing:?}");
+    }
+}
