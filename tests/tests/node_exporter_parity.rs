@@ -103,24 +103,22 @@ fn the_same_names_labels_and_values() {
             return;
         }
     }
-    panic!("{difference}\nnever equal: {unmatched:#?}");
+    assert_eq!((difference, unmatched), (String::new(), Some(BTreeSet::new())), "only one has it; never equal");
 }
 
 /// Series that only one of both has.
 fn compare_names(ours: &Series, theirs: &Series) -> String {
-    let mut text = String::new();
-    for name in ours.keys().filter(|name| !theirs.contains_key(*name) && !NEWER.contains(&family(name))) {
-        text += &format!("only ours: {name}\n");
-    }
-    for (name, value) in theirs.iter().filter(|(name, _)| !ours.contains_key(*name)) {
+    let only_ours = ours.keys().filter(|name| !theirs.contains_key(*name) && !NEWER.contains(&family(name)));
+    let only_ours = only_ours.map(|name| format!("only ours: {name}\n"));
+    let is_shared = |name: &str, value: f64| {
         let family = family(name);
-        let is_shared = FAMILIES.iter().any(|prefix| family.starts_with(prefix)) && !NOT_GIVEN.contains(&family);
         // 1.5 gives -1 Mbit/s as a speed; later versions leave it out as we do.
-        if is_shared && !(family == "node_network_speed_bytes" && *value < 0.0) {
-            text += &format!("only theirs: {name} {value}\n");
-        }
-    }
-    text
+        FAMILIES.iter().any(|prefix| family.starts_with(prefix))
+            && !NOT_GIVEN.contains(&family)
+            && !(family == "node_network_speed_bytes" && value < 0.0)
+    };
+    let only_theirs = theirs.iter().filter(|(name, value)| !ours.contains_key(*name) && is_shared(name, **value));
+    only_ours.chain(only_theirs.map(|(name, value)| format!("only theirs: {name} {value}\n"))).collect()
 }
 
 fn family(series: &str) -> &str {
@@ -155,8 +153,11 @@ struct Exporter {
 impl Exporter {
     #[expect(clippy::disallowed_methods, reason = "the test runs the other program")]
     fn start() -> Option<Self> {
-        // The port is free when it is given; another program may take it before: then the exporter ends.
-        for _ in 0..5 {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            assert!(tries < 5, "prometheus-node-exporter does not listen");
+            // The port is free when it is given; another program may take it before: then the exporter ends.
             let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port();
             let mut command = Command::new("prometheus-node-exporter");
             command.arg(format!("--web.listen-address=127.0.0.1:{port}")).args(FLAGS);
@@ -172,7 +173,6 @@ impl Exporter {
                 std::thread::sleep(Duration::from_millis(50));
             }
         }
-        panic!("prometheus-node-exporter does not listen");
     }
 
     fn scrape(&self) -> Series {
