@@ -210,5 +210,12 @@ fn it_gives_up_when_it_is_told_to() {
         let started = Instant::now();
         exporter.stop().await;
         assert!(started.elapsed() < Duration::from_secs(1), "there is nothing to wait for");
+
+        // Given up in the middle of a stop.
+        let exporter = publish(local(port), &[("nats.max_reconnect_attempts", Value::Int(2))]).expect("right settings");
+        exporter.alert(&alert(2));
+        let started = Instant::now();
+        exporter.stop().await;
+        assert!(started.elapsed() < Duration::from_millis(1900), "{:?}", started.elapsed());
     });
 }
