@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use sysops_agent::deliver::export::{Exporter, nats};
 use sysops_agent::spec::Value;
 use sysops_tests::credentials;
-use sysops_tests::feed::{Hand, alert, reported, run, start, text, until};
+use sysops_tests::feed::{Hand, alert, reported, repository_file, run, start, text, until};
 use sysops_tests::servers::{self, Scratch, free_port};
 use sysops_tests::subscriber::{Wire, first, subscribe};
 
@@ -197,6 +197,24 @@ fn without_an_inbox_messages_still_arrive() {
 }
 
 #[test]
+fn the_permissions_that_the_document_shows_are_enough() {
+    let document = repository_file("docs/TELEMETRY.md");
+    let permissions = document.lines().find(|line| line.starts_with("permissions: ")).expect("the document shows them");
+    let configuration = format!("authorization {{ users: [{{user: a, password: a, {permissions}}}]}}");
+    let Some(server) = servers::nats(free_port(), &configuration) else { return };
+    let log = Log::catch();
+    run(async {
+        let exporter = publish(format!("nats://a:a@127.0.0.1:{}", server.port), &[]).expect("right settings");
+        exporter.alert(&alert(1));
+        for kind in ["metrics", "alerts", "inventory", "heartbeat"] {
+            until(kind, LONG, || published(&*exporter, kind) == Some(1.0)).await;
+        }
+        exporter.stop().await;
+    });
+    assert_eq!(log.count("may not"), 0, "{}", log.text());
+}
+
+#[test]
 fn it_gives_up_when_it_is_told_to() {
     run(async {
         let port = free_port();
@@ -210,5 +228,12 @@ fn it_gives_up_when_it_is_told_to() {
         let started = Instant::now();
         exporter.stop().await;
         assert!(started.elapsed() < Duration::from_secs(1), "there is nothing to wait for");
+
+        // Given up in the middle of a stop.
+        let exporter = publish(local(port), &[("nats.max_reconnect_attempts", Value::Int(2))]).expect("right settings");
+        exporter.alert(&alert(2));
+        let started = Instant::now();
+        exporter.stop().await;
+        assert!(started.elapsed() < Duration::from_millis(1900), "{:?}", started.elapsed());
     });
 }

@@ -187,9 +187,10 @@ impl Link {
                 Some(Ok(_)) => return Sent::Confirmed,
                 Some(Err(error)) => {
                     self.say(&format!("nats: {}: the server does not confirm: {error}", self.address));
-                    // A full write buffer keeps this command waiting; then the pings end the connection.
-                    let _ = timeout(PING_INTERVAL, client.force_reconnect()).await;
-                    self.shared.connected.set(false);
+                    // A full write buffer keeps this command waiting; then the pings end the connection, or the
+                    // server wakes up and the next window shows it.
+                    let reconnects = timeout(PING_INTERVAL, client.force_reconnect()).await;
+                    self.shared.connected.set(!matches!(reconnects, Ok(Ok(()))));
                     return Sent::Lost;
                 }
                 None if self.can_confirm => return Sent::Lost,
@@ -286,12 +287,14 @@ impl Link {
     }
 
     fn give_up(&mut self, why: &str) {
-        if self.gave_up || self.shared.stop_by.get().is_some() {
+        if self.gave_up {
             return;
         }
         self.gave_up = true;
         self.shared.connected.set(false);
-        self.trouble(why);
+        if self.shared.stop_by.get().is_none() {
+            self.trouble(why);
+        }
     }
 
     /// Something that keeps messages from arriving.
