@@ -1,17 +1,15 @@
 //! What cross-layer tests share: one file for each thing. The tests themselves are in `tests/tests`.
 
 pub mod credentials;
+pub mod events;
+pub mod falsified_btf;
 pub mod feed;
+pub mod frozen_mount;
 pub mod http_far_end;
 pub mod injection;
+pub mod memory_cgroup;
+pub mod require;
 pub mod servers;
 pub mod source;
 pub mod subscriber;
 pub mod values;
-//! What the cross-layer tests share: one file for each thing.
-
-pub mod events;
-pub mod falsified_btf;
-pub mod frozen_mount;
-pub mod memory_cgroup;
-pub mod require;

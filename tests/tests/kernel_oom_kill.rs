@@ -68,7 +68,12 @@ fn kills_are_seen_on_tracepoint() {
         return;
     }
     let output = Command::new("unshare")
-        .args(["-m", "sh", "-c", "test -d /sys/kernel/tracing/events || mount -t tracefs tracefs /sys/kernel/tracing; exec \"$0\" \"$@\""])
+        .args([
+            "-m",
+            "sh",
+            "-c",
+            "test -d /sys/kernel/tracing/events || mount -t tracefs tracefs /sys/kernel/tracing; exec \"$0\" \"$@\"",
+        ])
         .arg(std::env::current_exe().expect("a test has a path"))
         .args(["--exact", "kills_are_seen_on_tracepoint", "--nocapture"])
         .env(INSIDE, "1")

@@ -117,7 +117,6 @@ pub fn components() -> Vec<Component> {
     });
     let listed = collectors.chain(probes).chain(logs).chain(analyzers).chain(channels).chain(exporters);
     OTHERS.iter().copied().chain(listed).collect()
-    collectors.chain(probes).chain(channels).chain(OTHERS.iter().copied()).collect()
 }
 
 /// All metrics with the component that gives them; one that several give stands once.

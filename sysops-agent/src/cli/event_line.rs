@@ -72,8 +72,8 @@ pub fn bytes_text(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Source;
     use crate::model::event::OomKill;
-    use crate::model::{Source, event};
 
     #[test]
     fn bytes_are_readable() {
@@ -92,7 +92,7 @@ mod tests {
             comm: Some("a\n\x1b[2Jb".into()),
             uid: Some(1000),
             cgroup: Some("/web".into()),
-            detail: event::Detail::OomKill(OomKill { anon_rss_bytes: Some(3 << 20), ..OomKill::default() }),
+            detail: Detail::OomKill(OomKill { anon_rss_bytes: Some(3 << 20), ..OomKill::default() }),
             monotonic_ns: 0,
         };
         let line = event_line(&event);

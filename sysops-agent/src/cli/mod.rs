@@ -167,7 +167,7 @@ pub enum OnceFormat {
     Text,
     /// One JSON document.
     Json,
-    /// Prometheus text format.
+    /// Prometheus text format; without the names of node_exporter that Prometheus's linter refuses, which the endpoint has.
     Prometheus,
 }
 

@@ -13,12 +13,17 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Appends all readings to `out`: HELP and TYPE once a family, no time stamps (Prometheus knows when it asked).
 /// Numbers that are not finite are left out: unknown is absence.
 pub fn render(readings: &dyn Readings, out: &mut String) {
+    render_some(readings, &|_| true, out);
+}
+
+/// As [`render`], for the metrics that `wanted` takes.
+pub fn render_some(readings: &dyn Readings, wanted: &dyn Fn(&Desc) -> bool, out: &mut String) {
     let mut family = "";
     readings.visit(&mut |series| {
-        if !is_finite(&series.value) {
+        let metric = series.metric;
+        if !is_finite(&series.value) || !wanted(metric) {
             return;
         }
-        let metric = series.metric;
         if metric.name != family {
             family = metric.name;
             head(metric, out);
