@@ -25,7 +25,12 @@ fn a_frozen_file_system_is_one_event_on_every_rung() {
         return;
     }
     let output = Command::new("unshare")
-        .args(["-m", "sh", "-c", "test -d /sys/kernel/tracing/events || mount -t tracefs tracefs /sys/kernel/tracing; exec \"$0\" \"$@\""])
+        .args([
+            "-m",
+            "sh",
+            "-c",
+            "test -d /sys/kernel/tracing/events || mount -t tracefs tracefs /sys/kernel/tracing; exec \"$0\" \"$@\"",
+        ])
         .arg(std::env::current_exe().expect("a test has a path"))
         .args(["--exact", "a_frozen_file_system_is_one_event_on_every_rung", "--nocapture"])
         .env(INSIDE, "1")
