@@ -4,9 +4,9 @@
 use std::process::Command;
 use std::time::Duration;
 
-use sysops_agent::host::{Host, files::Files};
+use sysops_agent::host::{EventSource, Host, files::Files};
 use sysops_agent::kernel::{ALL, Kernel, Rung, Standing};
-use sysops_agent::model::{Detail, Event};
+use sysops_agent::model::{Batch, Detail, Event, Reading};
 use sysops_agent::spec::{Value, Values};
 use sysops_tests::events::take_until;
 use sysops_tests::memory_cgroup::{MemoryCgroup, Victim, be_victim};
@@ -55,6 +55,36 @@ fn the_victim_is_not_the_trigger() {
     let Detail::OomKill(kill) = &event.detail else { panic!("{event:?}") };
     assert_eq!((event.pid, event.comm.as_deref()), (Some(victim.pid), Some("holds")));
     assert_eq!((kill.oom_score_adj, kill.trigger_pid), (Some(900), Some(trigger.pid)), "{kill:?}");
+}
+
+/// Nothing is lost without a word: what the ring buffer does not hold is counted.
+#[test]
+fn kills_that_nobody_takes_are_counted_as_dropped() {
+    const KILLS: usize = 240;
+    if !require(MemoryCgroup::missing().or_else(|| require::programs(&["sh", "dd"]))) {
+        return;
+    }
+    let host = live();
+    let mut kernel = Kernel::start(&host, &forced("auto"));
+    let before = standing(&kernel);
+    if before.rung.source().is_none() && !require(Some(before.reason)) {
+        return;
+    }
+    let cgroup = MemoryCgroup::new(&format!("sysops-oom-{}-many", std::process::id()), 4 << 20);
+    cgroup.kill_many(KILLS);
+    assert_eq!(cgroup.oom_kills(), Some(KILLS as u64));
+    let events = take_until(&mut kernel, &host, Duration::from_millis(300), |_| false);
+    let after = standing(&kernel);
+    // Another test may kill at the same time: at least ours are all there.
+    assert!(after.received + after.dropped >= KILLS as u64, "{after:?}");
+    assert!(after.dropped > 0, "the ring buffer has room for some 200: {after:?}");
+    assert_eq!(events.len() as u64, after.received, "{after:?}");
+    let mut batch = Batch::default();
+    kernel.collect(&host, &mut batch);
+    let lost = batch.iter().find(|(entry, key)| {
+        entry.metric.name == "kernel_probe_dropped_total" && key.starts_with("oom_kill\0ring_full")
+    });
+    assert!(matches!(lost, Some((entry, _)) if entry.reading == Reading::Counter(after.dropped as f64)), "{lost:?}");
 }
 
 /// tracefs is mounted in a mount namespace of the test's own, in which the test runs again.
