@@ -4,9 +4,11 @@ use std::process::ExitCode;
 
 use sysops_agent::cli::logging::Log;
 use sysops_agent::cli::{self, Action, Args, Command, exit, output};
+use sysops_agent::deliver::channel::console;
 use sysops_agent::host::{Host, Roots};
 use sysops_agent::pipeline::{self, Nobody};
 use sysops_agent::settings::{self, Settings};
+use sysops_agent::spec::Value;
 use tokio::task::LocalSet;
 
 fn main() -> ExitCode {
@@ -43,7 +45,7 @@ fn run(args: &Args) -> u8 {
     }
 }
 
-async fn work(action: Action, host: Host, settings: Settings, log: Log) -> u8 {
+async fn work(action: Action, host: Host, mut settings: Settings, log: Log) -> u8 {
     let hostname = pipeline::hostname(&settings);
     match action {
         Action::InventoryDump => cli::inventory::run(&host, &settings, &hostname),
@@ -52,6 +54,8 @@ async fn work(action: Action, host: Host, settings: Settings, log: Log) -> u8 {
         Action::Command(Command::Events(events)) => cli::events::run(&host, &settings, &events).await,
         Action::Command(Command::Live) => {
             let style = output::Style::stdout(&settings::environment);
+            // The view tells of alerts itself.
+            settings.values.set(console::ENABLED.spec(), Value::Bool(false));
             cli::run::run(host, settings, log, Box::new(cli::live::Live::new(style))).await
         }
         _ => cli::run::run(host, settings, log, Box::new(Nobody)).await,

@@ -1,5 +1,6 @@
 //! What cross-layer tests share: one file for each thing. The tests themselves are in `tests/tests`.
 
+pub mod agent;
 pub mod credentials;
 pub mod events;
 pub mod falsified_btf;

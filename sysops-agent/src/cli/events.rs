@@ -23,6 +23,10 @@ pub async fn run(host: &Host, settings: &Settings, args: &EventsArgs) -> u8 {
         output::say(&"hint: `sysops-agent doctor` says why and what would mend it");
         return exit::UNAVAILABLE;
     }
+    let rungs: Vec<String> =
+        sources.probes.iter().map(|probe| format!("{} {}", probe.name, probe.rung.word())).collect();
+    let log = if sources.log.is_ok() { "kernel log" } else { "no kernel log" };
+    tracing::info!("watching: {}, {log}", rungs.join(", "));
     let end = args.limit().map(|limit| host.clock.now().monotonic + limit);
     let mut seen = 0;
     loop {

@@ -165,6 +165,7 @@ impl Pipeline {
         }
         self.shared.health.set(self.parts.health());
         if self.rounds == 0 {
+            tracing::info!("ready: {}", self.status());
             self.systemd.ready(&self.status());
         }
         self.rounds += 1;

@@ -19,13 +19,13 @@ pub struct Previous {
 /// asleep neither thins out a rate nor makes a burst. Nothing comes of the first reading, of a second reading at the
 /// same instant, and of a counter that fell: its source was restarted, and how much was counted before is not known.
 pub fn advance(previous: &mut Option<Previous>, reading: Reading, now: Duration) -> Option<f64> {
-    // The last is what all of the whole is; a rate has no such bound.
+    // The last is what all of the whole is; rates and ratios (seconds for each request) have no such bound.
     let (part, whole, all) = match reading {
         Reading::Gauge(value) | Reading::Counter(value) => return Some(value),
         Reading::Histogram { .. } => return None,
         Reading::PerSecond(total) => (total, now.as_secs_f64(), None),
         Reading::Percent { part, whole } => (part, whole, Some(100.0)),
-        Reading::Ratio { part, whole } => (part, whole, Some(1.0)),
+        Reading::Ratio { part, whole } => (part, whole, None),
     };
     let before = previous.replace(Previous { at: now, part, whole })?;
     let (parts, wholes) = (part - before.part, whole - before.whole);
@@ -81,14 +81,14 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_is_a_share_of_one() {
+    fn a_ratio_is_one_increase_for_the_other() {
         assert_eq!(
             run(&[
                 (10, Reading::Ratio { part: 0.0, whole: 0.0 }),
                 (20, Reading::Ratio { part: 1.0, whole: 100.0 }),
                 (30, Reading::Ratio { part: 9.0, whole: 101.0 }),
             ]),
-            [None, Some(0.01), Some(1.0)]
+            [None, Some(0.01), Some(8.0)]
         );
     }
 

@@ -16,7 +16,8 @@ use super::{Channel, Entry, SendError, Sending};
 pub static ENTRY: Entry =
     Entry { name: "console", keys: &[ENABLED.spec(), MIN_SEVERITY.spec()], min_severity: &MIN_SEVERITY, build };
 
-static ENABLED: Key<bool> = Key::switch("alerting.console.enabled", true, "Alerts as lines on standard output.");
+/// Whether alerts are printed.
+pub static ENABLED: Key<bool> = Key::switch("alerting.console.enabled", true, "Alerts as lines on standard output.");
 static MIN_SEVERITY: Key<String> = Key::choice(
     "alerting.console.min_severity",
     Severity::NAMES,
