@@ -361,6 +361,17 @@ mod tests {
     }
 
     #[test]
+    fn another_mount_at_the_place_of_one_that_hangs_is_asked() {
+        let gate = Arc::new(Gate::default());
+        let mut asker = asker(&gate, &[("/hung", true)]);
+        assert_eq!(answers(&mut asker), [Answer::Hung]);
+        asker.set([(8, c"/hung".to_owned(), true)].into_iter());
+        assert_eq!(answers(&mut asker), [Answer::Hung]);
+        assert_eq!((gate.calls(c"/hung"), asker.shared.lock().threads), (2, 2));
+        gate.set(true);
+    }
+
+    #[test]
     fn many_that_hang_leave_a_thread_for_local_disks() {
         let gate = Arc::new(Gate::default());
         let names: Vec<String> = (0..20).map(|at| format!("/hung{at}")).collect();
