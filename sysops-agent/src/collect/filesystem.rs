@@ -328,7 +328,7 @@ mod tests {
         machine: &Machine,
         ask: impl Fn(&CStr) -> Result<Space, Errno> + Send + Sync + 'static,
     ) -> Filesystem {
-        Filesystem::new(&machine.host(), 1000, Arc::new(ask), Duration::from_millis(50))
+        Filesystem::new(&machine.host(), 1000, Arc::new(ask), Duration::from_millis(200))
     }
 
     fn collect(filesystem: &mut Filesystem, machine: &Machine) -> Batch {

@@ -306,20 +306,33 @@ pub fn open_file(path: &Path) -> Result<File, ReadError> {
 mod tests {
     use super::*;
 
-    fn fixture(name: &str, content: &[u8]) -> PathBuf {
-        let dir = std::env::temp_dir().join(format!("sysops-files-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&dir).expect("the temporary directory is writable");
-        let path = dir.join("file");
-        std::fs::write(&path, content).expect("the temporary directory is writable");
-        path
+    /// A file in a directory that goes with it.
+    struct Made {
+        path: PathBuf,
+    }
+
+    impl Made {
+        fn new(name: &str, content: &[u8]) -> Self {
+            let dir = std::env::temp_dir().join(format!("sysops-files-{}-{name}", std::process::id()));
+            std::fs::create_dir_all(&dir).expect("the temporary directory is writable");
+            let path = dir.join("file");
+            std::fs::write(&path, content).expect("the temporary directory is writable");
+            Self { path }
+        }
+    }
+
+    impl Drop for Made {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(self.path.parent().expect("it is in a directory"));
+        }
     }
 
     #[test]
     fn every_length_around_the_buffer_is_read_whole() {
         for length in [0, 1, 3071, 3072, 4095, 4096, 4097, 8191, 8192, 100_000] {
             let content: Vec<u8> = (0..length).map(|at| b'a' + (at % 23) as u8).collect();
-            let path = fixture("length", &content);
-            for mut source in [Source::new(path.clone()), Source::single(path.clone())] {
+            let made = Made::new("length", &content);
+            for mut source in [Source::new(made.path.clone()), Source::single(made.path.clone())] {
                 for _ in 0..3 {
                     assert_eq!(source.read().expect("it is there"), content, "{length} bytes");
                 }
@@ -329,19 +342,18 @@ mod tests {
 
     #[test]
     fn a_file_that_grows_without_end_is_an_error() {
-        let path = fixture("large", &vec![b'x'; MAX_BYTES + 5000]);
-        let error = Source::new(path.clone()).read().map(<[u8]>::len).expect_err("too large");
+        let made = Made::new("large", &vec![b'x'; MAX_BYTES + 5000]);
+        let error = Source::new(made.path.clone()).read().map(<[u8]>::len).expect_err("too large");
         assert!(error.to_string().contains("cannot read") && error.to_string().contains("file"), "{error}");
-        std::fs::remove_file(path).expect("it was written above");
     }
 
     #[test]
     fn after_an_error_a_source_is_opened_anew() {
-        let path = fixture("anew", b"one");
-        let mut source = Source::new(path.clone());
-        std::fs::remove_file(&path).expect("it was written above");
+        let made = Made::new("anew", b"one");
+        let mut source = Source::new(made.path.clone());
+        std::fs::remove_file(&made.path).expect("it was written above");
         assert!(source.read().expect_err("it is gone").is_absent());
-        std::fs::write(&path, b"two").expect("the temporary directory is writable");
+        std::fs::write(&made.path, b"two").expect("the temporary directory is writable");
         assert_eq!(source.read().expect("it is back"), b"two");
     }
 
@@ -351,16 +363,17 @@ mod tests {
         assert!(live.read_if_changed().expect("procfs").is_some_and(|text| text.ends_with(b"\n")));
         // Another test, or the machine, may mount something in between: not in each of a hundred turns.
         assert!((0..100).any(|_| live.read_if_changed().expect("procfs").is_none()));
-        let mut recorded = Source::new(fixture("mounts", b"a\n"));
+        let made = Made::new("mounts", b"a\n");
+        let mut recorded = Source::new(made.path.clone());
         assert!((0..3).all(|_| recorded.read_if_changed().expect("it is there").is_some()));
     }
 
     #[test]
     fn attributes_come_without_newline_or_with_the_bare_error() {
         let files = Files::new("/proc".into(), "/sys".into(), "/".into());
-        let path = fixture("attribute", b"1400\n");
-        assert_eq!(files.attribute(&path, &mut [0; 16]), Ok(&b"1400"[..]));
-        assert_eq!(files.attribute(&path, &mut [0; 5]), Err(Errno::TOOBIG));
+        let made = Made::new("attribute", b"1400\n");
+        assert_eq!(files.attribute(&made.path, &mut [0; 16]), Ok(&b"1400"[..]));
+        assert_eq!(files.attribute(&made.path, &mut [0; 5]), Err(Errno::TOOBIG));
         assert_eq!(files.attribute(Path::new("/nowhere/at/all"), &mut [0; 16]), Err(Errno::NOENT));
     }
 }

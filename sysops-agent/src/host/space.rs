@@ -135,13 +135,13 @@ impl Asker {
         state.next = state.slots.len();
     }
 
-    /// Asks all in order and gives each answer with its index. Returns after about two times the patience for the first
-    /// that newly hangs, and a tenth of the patience for each further one.
+    /// Asks all in order and gives each answer with its index. Waits for at most two times the patience for one that
+    /// newly hangs, and for a tenth of that for each further one that others serve.
     pub fn ask(&mut self, each: &mut dyn FnMut(usize, Answer)) {
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
         state.next = 0;
-        let mut patience = self.patience;
+        let mut any_hung = false;
         while !state.is_round_over() {
             if !state.manned && !self.spawn(&mut state) {
                 state.skip_rest();
@@ -149,10 +149,11 @@ impl Asker {
             }
             shared.work.notify_one();
             let answers = state.answers;
+            let patience = if any_hung && state.is_remote() { self.patience / 10 } else { self.patience };
             let waited = shared.over.wait_timeout_while(state, patience, |state| !state.is_round_over());
             state = waited.expect("no holder of this lock panics").0;
-            if state.answers == answers && state.leave_worker() {
-                patience = self.patience / 10;
+            if state.answers == answers {
+                any_hung |= state.leave_worker();
             }
         }
         for (index, slot) in state.slots.iter().enumerate() {
@@ -252,6 +253,11 @@ impl State {
         }
     }
 
+    /// True when others serve the file system that is being asked, or is the next to be.
+    fn is_remote(&self) -> bool {
+        self.slots.get(self.working.unwrap_or(self.next)).is_some_and(|slot| slot.remote)
+    }
+
     /// Gives up the thread that is in a call. False when it is in none, but was not yet given time to run.
     fn leave_worker(&mut self) -> bool {
         let Some(index) = self.working.take() else { return false };
@@ -273,7 +279,7 @@ impl State {
 mod tests {
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_millis(50);
+    const PATIENCE: Duration = Duration::from_millis(200);
     const SPACE: Space =
         Space { block_bytes: 4096, blocks: 10, blocks_free: 5, blocks_avail: 4, files: 0, files_free: 0 };
 
@@ -358,6 +364,17 @@ mod tests {
         });
         assert!(back.is_some() && gate.calls(c"/hung") > 1);
         assert_eq!(asker.shared.lock().threads, 1, "the thread that was given up has left");
+    }
+
+    #[test]
+    fn another_mount_at_the_place_of_one_that_hangs_is_asked() {
+        let gate = Arc::new(Gate::default());
+        let mut asker = asker(&gate, &[("/hung", true)]);
+        assert_eq!(answers(&mut asker), [Answer::Hung]);
+        asker.set([(8, c"/hung".to_owned(), true)].into_iter());
+        assert_eq!(answers(&mut asker), [Answer::Hung]);
+        assert_eq!((gate.calls(c"/hung"), asker.shared.lock().threads), (2, 2));
+        gate.set(true);
     }
 
     #[test]
