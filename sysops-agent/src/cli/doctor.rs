@@ -9,6 +9,7 @@ use super::{exit, output};
 use crate::collect;
 use crate::host::Host;
 use crate::kernel::{self, Rung};
+use crate::model::shown;
 use crate::pipeline::Sources;
 use crate::schedule::{self, Scheduler, State};
 use crate::settings::Settings;
@@ -206,7 +207,7 @@ fn line(
     writeln!(out, "  {name:<12} {}", style.paint(colour, word))?;
     for (what, text) in [("because", reason), ("to mend", remedy)] {
         if !text.is_empty() {
-            writeln!(out, "  {:<12} {what}: {}", "", output::printable(text))?;
+            writeln!(out, "  {:<12} {what}: {}", "", shown(text, 1000))?;
         }
     }
     Ok(())

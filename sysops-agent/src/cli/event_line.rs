@@ -1,55 +1,73 @@
 //! A kernel event as one line for people.
 
+use std::fmt;
+
+use crate::model::event::{HungTask, OomKill};
 use crate::model::{Detail, Event, shown};
 
-/// `14:02:07  oom_kill  postgres[4242] uid 26 in /db.slice: 1.9 GiB anonymous, …`.
-#[must_use]
-pub fn event_line(event: &Event) -> String {
-    let clock = event.time.get(11..19).unwrap_or(&event.time);
-    let comm = event.comm.as_deref().map_or_else(|| "?".to_owned(), |comm| shown(comm, 64));
-    let id = event.pid.or(event.tid).map_or_else(|| "?".to_owned(), |pid| pid.to_string());
-    let mut line = format!("{clock}Z  {:<9}  {comm}[{id}]", event.kind());
-    if let Some(uid) = event.uid {
-        line += &format!(" uid {uid}");
-    }
-    if let Some(cgroup) = &event.cgroup {
-        line += &format!(" in {}", shown(cgroup, 200));
-    }
-    match &event.detail {
-        Detail::OomKill(kill) => {
-            let parts =
-                [(kill.anon_rss_bytes, "anonymous"), (kill.file_rss_bytes, "file"), (kill.shmem_rss_bytes, "shared")];
-            let parts: Vec<String> =
-                parts.into_iter().filter_map(|(bytes, name)| Some(format!("{} {name}", bytes_text(bytes?)))).collect();
-            if !parts.is_empty() {
-                line += &format!(": {}", parts.join(", "));
-            }
-            if let Some(adj) = kill.oom_score_adj {
-                line += &format!(", oom_score_adj {adj}");
-            }
-            if let Some(limit) = &kill.oom_memcg {
-                line += &format!(", limit of {}", shown(limit, 200));
-            } else if let Some(constraint) = &kill.constraint {
-                line += &format!(", {}", shown(constraint, 40));
-            }
-            if let (Some(pid), Some(comm)) = (kill.trigger_pid, &kill.trigger_comm) {
-                line += &format!(", asked for by {}[{pid}]", shown(comm, 64));
-            }
+/// `14:02:07Z  oom_kill   postgres[4242] uid 26 in /db.slice: 1.9 GiB anonymous, …`.
+pub struct EventLine<'a>(pub &'a Event);
+
+impl fmt::Display for EventLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let event = self.0;
+        let clock = event.time.get(11..19).unwrap_or(&event.time);
+        write!(f, "{clock}Z  {:<9}  ", event.kind())?;
+        match &event.comm {
+            Some(comm) => write!(f, "{}", shown(comm, 64))?,
+            None => write!(f, "?")?,
         }
-        Detail::HungTask(hang) => {
-            if let Some(seconds) = hang.blocked_seconds {
-                line += &format!(": blocked for {seconds} s");
-            }
-            if let Some(wchan) = &hang.wchan {
-                line += &format!(" in {}", shown(wchan, 80));
-            }
-            let stack: Vec<String> = hang.kernel_stack.iter().take(6).map(|frame| shown(frame, 80)).collect();
-            if !stack.is_empty() {
-                line += &format!(", stack {}", stack.join(" < "));
-            }
+        match event.pid.or(event.tid) {
+            Some(pid) => write!(f, "[{pid}]")?,
+            None => write!(f, "[?]")?,
+        }
+        if let Some(uid) = event.uid {
+            write!(f, " uid {uid}")?;
+        }
+        if let Some(cgroup) = &event.cgroup {
+            write!(f, " in {}", shown(cgroup, 200))?;
+        }
+        match &event.detail {
+            Detail::OomKill(kill) => oom_kill(kill, f),
+            Detail::HungTask(hang) => hung_task(hang, f),
         }
     }
-    line
+}
+
+fn oom_kill(kill: &OomKill, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let parts = [(kill.anon_rss_bytes, "anonymous"), (kill.file_rss_bytes, "file"), (kill.shmem_rss_bytes, "shared")];
+    let mut separator = ": ";
+    for (bytes, name) in parts {
+        if let Some(bytes) = bytes {
+            write!(f, "{separator}{} {name}", bytes_text(bytes))?;
+            separator = ", ";
+        }
+    }
+    if let Some(adj) = kill.oom_score_adj {
+        write!(f, "{separator}oom_score_adj {adj}")?;
+    }
+    match (&kill.oom_memcg, &kill.constraint) {
+        (Some(limit), _) => write!(f, ", limit of {}", shown(limit, 200))?,
+        (None, Some(constraint)) => write!(f, ", {}", shown(constraint, 40))?,
+        (None, None) => {}
+    }
+    if let (Some(pid), Some(comm)) = (kill.trigger_pid, &kill.trigger_comm) {
+        write!(f, ", asked for by {}[{pid}]", shown(comm, 64))?;
+    }
+    Ok(())
+}
+
+fn hung_task(hang: &HungTask, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    if let Some(seconds) = hang.blocked_seconds {
+        write!(f, ": blocked for {seconds} s")?;
+    }
+    if let Some(wchan) = &hang.wchan {
+        write!(f, " in {}", shown(wchan, 80))?;
+    }
+    for (frame, separator) in hang.kernel_stack.iter().take(6).zip([", stack "].into_iter().chain([" < "; 5])) {
+        write!(f, "{separator}{}", shown(frame, 80))?;
+    }
+    Ok(())
 }
 
 /// Bytes in the largest binary unit that leaves at least 1, with one decimal.
@@ -95,7 +113,7 @@ mod tests {
             detail: Detail::OomKill(OomKill { anon_rss_bytes: Some(3 << 20), ..OomKill::default() }),
             monotonic_ns: 0,
         };
-        let line = event_line(&event);
+        let line = EventLine(&event).to_string();
         assert_eq!(line, r"16:30:00Z  oom_kill   a\n\u{1b}[2Jb[42] uid 1000 in /web: 3.0 MiB anonymous");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 
-use super::event_line::event_line;
+use super::event_line::EventLine;
 use super::{EventsArgs, exit, output};
 use crate::host::Host;
 use crate::model::Event;
@@ -57,7 +57,7 @@ fn print(event: &Event, json: bool) -> io::Result<()> {
         serde_json::to_writer(&mut out, event)?;
         writeln!(out)?;
     } else {
-        writeln!(out, "{}", event_line(event))?;
+        writeln!(out, "{}", EventLine(event))?;
     }
     out.flush()
 }

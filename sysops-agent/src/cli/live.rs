@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use super::event_line::event_line;
+use super::event_line::EventLine;
 use super::output::{Colour, Style};
 use super::{doctor, overview};
 use crate::kernel::Standing;
@@ -33,7 +33,7 @@ impl Observer for Live {
     }
 
     fn event(&mut self, event: &Event) {
-        _ = writeln!(std::io::stdout().lock(), "{}", self.style.paint(Colour::Bold, event_line(event)));
+        _ = writeln!(std::io::stdout().lock(), "{}", self.style.paint(Colour::Bold, EventLine(event)));
     }
 
     fn alert(&mut self, alert: &Alert) {

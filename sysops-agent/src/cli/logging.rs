@@ -13,7 +13,8 @@ use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::Level;
-use super::output::{Colour, Style, printable};
+use super::output::{Colour, Style};
+use crate::model::shown;
 use crate::settings::{Problems, Settings, keys};
 
 /// Where lines about the configuration come from.
@@ -126,7 +127,7 @@ where
         let mut message = String::new();
         context.field_format().format_fields(Writer::new(&mut message), event)?;
         // Messages carry names that processes chose for themselves; one line of ours stays one line.
-        let message = printable(&message);
+        let message = shown(&message, LINE_CHARS_MAX);
         let level = *event.metadata().level();
         let target = event.metadata().target().trim_start_matches("sysops_agent::");
         match self {

@@ -74,21 +74,6 @@ impl Style {
     }
 }
 
-/// Text in which control characters, which could rewrite the terminal or forge lines, are shown as escapes.
-/// Names of processes, cgroups, files and devices are chosen by others: print them through this.
-#[must_use]
-pub fn printable(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-    }
-    out
-}
-
 fn code(colour: Colour) -> &'static str {
     match colour {
         Colour::Red => "31",
@@ -144,11 +129,6 @@ mod tests {
         let on = Style { coloured: true };
         assert_eq!(format!("{:5}|", on.paint(Colour::Red, "ab")), "\x1b[31mab   \x1b[0m|");
         assert_eq!(format!("{:5}|", Style { coloured: false }.paint(Colour::Red, "ab")), "ab   |");
-    }
-
-    #[test]
-    fn control_characters_are_escaped() {
-        assert_eq!(printable("a\x1b[2J\nb\u{9b}é"), "a\\u{1b}[2J\\nb\\u{9b}é");
     }
 
     #[test]

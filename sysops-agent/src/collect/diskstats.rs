@@ -100,8 +100,8 @@ impl Collector for Diskstats {
     }
 }
 
-fn absent(reason: &str) -> Outcome {
-    Outcome::Absent { reason: reason.to_owned(), remedy: String::new() }
+fn absent(reason: &'static str) -> Outcome {
+    Outcome::Absent { reason: reason.into(), remedy: "".into() }
 }
 
 /// What a column becomes. The columns are those of the kernel's Documentation/admin-guide/iostats.rst.

@@ -109,8 +109,8 @@ impl Collector for FdCollector {
         if scan.counted + scan.refused > 0 {
             scan.emit(out);
         } else if !has_totals {
-            let reason = "no /proc/sys/fs/file-nr and no process in /proc".to_owned();
-            return Ok(Outcome::Absent { reason, remedy: String::new() });
+            let reason = "no /proc/sys/fs/file-nr and no process in /proc".into();
+            return Ok(Outcome::Absent { reason, remedy: "".into() });
         }
         Ok(Outcome::Data)
     }

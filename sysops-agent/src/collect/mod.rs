@@ -24,6 +24,7 @@ mod testing;
 mod top;
 mod vmstat;
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::host::{Host, ReadError};
@@ -47,9 +48,9 @@ pub enum Outcome {
     /// This host has no such thing.
     Absent {
         /// Why: `no /proc/pressure: the kernel was built without CONFIG_PSI or booted with psi=0`.
-        reason: String,
+        reason: Cow<'static, str>,
         /// What an operator may do about it; empty when there is nothing to do.
-        remedy: String,
+        remedy: Cow<'static, str>,
     },
 }
 

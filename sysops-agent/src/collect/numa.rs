@@ -80,8 +80,8 @@ impl Collector for Numa {
     }
 }
 
-fn absent(reason: &str) -> Outcome {
-    Outcome::Absent { reason: reason.to_owned(), remedy: String::new() }
+fn absent(reason: &'static str) -> Outcome {
+    Outcome::Absent { reason: reason.into(), remedy: "".into() }
 }
 
 /// The nodes of a list as `0-1,3`.

@@ -127,8 +127,8 @@ impl Collector for Pressure {
         Ok(Outcome::Absent {
             reason: "no /proc/pressure: the kernel is older than 4.20, was built without CONFIG_PSI, or has it \
                      switched off"
-                .to_owned(),
-            remedy: "boot with psi=1".to_owned(),
+                .into(),
+            remedy: "boot with psi=1".into(),
         })
     }
 }

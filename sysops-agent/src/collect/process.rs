@@ -233,7 +233,7 @@ impl Scan {
     /// there is a process 1, so its absence tells.
     fn absence(&self) -> Option<Outcome> {
         if self.listed == 0 {
-            return Some(Outcome::Absent { reason: "no process in /proc".to_owned(), remedy: String::new() });
+            return Some(Outcome::Absent { reason: "no process in /proc".into(), remedy: "".into() });
         }
         // What is there and odd is an error or counted, not hidden.
         if self.init_was_read || self.odd > 0 {
@@ -241,9 +241,8 @@ impl Scan {
         }
         Some(Outcome::Absent {
             reason: "/proc/1/stat cannot be read: /proc is mounted with hidepid, this user sees its own processes only"
-                .to_owned(),
-            remedy: "give CAP_SYS_PTRACE, or name a group of this user in the gid= option of the /proc mount"
-                .to_owned(),
+                .into(),
+            remedy: "give CAP_SYS_PTRACE, or name a group of this user in the gid= option of the /proc mount".into(),
         })
     }
 

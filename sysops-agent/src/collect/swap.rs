@@ -48,8 +48,8 @@ impl Collector for Swap {
     }
 }
 
-fn absent(reason: &str) -> Outcome {
-    Outcome::Absent { reason: reason.to_owned(), remedy: String::new() }
+fn absent(reason: &'static str) -> Outcome {
+    Outcome::Absent { reason: reason.into(), remedy: "".into() }
 }
 
 /// Bytes in all and in use. A line is `/dev/vda2 partition 8388604 1024 -2` with sizes in kB; blanks in the name of a

@@ -54,7 +54,7 @@ impl Inventory {
     }
 
     fn start(&mut self) {
-        let (host, hostname, options) = (self.host.clone(), self.hostname.clone(), self.options.clone());
+        let (host, hostname, options) = (self.host.clone(), self.hostname.clone(), self.options);
         let (sender, receiver) = oneshot::channel();
         let work = move || {
             let inventory = inventory::collect(&host, &hostname, &options, &host.clock.now());

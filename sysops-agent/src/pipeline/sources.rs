@@ -51,7 +51,6 @@ impl Sources {
     }
 
     /// Puts the probes up and takes them down again: where they would stand, without an error for a forced rung.
-    #[must_use]
     pub fn examine(host: &Host, settings: &Settings) -> (Vec<kernel::Standing>, Result<(), Unavailable>) {
         let (kernel, kmsg) = open(host, settings);
         (kernel.standings(), kmsg.map(|_| ()))

@@ -299,8 +299,8 @@ impl Job {
                     tracing::info!("collector {name}: absent: {reason}");
                 }
                 self.standing.state = State::Absent;
-                self.standing.reason.clone_from(reason);
-                self.standing.remedy.clone_from(remedy);
+                reason.as_ref().clone_into(&mut self.standing.reason);
+                remedy.as_ref().clone_into(&mut self.standing.remedy);
             }
             Err(failure) => {
                 self.failures += 1;

@@ -59,7 +59,9 @@ fn head(metric: &Desc, out: &mut String) {
     let (prefix, name) = (prefix(metric), metric.name);
     let kind = match metric.kind {
         Kind::Gauge => "gauge",
-        Kind::Counter => "counter",
+        Kind::Counter if name.ends_with("_total") => "counter",
+        // node_exporter's node_vmstat_…, which it exposes as untyped too.
+        Kind::Counter => "untyped",
         Kind::Histogram(_) => "histogram",
     };
     out.push_str("# HELP ");
