@@ -19,7 +19,7 @@ pub fn clock_ns() -> u64 {
 #[unsafe(no_mangle)]
 pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
-#[cfg(target_arch = "bpf")]
+#[cfg(not(test))]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     // The verifier proves that no panic is reached; there is no one to tell.

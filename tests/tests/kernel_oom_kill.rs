@@ -92,6 +92,7 @@ fn kills_that_nobody_takes_are_counted_as_dropped() {
 fn kills_are_seen_on_tracepoint() {
     const INSIDE: &str = "SYSOPS_TEST_HAS_TRACEFS";
     if std::env::var(INSIDE).is_ok() {
+        without_btf_it_is_the_next_rung();
         return on_rung("tracepoint", 5);
     }
     if !require(MemoryCgroup::missing().or_else(|| require::programs(&["unshare", "mount"]))) {
@@ -125,6 +126,20 @@ fn a_rung_without_tracefs_is_an_error_that_names_the_mount() {
         assert!(standing.reason.contains("tracefs is not mounted"), "{standing:?}");
         assert_eq!(standing.remedy, "mount -t tracefs tracefs /sys/kernel/tracing");
     }
+}
+
+/// A machine that has tracefs and no BTF.
+fn without_btf_it_is_the_next_rung() {
+    let directory = std::env::temp_dir().join(format!("sysops-no-btf-{}", std::process::id()));
+    std::fs::create_dir_all(directory.join("kernel")).expect("a directory of our own");
+    std::os::unix::fs::symlink("/sys/kernel/tracing", directory.join("kernel/tracing")).expect("our own");
+    let files = Files::new("/proc".into(), directory.clone(), "/".into());
+    let standing = standing(&Kernel::start(&Host { files, ..live() }, &forced("auto")));
+    std::fs::remove_dir_all(directory).expect("our own directory");
+    if !matches!(standing.rung, Rung::Tracepoint) && !require(Some(standing.reason.clone())) {
+        return;
+    }
+    assert!(standing.reason.contains("tp_btf, raw_tracepoint: no BTF"), "{standing:?}");
 }
 
 fn live() -> Host {

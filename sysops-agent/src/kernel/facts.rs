@@ -86,7 +86,7 @@ fn privilege(host: &Host) -> Result<(), Refusal> {
     }
     let missing = missing.join(" and ");
     Err(Refusal::new(
-        format!("no {missing}"),
+        format!("missing {missing}"),
         format!("run as root, or give the agent {missing} (deploy/systemd/sysops-agent.service does)"),
     ))
 }

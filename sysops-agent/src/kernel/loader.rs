@@ -194,7 +194,7 @@ fn refused(what: &str, error: &dyn std::error::Error) -> Refusal {
         cause = inner.source();
     }
     let remedy = if text.contains("Operation not permitted") || text.contains("Permission denied") {
-        "give the agent CAP_BPF and CAP_PERFMON; see also kernel.unprivileged_bpf_disabled and kernel lockdown"
+        "give the agent CAP_BPF and CAP_PERFMON and, before Linux 5.11, room to lock memory (LimitMEMLOCK=); kernel lockdown may refuse too"
     } else {
         ""
     };

@@ -172,4 +172,13 @@ mod tests {
         assert_eq!(kernel_stack(text), ["io_schedule+0x46/0x80", "do_wait+0x1/0x2"]);
         assert!(kernel_stack("").is_empty());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_read_without_a_panic(text: String, lines in "([0-9]{0,2}:[a-z,=]{0,9}:/[a-z()/]{0,9}\n){0,5}", field in 0..60_usize) {
+            for text in [&text, &lines] {
+                let _ = (memory_path(text), stat_field(text, field), number_in_status(text, "Tgid"), kernel_stack(text));
+            }
+        }
+    }
 }

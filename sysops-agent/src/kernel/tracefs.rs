@@ -130,4 +130,11 @@ mod tests {
             assert_eq!(parse(text).fields, [], "{text:?}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_read_without_a_panic(text: Vec<u8>, lines in "(field:[a-z \\[\\]*]{0,12};?(offset|size|x):?[0-9a-z]{0,12};?\n){0,5}") {
+            let _ = (parse(&text), parse(lines.as_bytes()));
+        }
+    }
 }
