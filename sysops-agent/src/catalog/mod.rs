@@ -7,7 +7,7 @@ use crate::deliver::{channel, export, outbox};
 use crate::model::Desc;
 use crate::settings::{Absent, Declared, keys, later};
 use crate::spec::{Check, Complaint, KeySpec, Values};
-use crate::{alert, analyze, collect, inventory, kernel, logs, pipeline, schedule, store};
+use crate::{alert, analyze, collect, correlate, inventory, kernel, logs, schedule, store};
 
 /// A part of the agent and what it declares.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +32,7 @@ pub static OTHERS: &[Component] = &[
     Component { layer: "alert", name: "book", metrics: alert::METRICS, keys: alert::KEYS },
     Component { layer: "deliver", name: "outbox", metrics: outbox::METRICS, keys: outbox::KEYS },
     Component { layer: "schedule", name: "collectors", metrics: schedule::METRICS, keys: &[] },
-    Component { layer: "pipeline", name: "events", metrics: pipeline::METRICS, keys: &[] },
+    Component { layer: "correlate", name: "correlate", metrics: correlate::METRICS, keys: &[] },
 ];
 
 /// Components' looks at their own values: one line for each.

@@ -84,17 +84,19 @@ fn filter(
     settings: &Settings,
     lookup_env: &dyn Fn(&str) -> Option<String>,
 ) -> (EnvFilter, Option<String>) {
+    // async-nats logs every attempt to connect; ours says each trouble once.
+    let at = |level: &str| EnvFilter::new(format!("{level},async_nats=off"));
     if let Some(level) = flag {
-        return (EnvFilter::new(level.name()), None);
+        return (at(level.name()), None);
     }
     let configured = settings.values.get(&keys::LOG_LEVEL);
     match lookup_env("RUST_LOG").filter(|directives| !directives.is_empty()) {
-        None => (EnvFilter::new(configured), None),
+        None => (at(&configured), None),
         Some(directives) => match EnvFilter::try_new(&directives) {
             Ok(filter) => (filter, None),
             Err(error) => {
                 let complaint = format!("RUST_LOG is ignored: {error}; the level is {configured}");
-                (EnvFilter::new(configured), Some(complaint))
+                (at(&configured), Some(complaint))
             }
         },
     }
@@ -109,6 +111,9 @@ fn is_journal(stream: Option<&str>) -> bool {
     let stderr = rustix::fs::fstat(rustix::stdio::stderr());
     stderr.is_ok_and(|stat| device == stat.st_dev.to_string() && inode == stat.st_ino.to_string())
 }
+
+/// Longest message of one line.
+const LINE_CHARS_MAX: usize = 4000;
 
 /// How an event becomes a line.
 enum Lines {

@@ -14,7 +14,24 @@ mod join;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::model::{Detail, Event, Source, Tick};
+use crate::model::{Batch, Desc, Detail, Event, Metric, Source, Tick, Unit};
+
+static EVENTS: Metric<1> = Metric::counter(
+    "kernel_events_total",
+    Unit::Count,
+    "Kernel events, each counted once however many sources saw it.",
+    &["kind"],
+);
+static REPORTS: Metric<1> = Metric::counter(
+    "kernel_event_reports_total",
+    Unit::Count,
+    "What became of second reports of a kernel event: joined with the first, late (the event had been told), or \
+     repeated by the same source; and reports that were dropped because the agent did not get to take them.",
+    &["outcome"],
+);
+
+/// The metrics of this component.
+pub static METRICS: &[&Desc] = &[EVENTS.desc(), REPORTS.desc()];
 
 /// How long an event waits for what the other source knows. With the way through the kernel and the channels an
 /// OOM kill stays below 100 ms.
@@ -64,6 +81,8 @@ pub struct Correlator {
     hangs: VecDeque<Seen>,
     /// Were pushed out of a full list while they waited.
     pushed_out: Vec<Event>,
+    told_kills: u64,
+    told_hangs: u64,
     joined: u64,
     late: u64,
     repeated: u64,
@@ -163,6 +182,20 @@ impl Correlator {
         self.repeated
     }
 
+    /// Adds the readings about events and what became of reports of them. `dropped` is the number of reports that
+    /// never came here.
+    pub fn collect(&self, dropped: u64, out: &mut Batch) {
+        #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
+        let number = |count: u64| count as f64;
+        out.counter(&EVENTS, ["oom_kill"], number(self.told_kills));
+        out.counter(&EVENTS, ["hung_task"], number(self.told_hangs));
+        let outcomes =
+            [("joined", self.joined), ("late", self.late), ("repeated", self.repeated), ("dropped", dropped)];
+        for (outcome, count) in outcomes {
+            out.counter(&REPORTS, [outcome], number(count));
+        }
+    }
+
     fn remember_as(&mut self, seen: Seen, waiting: Option<(Event, Duration)>) {
         let list = if seen.blocked.is_some() { &mut self.hangs } else { &mut self.kills };
         if list.len() >= MAX_SEEN {
@@ -173,10 +206,17 @@ impl Correlator {
     }
 
     fn take(&mut self, out: &mut Vec<Event>, is_over: impl Fn(Duration) -> bool) {
+        let first = out.len();
         out.append(&mut self.pushed_out);
         let waiting = self.kills.iter_mut().chain(&mut self.hangs);
         let over = waiting.filter_map(|seen| seen.waiting.take_if(|(_, until)| is_over(*until)));
         out.extend(over.map(|(event, _)| event));
+        for event in &out[first..] {
+            match event.detail {
+                Detail::OomKill(_) => self.told_kills += 1,
+                Detail::HungTask(_) => self.told_hangs += 1,
+            }
+        }
     }
 }
 

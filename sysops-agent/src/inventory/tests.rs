@@ -1,3 +1,5 @@
+//! The inventory against recorded and hostile hosts; what it gathers is in the files beside.
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;

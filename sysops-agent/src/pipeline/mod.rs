@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::collect;
 use crate::host::{Host, Systemd};
 use crate::kernel::{self, Rung};
-use crate::model::{Alert, Batch, Desc, Event, Metric, Readings, Tick, Unit};
+use crate::model::{Alert, Batch, Event, Readings, Tick};
 use crate::schedule::{Finished, State};
 use crate::settings::{Declared, Problems, Settings};
 use crate::store::view::View;
@@ -22,23 +22,6 @@ use feed::Shared;
 use parts::{Parts, kernel_component, own_component};
 use signals::{Order, Signals};
 pub use sources::Sources;
-
-static EVENTS: Metric<1> = Metric::counter(
-    "kernel_events_total",
-    Unit::Count,
-    "Kernel events, each counted once however many sources saw it.",
-    &["kind"],
-);
-static REPORTS: Metric<1> = Metric::counter(
-    "kernel_event_reports_total",
-    Unit::Count,
-    "What became of reports of kernel events: joined with another source's, late (its event had been told), repeated \
-     by the same source, dropped because the main loop was too late to take it.",
-    &["outcome"],
-);
-
-/// The metrics of this component.
-pub static METRICS: &[&Desc] = &[EVENTS.desc(), REPORTS.desc()];
 
 /// Time that deliveries have after the order to stop. systemd and people wait for at most 5 s.
 const DRAIN: Duration = Duration::from_secs(4);
@@ -75,7 +58,6 @@ pub struct Pipeline {
     observer: Box<dyn Observer>,
     reloaded: Reloaded,
     own: Batch,
-    events: [(&'static str, u64); 2],
     rounds: u64,
 }
 
@@ -108,7 +90,6 @@ impl Pipeline {
             observer,
             reloaded,
             own: Batch::default(),
-            events: [("oom_kill", 0), ("hung_task", 0)],
             rounds: 0,
         })
     }
@@ -176,10 +157,6 @@ impl Pipeline {
         self.own.clear();
         self.parts.collect(&mut self.own);
         self.shared.store.borrow().collect(&mut self.own);
-        #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
-        for (kind, count) in self.events {
-            self.own.counter(&EVENTS, [kind], count as f64);
-        }
         self.shared.store.borrow_mut().ingest(own_component(), &self.own, tick);
     }
 
@@ -189,9 +166,6 @@ impl Pipeline {
         }
         let now = self.host.clock.now();
         for event in events {
-            if let Some((_, count)) = self.events.iter_mut().find(|(kind, _)| *kind == event.kind()) {
-                *count += 1;
-            }
             self.observer.event(event);
             if let Some(alert) = self.parts.book.event(event, &now) {
                 self.tell(&alert);

@@ -100,17 +100,9 @@ impl Sources {
         rest
     }
 
-    /// Adds what is known of the joining.
+    /// Adds what is known of events and their reports.
     pub(super) fn collect(&self, out: &mut Batch) {
-        #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
-        for (outcome, count) in [
-            ("joined", self.correlator.joined()),
-            ("late", self.correlator.late()),
-            ("repeated", self.correlator.repeated()),
-            ("dropped", self.watch.lost()),
-        ] {
-            out.counter(&super::REPORTS, [outcome], count as f64);
-        }
+        self.correlator.collect(self.watch.lost(), out);
     }
 }
 

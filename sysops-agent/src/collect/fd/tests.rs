@@ -1,3 +1,5 @@
+//! The fd collector against generated hosts; what it does is in `fd`.
+
 use super::*;
 use crate::collect::made_host::{MadeHost, MadeProcess, shown, shown_of};
 use crate::spec::Value;

@@ -1,3 +1,5 @@
+//! The process collector against generated and hostile hosts; what it does is in `process`.
+
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
 
