@@ -12,6 +12,9 @@ use crate::host::{Host, os};
 /// PROC_CGROUP_INIT_INO (include/linux/proc_ns.h).
 const INITIAL_CGROUP_NAMESPACE: &str = "cgroup:[4026531835]";
 
+/// PROC_TIME_INIT_INO.
+const INITIAL_TIME_NAMESPACE: &str = "time:[4026531834]";
+
 /// What /proc says about the thread that runs the check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Own {
@@ -23,7 +26,7 @@ pub(super) struct Own {
     pub uid: Option<u32>,
     /// `comm`.
     pub comm: Option<String>,
-    /// Field 22 of stat.
+    /// Field 22 of stat; not in a time namespace, which counts from another boot.
     pub start_ticks: Option<u64>,
     /// Path in the memory controller's hierarchy.
     pub memory: Option<MemoryPath>,
@@ -46,13 +49,18 @@ impl Own {
     #[must_use]
     pub(super) fn read(host: &Host, initial_pids: bool) -> Self {
         let process = Process::own(host);
+        // Before 5.6 there are no time namespaces, and no such link.
+        let initial_time = host
+            .files
+            .link(&host.files.proc("self/ns/time"))
+            .map_or(true, |namespace| namespace == INITIAL_TIME_NAMESPACE);
         let text = |name: &str| host.files.read_text(&host.files.proc(name)).ok();
         Self {
             tgid: process.status("Tgid"),
             tid: process.status("Pid"),
             uid: process.status("Uid"),
             comm: process.comm(),
-            start_ticks: process.start_ticks(),
+            start_ticks: process.start_ticks().filter(|_| initial_time),
             memory: process.memory_path(),
             whole_paths: host
                 .files

@@ -68,8 +68,18 @@ fn btf(host: &Host) -> Result<Btf, Refusal> {
     Btf::parse(data).map_err(|error| Refusal::new(format!("{}: {error}", path.display()), ""))
 }
 
+/// PROC_USER_INIT_INO (include/linux/proc_ns.h).
+const INITIAL_USER_NAMESPACE: &str = "user:[4026531837]";
+
 /// Before 5.8 there are no CAP_BPF and CAP_PERFMON, but no ring buffer either, which every probe needs.
 fn privilege(host: &Host) -> Result<(), Refusal> {
+    let namespace = host.files.link(&host.files.proc("self/ns/user"));
+    if namespace.is_ok_and(|link| link != INITIAL_USER_NAMESPACE) {
+        return Err(Refusal::new(
+            "in a user namespace, where capabilities do not count for BPF",
+            "run the agent outside of user namespaces",
+        ));
+    }
     let path = host.files.proc("self/status");
     let status = host.files.read_text(&path).map_err(|error| Refusal::new(error.to_string(), ""))?;
     let Some(effective) = effective_capabilities(&status) else {

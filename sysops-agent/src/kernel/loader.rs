@@ -189,8 +189,12 @@ fn refused(what: &str, error: &dyn std::error::Error) -> Refusal {
     let mut text = format!("{what}: {error}");
     let mut cause = error.source();
     while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
+        let inner_text = inner.to_string();
+        // Some of aya's errors repeat their cause.
+        if !text.ends_with(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
         cause = inner.source();
     }
     let remedy = if text.contains("Operation not permitted") || text.contains("Permission denied") {
