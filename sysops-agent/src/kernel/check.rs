@@ -53,7 +53,7 @@ impl Own {
         let initial_time = host
             .files
             .link(&host.files.proc("self/ns/time"))
-            .map_or(true, |namespace| namespace == INITIAL_TIME_NAMESPACE);
+            .map_or(true, |namespace| namespace.as_os_str() == INITIAL_TIME_NAMESPACE);
         let text = |name: &str| host.files.read_text(&host.files.proc(name)).ok();
         Self {
             tgid: process.status("Tgid"),

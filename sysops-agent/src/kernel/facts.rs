@@ -74,7 +74,7 @@ const INITIAL_USER_NAMESPACE: &str = "user:[4026531837]";
 /// Before 5.8 there are no CAP_BPF and CAP_PERFMON, but no ring buffer either, which every probe needs.
 fn privilege(host: &Host) -> Result<(), Refusal> {
     let namespace = host.files.link(&host.files.proc("self/ns/user"));
-    if namespace.is_ok_and(|link| link != INITIAL_USER_NAMESPACE) {
+    if namespace.is_ok_and(|link| link.as_os_str() != INITIAL_USER_NAMESPACE) {
         return Err(Refusal::new(
             "in a user namespace, where capabilities do not count for BPF",
             "run the agent outside of user namespaces",
