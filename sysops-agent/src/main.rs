@@ -4,11 +4,9 @@ use std::process::ExitCode;
 
 use sysops_agent::cli::logging::Log;
 use sysops_agent::cli::{self, Action, Args, Command, exit, output};
-use sysops_agent::deliver::channel::console;
 use sysops_agent::host::{Host, Roots};
 use sysops_agent::pipeline::{self, Nobody};
 use sysops_agent::settings::{self, Settings};
-use sysops_agent::spec::Value;
 use tokio::task::LocalSet;
 
 fn main() -> ExitCode {
@@ -54,8 +52,7 @@ async fn work(action: Action, host: Host, mut settings: Settings, log: Log) -> u
         Action::Command(Command::Events(events)) => cli::events::run(&host, &settings, &events).await,
         Action::Command(Command::Live) => {
             let style = output::Style::stdout(&settings::environment);
-            // The view tells of alerts itself.
-            settings.values.set(console::ENABLED.spec(), Value::Bool(false));
+            cli::live::adapt(&mut settings);
             cli::run::run(host, settings, log, Box::new(cli::live::Live::new(style))).await
         }
         _ => cli::run::run(host, settings, log, Box::new(Nobody)).await,

@@ -5,9 +5,26 @@ use std::io::Write as _;
 use super::event_line::EventLine;
 use super::output::{Colour, Style};
 use super::{doctor, overview};
+use crate::collect;
+use crate::deliver::channel::console;
 use crate::kernel::Standing;
 use crate::model::{Alert, Event, Readings, Severity, Status, Tick, shown, time};
 use crate::pipeline::Observer;
+use crate::settings::Settings;
+use crate::spec::Value;
+
+/// How often the view has new readings, in seconds, where the configuration does not say.
+const INTERVAL_SECS: i64 = 2;
+
+/// What is different for the view: it tells of alerts itself, and a person who watches does not want to wait.
+pub fn adapt(settings: &mut Settings) {
+    settings.values.set(console::ENABLED.spec(), Value::Bool(false));
+    for interval in collect::ALL.iter().map(|entry| entry.interval.spec()) {
+        if !settings.values.is_set(interval) {
+            settings.values.set(interval, Value::Int(INTERVAL_SECS));
+        }
+    }
+}
 
 /// Prints what it sees. A reader that went away ends the process with its pipe.
 pub struct Live {

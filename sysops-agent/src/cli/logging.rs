@@ -224,11 +224,11 @@ mod tests {
     fn levels_win_in_order() {
         let settings = Settings::default();
         let level = |flag, env: Option<&str>| filter(flag, &settings, &|_| env.map(str::to_owned)).0.to_string();
-        assert_eq!(level(None, None), "info");
+        assert_eq!(level(None, None), "async_nats=off,info");
         assert_eq!(level(None, Some("debug")), "debug");
-        assert_eq!(level(Some(Level::Error), Some("debug")), "error");
+        assert_eq!(level(Some(Level::Error), Some("debug")), "async_nats=off,error");
         let (kept, complaint) = filter(None, &settings, &|_| Some("x=loud".to_owned()));
-        assert_eq!(kept.to_string(), "info");
+        assert_eq!(kept.to_string(), "async_nats=off,info");
         assert!(complaint.expect("it says so").starts_with("RUST_LOG is ignored"));
     }
 
