@@ -1,13 +1,16 @@
 //! The only door to the machine. A [`Host`] is passed, never global, so that fixtures and containers work.
 
+pub mod bytes;
 pub mod clock;
 pub mod events;
 pub mod files;
 pub mod os;
+pub mod processes;
 
 pub use clock::Clock;
 pub use events::EventSource;
 pub use files::{Files, ReadError, Source};
+pub use processes::{Process, Processes};
 
 use std::path::{Path, PathBuf};
 

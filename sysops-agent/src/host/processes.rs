@@ -1,0 +1,161 @@
+//! Walks the processes of the watched machine: one getdents pass over a kept /proc, and single files below it.
+//! What the files say is left to their readers; how many files a process has open is `open_fds`.
+
+use std::ffi::CStr;
+use std::io::Write;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::fs::{Mode, OFlags, RawDir, SeekFrom, openat, seek};
+use rustix::io::{Errno, read};
+
+use super::files::{Files, ReadError, open_file};
+
+/// Directory entries that one getdents call may return. An entry of a process is 24 bytes: 1,300 processes a call.
+const ENTRIES_BYTES: usize = 32 << 10;
+
+/// /proc of the watched machine, opened once.
+#[derive(Debug)]
+pub struct Processes {
+    path: PathBuf,
+    proc: Option<OwnedFd>,
+    entries: Box<[MaybeUninit<u8>]>,
+}
+
+/// A process that was there when /proc was listed; it may be gone at any later read.
+#[derive(Debug, Clone, Copy)]
+pub struct Process<'a> {
+    /// Process id: the tgid, in the pid namespace of that /proc.
+    pub pid: u32,
+    proc: BorrowedFd<'a>,
+}
+
+impl Processes {
+    /// Processes below the /proc of `files`; it is opened when first walked.
+    #[must_use]
+    pub fn new(files: &Files) -> Self {
+        Self { path: files.proc(""), proc: None, entries: Box::new_uninit_slice(ENTRIES_BYTES) }
+    }
+
+    /// Calls `each` for every process. The live /proc gives them in the order of their ids, a recorded one in any.
+    ///
+    /// # Errors
+    /// With the path, when /proc cannot be opened or listed.
+    pub fn walk(&mut self, mut each: impl FnMut(Process<'_>)) -> Result<(), ReadError> {
+        let proc = match self.proc.take() {
+            Some(fd) if seek(&fd, SeekFrom::Start(0)).is_ok() => fd,
+            _ => open_file(&self.path)?.into(),
+        };
+        let mut entries = RawDir::new(&proc, &mut self.entries);
+        while let Some(entry) = entries.next() {
+            let entry = entry.map_err(|errno| ReadError {
+                path: self.path.clone(),
+                what: "cannot list",
+                source: errno.into(),
+            })?;
+            if let Some(pid) = pid(entry.file_name()) {
+                each(Process { pid, proc: proc.as_fd() });
+            }
+        }
+        self.proc = Some(proc);
+        Ok(())
+    }
+}
+
+impl<'a> Process<'a> {
+    /// Reads the start of `/proc/<pid>/<name>` into `buffer` and returns what was read. One read suffices: the kernel
+    /// prints the files meant here (`stat`, `comm`, `limits`) whole into a buffer that is large enough.
+    ///
+    /// # Errors
+    /// ENOENT or ESRCH when the process is gone, EACCES or EPERM when this user may not see it.
+    pub fn read<'b>(&self, name: &str, buffer: &'b mut [u8]) -> Result<&'b [u8], Errno> {
+        let mut path = [0; 64];
+        // O_NONBLOCK: in a recorded host someone may have put a FIFO there.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let fd = openat(self.proc, self.path(name, &mut path)?, flags, Mode::empty())?;
+        let length = loop {
+            match read(&fd, &mut *buffer) {
+                Err(Errno::INTR) => {}
+                result => break result?,
+            }
+        };
+        Ok(&buffer[..length])
+    }
+
+    /// The directory to which [`Process::path`] is relative.
+    pub(super) fn proc(&self) -> BorrowedFd<'a> {
+        self.proc
+    }
+
+    /// `<pid>/<name>`, written into `buffer`.
+    pub(super) fn path<'b>(&self, name: &str, buffer: &'b mut [u8; 64]) -> Result<&'b CStr, Errno> {
+        write!(&mut buffer[..], "{}/{name}\0", self.pid).map_err(|_| Errno::NAMETOOLONG)?;
+        CStr::from_bytes_until_nul(buffer).map_err(|_| Errno::NAMETOOLONG)
+    }
+}
+
+/// The process id in a name that is nothing but a number without leading zero.
+fn pid(name: &CStr) -> Option<u32> {
+    let name = name.to_bytes();
+    let number = super::bytes::u64(name).filter(|&number| number > 0 && name[0] != b'0')?;
+    u32::try_from(number).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn files(dir: &tempfile::TempDir) -> Files {
+        Files::new(dir.path().to_owned(), dir.path().to_owned(), dir.path().to_owned())
+    }
+
+    #[test]
+    fn only_numbers_are_processes_and_a_second_walk_starts_anew() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for name in ["1", "27", "4294967295", "4294967296", "007", "0", "self", "1a", "-1", "\u{661}"] {
+            fs::create_dir(dir.path().join(name)).expect("created");
+        }
+        let mut processes = Processes::new(&files(&dir));
+        for _ in 0..2 {
+            let mut pids = Vec::new();
+            processes.walk(|process| pids.push(process.pid)).expect("listed");
+            pids.sort_unstable();
+            assert_eq!(pids, [1, 27, u32::MAX]);
+        }
+    }
+
+    #[test]
+    fn a_missing_proc_is_an_error_with_its_path_and_is_tried_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = dir.path().join("proc");
+        let mut processes = Processes::new(&Files::new(root.clone(), root.clone(), root.clone()));
+        let error = processes.walk(|_| ()).expect_err("there is no such directory");
+        assert!(error.is_absent() && error.to_string().contains("/proc"), "{error}");
+        fs::create_dir_all(root.join("7")).expect("created");
+        let mut pids = Vec::new();
+        processes.walk(|process| pids.push(process.pid)).expect("listed");
+        assert_eq!(pids, [7]);
+    }
+
+    #[test]
+    fn a_process_may_be_gone_at_any_read() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let of_process = dir.path().join("5");
+        fs::create_dir(&of_process).expect("created");
+        fs::write(of_process.join("comm"), "init\n").expect("written");
+        let mut seen = 0;
+        Processes::new(&files(&dir))
+            .walk(|process| {
+                seen += 1;
+                let mut buffer = [0; 4];
+                assert_eq!(process.read("comm", &mut buffer).expect("read"), b"init", "cut to the buffer");
+                assert_eq!(process.read("stat", &mut buffer), Err(Errno::NOENT));
+                assert_eq!(process.read(&"x".repeat(100), &mut buffer), Err(Errno::NAMETOOLONG));
+            })
+            .expect("listed");
+        assert_eq!(seen, 1);
+    }
+}
