@@ -193,7 +193,7 @@ impl Latency {
     #[inline(always)]
     #[must_use]
     pub const fn bucket(latency_ns: u64) -> usize {
-        let us = latency_ns / 1000 + (latency_ns % 1000 != 0) as u64;
+        let us = latency_ns.div_ceil(1000);
         // The power of two that is not below `us`. By halves: BPF has no instruction that counts zeros.
         let (mut rest, mut power) = (us.saturating_sub(1), 0);
         let mut step = 32;

@@ -149,11 +149,14 @@ fn a_wrong_offset_shows_with_the_first_requests() {
         return;
     }
     drop(probe);
-    for (structure, member) in [("gendisk", "first_minor"), ("gendisk", "disk_name"), ("request", "__data_len")] {
+    // To where the name begins, to the middle of the name, to the sector.
+    for (structure, member, bits) in
+        [("gendisk", "first_minor", 64), ("gendisk", "disk_name", 32), ("request", "__data_len", 32)]
+    {
         let directory = scratch(&format!("lie-{member}"));
         std::fs::create_dir_all(directory.join("kernel/btf")).expect("a directory of our own");
         let mut btf = std::fs::read("/sys/kernel/btf/vmlinux").expect("the probe stood on it");
-        move_member(&mut btf, structure, member, 32);
+        move_member(&mut btf, structure, member, bits);
         std::fs::write(directory.join("kernel/btf/vmlinux"), btf).expect("a file of our own");
         let host = Host { files: Files::new("/proc".into(), directory.clone(), "/".into()), ..live.clone() };
         let mut probe = OneProbe::start(&host, "block_io", "auto", Values::default());

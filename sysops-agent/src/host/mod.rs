@@ -4,12 +4,14 @@ pub mod bytes;
 pub mod clock;
 pub mod events;
 pub mod files;
+pub mod open_fds;
 pub mod os;
 pub mod processes;
 
 pub use clock::Clock;
 pub use events::EventSource;
 pub use files::{Files, ReadError, Source};
+pub use open_fds::OpenFds;
 pub use processes::{Process, Processes};
 
 use std::path::{Path, PathBuf};

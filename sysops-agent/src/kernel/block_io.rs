@@ -194,7 +194,9 @@ impl Probe for BlockIo {
         if listed && attached.rung != Rung::Tracepoint {
             sums.kernel = self.disks.completed().saturating_sub(attached.completed_before);
             sums.seen = attached.seen.get().unwrap_or_default();
-            sums.faults = attached.object.counters().unwrap_or_default().read_fault;
+            if sums.known == 0 {
+                sums.faults = attached.object.counters().unwrap_or_default().read_fault;
+            }
             self.contradiction = self.suspicion.look(&sums);
         }
         // A disk that is known by no name was taken away, or never was.

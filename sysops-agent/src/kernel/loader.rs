@@ -175,11 +175,7 @@ impl Object {
         Array::try_from(map).map(|map| Slot { map }).map_err(|error| refused(name, &error))
     }
 
-    /// Detaches the program `name` from everything and takes it out of the kernel.
-    ///
-    /// # Errors
-    /// When it is not there.
-    pub(super) fn unload(&mut self, name: &str, point: Point<'_>) -> Result<(), Refusal> {
+    fn unload(&mut self, name: &str, point: Point<'_>) -> Result<(), Refusal> {
         match point {
             Point::Typed(..) => self.program::<BtfTracePoint>(name)?.unload(),
             Point::Raw(..) => self.program::<RawTracePoint>(name)?.unload(),

@@ -108,14 +108,6 @@ impl Object {
     pub(super) fn slot<V: Plain>(&mut self, _name: &str) -> Result<Slot<V>, Refusal> {
         match *self {}
     }
-
-    /// There is no object to detach.
-    ///
-    /// # Errors
-    /// Never.
-    pub(super) fn unload(&mut self, _name: &str, _point: Point<'_>) -> Result<(), Refusal> {
-        match *self {}
-    }
 }
 
 /// There is none.
