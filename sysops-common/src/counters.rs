@@ -14,6 +14,8 @@ pub struct Counters {
     pub map_full: u64,
     /// Events lost because kernel memory could not be read.
     pub read_fault: u64,
+    /// Events set aside because what they end began too long ago to be true.
+    pub stale: u64,
 }
 
 plain!(Counters);
@@ -21,14 +23,19 @@ plain!(Counters);
 impl Counters {
     /// Each reason for a loss with its count, named as the metric's label has it.
     #[must_use]
-    pub const fn dropped_by_reason(&self) -> [(&'static str, u64); 3] {
-        [("ring_full", self.ring_full), ("map_full", self.map_full), ("read_fault", self.read_fault)]
+    pub const fn dropped_by_reason(&self) -> [(&'static str, u64); 4] {
+        [
+            ("ring_full", self.ring_full),
+            ("map_full", self.map_full),
+            ("read_fault", self.read_fault),
+            ("stale", self.stale),
+        ]
     }
 
     /// All losses.
     #[must_use]
     pub const fn dropped(&self) -> u64 {
-        self.ring_full + self.map_full + self.read_fault
+        self.ring_full + self.map_full + self.read_fault + self.stale
     }
 
     /// The sum of two CPUs' counts.
@@ -39,6 +46,7 @@ impl Counters {
             ring_full: self.ring_full + other.ring_full,
             map_full: self.map_full + other.map_full,
             read_fault: self.read_fault + other.read_fault,
+            stale: self.stale + other.stale,
         }
     }
 }

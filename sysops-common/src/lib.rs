@@ -2,8 +2,10 @@
 //! kernel is left to sysops-ebpf, making sense of what was read to `sysops-agent::kernel`.
 #![no_std]
 
+pub mod block_io;
 pub mod check;
 pub mod counters;
+pub mod fd;
 pub mod hung_task;
 pub mod offset;
 pub mod oom_kill;

@@ -25,6 +25,9 @@ pub fn view<T: Plain>(bytes: &[u8]) -> Option<&T> {
     Some(unsafe { &*start })
 }
 
+// SAFETY: an integer. aya has its own word for it.
+unsafe impl Plain for u32 {}
+
 /// Declares types as plain, on the user side for aya too.
 macro_rules! plain {
     ($($name:ty),+ $(,)?) => {$(

@@ -18,6 +18,8 @@ pub enum Fate {
     MapFull,
     /// Kernel memory could not be read.
     ReadFault,
+    /// What it ends began too long ago to be true.
+    Stale,
 }
 
 /// Counts one event.
@@ -32,6 +34,7 @@ pub fn count(fate: Fate) {
         Fate::RingFull => &mut counters.ring_full,
         Fate::MapFull => &mut counters.map_full,
         Fate::ReadFault => &mut counters.read_fault,
+        Fate::Stale => &mut counters.stale,
     };
     *counter += 1;
 }

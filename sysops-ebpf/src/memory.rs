@@ -61,3 +61,20 @@ pub unsafe fn read_text(address: u64, to: *mut u8, size: u32) -> Option<u32> {
     let copied = unsafe { generated::bpf_probe_read_kernel_str(to.cast(), size, address as *const _) };
     if copied > 0 && copied <= i64::from(size) { Some(copied as u32) } else { None }
 }
+
+/// Adds to a number in a map that other CPUs add to at the same time. BPF has had this instruction since 3.19, with which
+/// nothing is lost even when an interrupt comes in between; core's atomics do not offer it for BPF.
+///
+/// # Safety
+/// `number` points into a value of a map.
+#[inline(always)]
+pub unsafe fn add(number: *mut u64, amount: u64) {
+    // SAFETY: the caller's promise; the verifier checks it again.
+    #[cfg(target_arch = "bpf")]
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) number, in(reg) amount);
+    }
+    // Never run: the crate is checked on the machine that builds it, too.
+    #[cfg(not(target_arch = "bpf"))]
+    let _ = (number, amount);
+}

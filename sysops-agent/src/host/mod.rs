@@ -10,6 +10,9 @@ pub mod os;
 pub mod processes;
 pub mod space;
 pub mod systemd;
+pub mod open_fds;
+pub mod os;
+pub mod processes;
 
 pub use clock::Clock;
 pub use events::EventSource;

@@ -4,7 +4,7 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{BtfTracePoint, ProgramError, RawTracePoint, TracePoint};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
 use sysops_common::check::Check;
@@ -130,6 +130,54 @@ impl Object {
         Some(values.iter().fold(Counters::default(), |sum, one| sum.plus(one)))
     }
 
+    /// Loads the program `name` and attaches it to each of `tracepoints` in the group `group`.
+    ///
+    /// # Errors
+    /// When the verifier or the kernel refuses.
+    pub(super) fn attach_to_each(&mut self, name: &str, group: &str, tracepoints: &[&str]) -> Result<(), Refusal> {
+        let program: &mut TracePoint = self.program(name)?;
+        program.load().map_err(|error| refused(name, &error))?;
+        for tracepoint in tracepoints {
+            program.attach(group, tracepoint).map_err(|error| refused(name, &error))?;
+        }
+        Ok(())
+    }
+
+    /// Hands the program `name` to the verifier and takes it out again; nothing is attached.
+    ///
+    /// # Errors
+    /// When the verifier or the kernel refuses.
+    pub(super) fn verify(&mut self, name: &str, point: Point<'_>) -> Result<(), Refusal> {
+        match point {
+            Point::Typed(tracepoint, id) => {
+                let btf = types_up_to(tracepoint, id)?;
+                self.program::<BtfTracePoint>(name)?.load(tracepoint, &btf)
+            }
+            Point::Raw(_) => self.program::<RawTracePoint>(name)?.load(),
+            Point::Plain(..) => self.program::<TracePoint>(name)?.load(),
+        }
+        .map_err(|error| refused(name, &error))?;
+        self.unload(name, point)
+    }
+
+    /// The hash map `name`, taken out of the object.
+    ///
+    /// # Errors
+    /// When the object has no such map, or one of other types.
+    pub(super) fn table<K: Plain, V: Plain>(&mut self, name: &str) -> Result<Table<K, V>, Refusal> {
+        let map = take(&mut self.ebpf, name)?;
+        HashMap::try_from(map).map(|map| Table { map }).map_err(|error| refused(name, &error))
+    }
+
+    /// The only value of the array `name`, taken out of the object.
+    ///
+    /// # Errors
+    /// When the object has no such map, or one of another type.
+    pub(super) fn slot<V: Plain>(&mut self, name: &str) -> Result<Slot<V>, Refusal> {
+        let map = take(&mut self.ebpf, name)?;
+        Array::try_from(map).map(|map| Slot { map }).map_err(|error| refused(name, &error))
+    }
+
     fn unload(&mut self, name: &str, point: Point<'_>) -> Result<(), Refusal> {
         match point {
             Point::Typed(..) => self.program::<BtfTracePoint>(name)?.unload(),
@@ -145,6 +193,52 @@ impl Object {
     {
         let program = self.ebpf.program_mut(name).ok_or_else(|| no_such("program", name))?;
         program.try_into().map_err(|error| refused(name, &error))
+    }
+}
+
+/// A hash map that programs and agent share. Nothing here takes memory in a steady cycle.
+pub(super) struct Table<K: Plain, V: Plain> {
+    map: HashMap<MapData, K, V>,
+}
+
+impl<K: Plain, V: Plain> Table<K, V> {
+    /// Puts the keys that are there into `keys`. One that is removed at the same time may end the list early.
+    pub(super) fn keys(&self, keys: &mut Vec<K>) {
+        keys.clear();
+        keys.extend(self.map.keys().map_while(Result::ok));
+    }
+
+    /// The value of `key`; `None` when there is none, or the kernel does not give it.
+    #[must_use]
+    pub(super) fn get(&self, key: &K) -> Option<V> {
+        self.map.get(key, 0).ok()
+    }
+
+    /// Sets the value of `key`.
+    ///
+    /// # Errors
+    /// When the map is full.
+    pub(super) fn insert(&mut self, key: &K, value: &V) -> Result<(), Refusal> {
+        self.map.insert(key, value, 0).map_err(|error| refused("map", &error))
+    }
+
+    /// Removes `key`, if it is there.
+    pub(super) fn remove(&mut self, key: &K) {
+        // The one error that can be is that it is not there.
+        let _ = self.map.remove(key);
+    }
+}
+
+/// An array of one value that programs write.
+pub(super) struct Slot<V: Plain> {
+    map: Array<MapData, V>,
+}
+
+impl<V: Plain> Slot<V> {
+    /// The value; `None` when the kernel does not give it.
+    #[must_use]
+    pub(super) fn get(&self) -> Option<V> {
+        self.map.get(&0, 0).ok()
     }
 }
 

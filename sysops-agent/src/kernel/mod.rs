@@ -2,9 +2,12 @@
 //! `logs`; joining both is left to `correlate`.
 
 mod attach;
+mod block_io;
 mod btf;
 mod check;
+mod disks;
 mod facts;
+mod fd;
 mod hung_task;
 mod ladder;
 mod layout;
@@ -16,7 +19,9 @@ mod loader;
 mod oom_kill;
 mod process;
 mod record;
+mod syscalls;
 mod tracefs;
+mod watched;
 
 use std::os::fd::BorrowedFd;
 
@@ -103,6 +108,15 @@ trait Probe: Send {
     fn drain(&mut self, host: &Host, out: &mut Vec<Event>);
     /// Adds readings beyond the counters that every probe has.
     fn collect(&mut self, _host: &Host, _out: &mut Batch) {}
+    /// What speaks against the rung on which the probe stands, once it has collected: a contradiction between what its
+    /// programs read and what the machine says otherwise. Who says so has detached them; the probe goes to its next rung.
+    fn contradiction(&mut self) -> Option<Refusal> {
+        None
+    }
+    /// Why a probe that stands watches nothing just now.
+    fn stands_by(&self) -> Option<&'static str> {
+        None
+    }
     /// What the programs counted; `None` when nothing is attached.
     fn counters(&self) -> Option<Counters>;
 }
@@ -122,7 +136,7 @@ pub struct Entry {
 }
 
 /// All probes.
-pub static ALL: &[&Entry] = &[&oom_kill::ENTRY, &hung_task::ENTRY];
+pub static ALL: &[&Entry] = &[&oom_kill::ENTRY, &hung_task::ENTRY, &block_io::ENTRY, &fd::ENTRY];
 
 static RECEIVED: Metric<1> = Metric::counter(
     "kernel_probe_received_total",
@@ -133,7 +147,7 @@ static RECEIVED: Metric<1> = Metric::counter(
 static DROPPED: Metric<2> = Metric::counter(
     "kernel_probe_dropped_total",
     Unit::Count,
-    "Events that a probe's programs could not hand over, by reason: ring_full, map_full, read_fault.",
+    "Events that a probe's programs could not hand over, by reason: ring_full, map_full, read_fault, stale.",
     &["probe", "reason"],
 );
 static RUNG: Metric<2> = Metric::gauge(
@@ -154,6 +168,9 @@ pub struct Kernel {
 struct Running {
     standing: Standing,
     probe: Box<dyn Probe>,
+    /// The ladder with all that has spoken against its rungs.
+    steps: Vec<Step>,
+    forced: Option<Rung>,
 }
 
 impl Kernel {
@@ -179,19 +196,46 @@ impl Kernel {
 
 impl Running {
     fn start(entry: &'static Entry, host: &Host, facts: &Facts, values: &Values) -> Self {
-        let mut probe = (entry.new)(host, facts, values);
-        let forced = ladder::forced(values, entry.rung);
-        let choice = ladder::climb(probe.steps(), forced, |rung| probe.attach(rung, host, facts));
+        let probe = (entry.new)(host, facts, values);
         let standing = Standing {
             name: entry.name,
-            rung: choice.rung,
-            reason: choice.reason,
-            remedy: choice.remedy,
-            forced_and_failed: choice.forced_and_failed,
+            rung: Rung::Off,
+            reason: String::new(),
+            remedy: String::new(),
+            forced_and_failed: false,
             received: 0,
             dropped: 0,
         };
-        Self { standing, probe }
+        let steps = probe.steps();
+        let mut running = Self { standing, probe, steps, forced: ladder::forced(values, entry.rung) };
+        running.climb(host, facts);
+        running
+    }
+
+    fn climb(&mut self, host: &Host, facts: &Facts) {
+        let choice = ladder::climb(self.steps.clone(), self.forced, |rung| self.probe.attach(rung, host, facts));
+        let standby = self.probe.stands_by().filter(|_| choice.rung != Rung::Off);
+        let reasons = [Some(choice.reason.as_str()).filter(|reason| !reason.is_empty()), standby];
+        self.standing.reason = reasons.into_iter().flatten().collect::<Vec<_>>().join("; ");
+        self.standing.rung = choice.rung;
+        self.standing.remedy = choice.remedy;
+        self.standing.forced_and_failed = choice.forced_and_failed;
+    }
+
+    /// Goes on to the next rung. This is rare, so the facts are read anew and not kept.
+    fn fall(&mut self, refusal: &Refusal, host: &Host) {
+        let from = self.standing.rung;
+        for step in self.steps.iter_mut().filter(|step| step.rung == from) {
+            step.stands = Err(refusal.clone());
+        }
+        self.climb(host, &Facts::read(host));
+        tracing::warn!(
+            "probe {}: from {} to {}: {}",
+            self.standing.name,
+            from.word(),
+            self.standing.rung.word(),
+            refusal.reason
+        );
     }
 }
 
@@ -208,7 +252,8 @@ impl EventSource for Kernel {
 
     #[expect(clippy::cast_precision_loss, reason = "counts below 2^53 are exact")]
     fn collect(&mut self, host: &Host, out: &mut Batch) {
-        for Running { standing, probe } in &mut self.probes {
+        for running in &mut self.probes {
+            let Running { standing, probe, .. } = running;
             out.gauge(&RUNG, [standing.name, standing.rung.word()], 1.0);
             if let Some(counters) = probe.counters() {
                 out.counter(&RECEIVED, [standing.name], counters.received as f64);
@@ -217,6 +262,9 @@ impl EventSource for Kernel {
                 }
             }
             probe.collect(host, out);
+            if let Some(refusal) = probe.contradiction() {
+                running.fall(&refusal, host);
+            }
         }
     }
 }

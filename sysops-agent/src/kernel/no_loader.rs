@@ -1,5 +1,7 @@
 //! Stands in for `loader` in a build without the feature `ebpf`: nothing can be loaded, and every probe says so.
 
+use std::convert::Infallible;
+use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 
 use sysops_common::check::Check;
@@ -74,5 +76,77 @@ impl Object {
     #[must_use]
     pub(super) fn counters(&self) -> Option<Counters> {
         match *self {}
+    }
+
+    /// There is no object to attach.
+    ///
+    /// # Errors
+    /// Never.
+    pub(super) fn attach_to_each(&mut self, _name: &str, _group: &str, _tracepoints: &[&str]) -> Result<(), Refusal> {
+        match *self {}
+    }
+
+    /// There is no object to verify.
+    ///
+    /// # Errors
+    /// Never.
+    pub(super) fn verify(&mut self, _name: &str, _point: Point<'_>) -> Result<(), Refusal> {
+        match *self {}
+    }
+
+    /// There is no object that has maps.
+    ///
+    /// # Errors
+    /// Never.
+    pub(super) fn table<K: Plain, V: Plain>(&mut self, _name: &str) -> Result<Table<K, V>, Refusal> {
+        match *self {}
+    }
+
+    /// There is no object that has maps.
+    ///
+    /// # Errors
+    /// Never.
+    pub(super) fn slot<V: Plain>(&mut self, _name: &str) -> Result<Slot<V>, Refusal> {
+        match *self {}
+    }
+}
+
+/// There is none.
+pub(super) struct Table<K, V>(Infallible, PhantomData<(K, V)>);
+
+impl<K: Plain, V: Plain> Table<K, V> {
+    /// There is no table.
+    pub(super) fn keys(&self, _keys: &mut Vec<K>) {
+        match self.0 {}
+    }
+
+    /// There is no table.
+    #[must_use]
+    pub(super) fn get(&self, _key: &K) -> Option<V> {
+        match self.0 {}
+    }
+
+    /// There is no table.
+    ///
+    /// # Errors
+    /// Never.
+    pub(super) fn insert(&mut self, _key: &K, _value: &V) -> Result<(), Refusal> {
+        match self.0 {}
+    }
+
+    /// There is no table.
+    pub(super) fn remove(&mut self, _key: &K) {
+        match self.0 {}
+    }
+}
+
+/// There is none.
+pub(super) struct Slot<V>(Infallible, PhantomData<V>);
+
+impl<V: Plain> Slot<V> {
+    /// There is no slot.
+    #[must_use]
+    pub(super) fn get(&self) -> Option<V> {
+        match self.0 {}
     }
 }

@@ -1,0 +1,144 @@
+//! A disk of the test's own: a loop device over a file, read and written without the page cache.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use crate::require;
+
+/// Bytes of the disk.
+pub const SIZE: u64 = 64 << 20;
+
+/// A loop device. It is taken down when dropped.
+pub struct LoopDevice {
+    file: PathBuf,
+    path: String,
+}
+
+/// What /proc/diskstats counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completed {
+    /// Reads.
+    pub reads: u64,
+    /// Writes.
+    pub writes: u64,
+    /// Discards.
+    pub discards: u64,
+    /// Flushes.
+    pub flushes: u64,
+}
+
+impl LoopDevice {
+    /// What is missing to make one.
+    #[must_use]
+    pub fn missing() -> Option<String> {
+        require::root()
+            .or_else(|| require::programs(&["losetup", "dd", "blkdiscard", "unshare", "mount"]))
+            .or_else(|| require::files(&["/dev/loop-control", "/proc/diskstats"]))
+    }
+
+    /// Makes one over a new file named by `name`.
+    ///
+    /// # Panics
+    /// When the machine refuses.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        let file = std::env::temp_dir().join(format!("sysops-{name}-{}.img", std::process::id()));
+        std::fs::File::create(&file).and_then(|file| file.set_len(SIZE)).expect("a file of our own");
+        let output = run(program("losetup").args(["--find", "--show"]).arg(&file));
+        assert!(output.status.success(), "{output:?}");
+        let device = Self { file, path: String::from_utf8_lossy(&output.stdout).trim().to_owned() };
+        // The queue outlives the disk, and with it what an earlier test set.
+        device.set("iostats", "1");
+        device
+    }
+
+    /// `loop3`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.path.trim_start_matches("/dev/")
+    }
+
+    /// Writes (or reads) `count` blocks of `bytes` bytes from block `first` on, each as one request; true when that succeeds.
+    #[must_use]
+    pub fn transfer(&self, write: bool, bytes: u32, first: u32, count: u32) -> bool {
+        let (from, to) = if write { ("/dev/zero", &*self.path) } else { (&*self.path, "/dev/null") };
+        let (place, flag) = if write { ("seek", "oflag=direct") } else { ("skip", "iflag=direct") };
+        let mut dd = program("dd");
+        dd.args([format!("if={from}"), format!("of={to}"), format!("bs={bytes}"), format!("count={count}")]);
+        dd.args([format!("{place}={first}"), flag.to_owned(), "conv=notrunc".to_owned(), "status=none".to_owned()]);
+        run(&mut dd).status.success()
+    }
+
+    /// Discards the first `bytes` bytes as one request.
+    #[must_use]
+    pub fn discard(&self, bytes: u32) -> bool {
+        run(program("blkdiscard").args(["-f", "-l", &bytes.to_string(), &self.path])).status.success()
+    }
+
+    /// Cuts the file below the disk to `bytes`: reads across the new end are short.
+    ///
+    /// # Panics
+    /// When the file cannot be cut.
+    pub fn cut(&self, bytes: u64) {
+        let file = std::fs::File::options().write(true).open(&self.file);
+        file.and_then(|file| file.set_len(bytes)).expect("a file of our own");
+    }
+
+    /// Sets an attribute of the queue, as `iostats`.
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    pub fn set(&self, attribute: &str, value: &str) {
+        std::fs::write(format!("/sys/block/{}/queue/{attribute}", self.name()), value).expect("root may");
+    }
+
+    /// What the kernel itself counted.
+    ///
+    /// # Panics
+    /// When /proc/diskstats does not list it.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "a test reads files as it likes")]
+    pub fn completed(&self) -> Completed {
+        let text = std::fs::read_to_string("/proc/diskstats").expect("require() was asked");
+        let line = text.lines().find(|line| line.split_whitespace().nth(2) == Some(self.name()));
+        let fields: Vec<u64> = line
+            .expect("it is listed")
+            .split_whitespace()
+            .skip(3)
+            .map(|field| field.parse().expect("a number"))
+            .collect();
+        let of = |place: usize| fields.get(place).copied().unwrap_or(0);
+        Completed { reads: of(0), writes: of(4), discards: of(11), flushes: of(15) }
+    }
+}
+
+impl Completed {
+    /// What was counted since `before`.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            reads: self.reads - before.reads,
+            writes: self.writes - before.writes,
+            discards: self.discards - before.discards,
+            flushes: self.flushes - before.flushes,
+        }
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        self.set("iostats", "1");
+        run(program("losetup").args(["-d", &self.path]));
+        // Left behind, it is a file in the temporary directory.
+        let _ = std::fs::remove_file(&self.file);
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test runs programs")]
+fn program(name: &str) -> Command {
+    Command::new(name)
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().expect("require() was asked")
+}
