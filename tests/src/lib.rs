@@ -8,15 +8,11 @@ pub mod feed;
 pub mod frozen_mount;
 pub mod http_far_end;
 pub mod injection;
+pub mod loop_device;
 pub mod memory_cgroup;
+pub mod one_probe;
 pub mod require;
 pub mod servers;
 pub mod source;
 pub mod subscriber;
 pub mod values;
-//! What the cross-layer tests share: one file for each thing.
-
-pub mod falsified_btf;
-pub mod loop_device;
-pub mod one_probe;
-pub mod require;

@@ -10,9 +10,6 @@ pub mod os;
 pub mod processes;
 pub mod space;
 pub mod systemd;
-pub mod open_fds;
-pub mod os;
-pub mod processes;
 
 pub use clock::Clock;
 pub use events::EventSource;
