@@ -278,7 +278,8 @@ mod tests {
     fn the_default_file_loads_and_sets_nothing() {
         let settings = parse("agent.toml", &agent_toml(), &declared(), &|_| None).expect("no mistakes");
         assert_eq!(settings.values, crate::spec::Values::default());
-        assert_eq!((settings.notices(), settings.warnings), (vec![], vec![]));
+        assert_eq!((settings.not_built.as_slice(), settings.warnings.as_slice()), (&[][..], &[][..]));
+        assert_eq!(settings.not_in_build, crate::catalog::ABSENT, "headers of tables whose feature is left out");
     }
 
     #[test]
