@@ -144,6 +144,17 @@ fn a_disk_that_is_gone_has_no_series_and_begins_anew() {
     assert_eq!(counts(&probe, disk.name()).writes, 3, "what was before belongs to a disk that is gone");
 }
 
+#[test]
+fn a_steady_cycle_takes_no_memory() {
+    let Some((host, mut probe)) = stands("auto") else { return };
+    let disk = LoopDevice::new("steady");
+    assert!(disk.transfer(true, 4096, 0, 10));
+    settle(&host, &mut probe, &disk);
+    let taken = allocation_counter::measure(|| probe.collect(&host));
+    assert!(counts(&probe, disk.name()).writes >= 10);
+    assert_eq!(taken.count_total, 0, "{taken:?}");
+}
+
 /// A BTF in which a member is not where the kernel has it: the probe stands, but as soon as there are requests it is
 /// seen, and the probe leaves the rungs that read the kernel by its types.
 #[test]
