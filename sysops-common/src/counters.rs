@@ -1,4 +1,4 @@
-//! What every probe counts in the kernel, per CPU.
+//! What every probe counts in the kernel. All CPUs add to the same numbers, atomically.
 
 use crate::plain::plain;
 
@@ -36,17 +36,5 @@ impl Counters {
     #[must_use]
     pub const fn dropped(&self) -> u64 {
         self.ring_full + self.map_full + self.read_fault + self.stale
-    }
-
-    /// The sum of two CPUs' counts.
-    #[must_use]
-    pub const fn plus(&self, other: &Self) -> Self {
-        Self {
-            received: self.received + other.received,
-            ring_full: self.ring_full + other.ring_full,
-            map_full: self.map_full + other.map_full,
-            read_fault: self.read_fault + other.read_fault,
-            stale: self.stale + other.stale,
-        }
     }
 }

@@ -108,7 +108,7 @@ pub fn issue_tracepoint(ctx: TracePointContext) -> u32 {
 pub fn requeue_tracepoint(ctx: TracePointContext) -> u32 {
     let base = ctx.as_ptr() as u64;
     let Some((key, series)) = identify(base, &OFFSETS.requeue) else { return fault() };
-    give_back(&key, series);
+    give_back(&key, series, || ());
     0
 }
 
@@ -129,7 +129,7 @@ pub fn complete_tracepoint(ctx: TracePointContext) -> u32 {
         see(|seen| &raw mut seen.partial);
         let rest = RequestKey { place: key.place + done, device: key.device };
         start(&rest, &Started { sectors: started.sectors - done, ..started });
-    } else if let Some(latency) = record(&started, now) {
+    } else if let Some(latency) = record(&started, now, || ()) {
         finish(latency, &started, now, error != 0);
     }
     0
@@ -145,7 +145,7 @@ fn issue(request: u64) -> i32 {
 #[inline(always)]
 fn requeue(request: u64) -> i32 {
     if let Some(series) = series(request) {
-        give_back(&RequestKey { place: request, device: 0 }, series);
+        give_back(&RequestKey { place: request, device: 0 }, series, || name(request, series.dev));
     }
     0
 }
@@ -171,9 +171,9 @@ fn complete(request: u64, error: u64, bytes: u64) -> i32 {
         see(|seen| &raw mut seen.beyond);
     }
     let _ = STARTED.remove(key);
-    let Some(latency) = record(&started, now) else { return 0 };
-    name(request, started.series.dev);
-    finish(latency, &started, now, error as u32 != 0);
+    if let Some(latency) = record(&started, now, || name(request, started.series.dev)) {
+        finish(latency, &started, now, error as u32 != 0);
+    }
     0
 }
 
@@ -228,9 +228,9 @@ fn start(key: &RequestKey, started: &Started) {
 }
 
 #[inline(always)]
-fn give_back(key: &RequestKey, series: Series) {
+fn give_back(key: &RequestKey, series: Series, first: impl FnOnce()) {
     let _ = STARTED.remove(key);
-    if let Some(latency) = latency(series) {
+    if let Some(latency) = latency(series, first) {
         // SAFETY: it points into a value of a map.
         unsafe { add(&raw mut (*latency).requeues, 1) };
     }
@@ -238,19 +238,21 @@ fn give_back(key: &RequestKey, series: Series) {
 
 /// Where the latency of `started` is to be entered.
 #[inline(always)]
-fn record(started: &Started, now: u64) -> Option<*mut Latency> {
+fn record(started: &Started, now: u64, first: impl FnOnce()) -> Option<*mut Latency> {
     if now < started.issue_ns || now - started.issue_ns > LATENCY_NS_MAX {
         count(Fate::Stale);
         return None;
     }
-    latency(started.series)
+    latency(started.series, first)
 }
 
+/// Runs `first` when there is nothing yet of this device and operation.
 #[inline(always)]
-fn latency(series: Series) -> Option<*mut Latency> {
+fn latency(series: Series, first: impl FnOnce()) -> Option<*mut Latency> {
     if let Some(latency) = LATENCY.get_ptr_mut(series) {
         return Some(latency);
     }
+    first();
     // Another CPU may have been quicker: then the value is there just as well.
     let _ = LATENCY.insert(series, Latency::ZERO, u64::from(BPF_NOEXIST));
     let latency = LATENCY.get_ptr_mut(series);
@@ -277,9 +279,6 @@ fn finish(latency: *mut Latency, started: &Started, now: u64, failed: bool) {
 /// Keeps the name of the request's disk beside its number, so that the agent can tell a wrong number.
 #[inline(always)]
 fn name(request: u64, dev: u32) {
-    if NAMES.get_ptr(dev).is_some() {
-        return;
-    }
     let mut name = DiskName([0; NAME_LEN]);
     let Some(disk) = disk(request).filter(|&disk| disk != 0) else { return };
     if copy_member(disk, &OFFSETS.disk_name, &mut name.0).is_some() {

@@ -1,11 +1,13 @@
-//! Counts what was handed over and what was lost, by reason, per CPU.
+//! Counts what was handed over and what was lost, by reason.
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::PerCpuArray;
+use aya_ebpf::maps::Array;
 use sysops_common::counters::Counters;
 
+use crate::memory::add;
+
 #[map]
-static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
+static COUNTERS: Array<Counters> = Array::with_max_entries(1, 0);
 
 /// What happened to an event.
 #[derive(Clone, Copy)]
@@ -26,15 +28,15 @@ pub enum Fate {
 #[inline(always)]
 pub fn count(fate: Fate) {
     let Some(counters) = COUNTERS.get_ptr_mut(0) else { return };
-    // SAFETY: the pointer is this CPU's own value and a tracing program is not preempted by another on its CPU
-    // (one that interrupts it may lose one count, nothing else).
-    let counters = unsafe { &mut *counters };
-    let counter = match fate {
-        Fate::Received => &mut counters.received,
-        Fate::RingFull => &mut counters.ring_full,
-        Fate::MapFull => &mut counters.map_full,
-        Fate::ReadFault => &mut counters.read_fault,
-        Fate::Stale => &mut counters.stale,
-    };
-    *counter += 1;
+    // SAFETY: all point into the map's one value.
+    unsafe {
+        let counter = match fate {
+            Fate::Received => &raw mut (*counters).received,
+            Fate::RingFull => &raw mut (*counters).ring_full,
+            Fate::MapFull => &raw mut (*counters).map_full,
+            Fate::ReadFault => &raw mut (*counters).read_fault,
+            Fate::Stale => &raw mut (*counters).stale,
+        };
+        add(counter, 1);
+    }
 }

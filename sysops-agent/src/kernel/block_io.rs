@@ -194,9 +194,7 @@ impl Probe for BlockIo {
         if listed && attached.rung != Rung::Tracepoint {
             sums.kernel = self.disks.completed().saturating_sub(attached.completed_before);
             sums.seen = attached.seen.get().unwrap_or_default();
-            if sums.known == 0 {
-                sums.faults = attached.object.counters().unwrap_or_default().read_fault;
-            }
+            sums.faults = attached.object.counters().unwrap_or_default().read_fault;
             self.contradiction = self.suspicion.look(&sums);
         }
         // A disk that is known by no name was taken away, or never was.
@@ -394,4 +392,154 @@ fn formats(read: impl Fn(&str) -> Result<tracefs::Format, Refusal>) -> Result<Of
         requeue: fields("block/block_rq_requeue", false)?,
         ..Offsets::ABSENT
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::btf_builder::Builder;
+    use super::*;
+
+    /// What differs between kernels in what the probe reads.
+    #[derive(Clone, Copy)]
+    struct Kernel {
+        queue_first: bool,
+        disk_in_request: bool,
+        data_len: u32,
+        zone_append: Option<u32>,
+    }
+
+    /// As in 6.18.
+    const NEW: Kernel = Kernel { queue_first: false, disk_in_request: false, data_len: 44, zone_append: Some(7) };
+    /// As before 5.10.137.
+    const OLD: Kernel = Kernel { queue_first: true, disk_in_request: true, data_len: 40, zone_append: Some(13) };
+
+    fn btf(kernel: Kernel) -> Btf {
+        let mut types = Builder::new();
+        let (byte, number) = (types.int(1), types.int(4));
+        let name = types.array(byte, 32);
+        let disk =
+            types.structure("gendisk", &[("major", number, 0), ("first_minor", number, 4), ("disk_name", name, 12)]);
+        let disk = types.pointer(disk);
+        let in_queue = ("disk", disk, 104);
+        let queue = types
+            .structure("request_queue", if kernel.disk_in_request { &[] } else { std::slice::from_ref(&in_queue) });
+        let queue = types.pointer(queue);
+        let mut members = vec![("q", queue, 0), ("cmd_flags", number, 24), ("__data_len", number, kernel.data_len)];
+        if kernel.disk_in_request {
+            members.push(("rq_disk", disk, 160));
+        }
+        let request = types.structure("request", &members);
+        let request = types.pointer(request);
+        for tracepoint in ["block_rq_issue", "block_rq_requeue"] {
+            let arguments = [queue, request];
+            types.tracepoint(tracepoint, &arguments[usize::from(!kernel.queue_first)..]);
+        }
+        types.tracepoint("block_rq_complete", &[request, number, number]);
+        let mut operations = vec![("REQ_OP_READ", 0), ("REQ_OP_WRITE", 1), ("REQ_OP_FLUSH", 2), ("REQ_OP_DISCARD", 3)];
+        operations.extend(kernel.zone_append.map(|number| ("REQ_OP_ZONE_APPEND", number)));
+        types.enumeration(&operations);
+        types.build()
+    }
+
+    fn bytes(offset: Offset) -> Option<u64> {
+        offset.bytes()
+    }
+
+    #[test]
+    fn the_disk_is_found_in_the_queue_or_in_the_request() {
+        let found = offsets(&btf(NEW)).expect("as in 6.18");
+        assert_eq!([found.request_q, found.disk, found.data_len].map(bytes), [Some(0), Some(104), Some(44)]);
+        let found = offsets(&btf(OLD)).expect("as in 5.10");
+        assert_eq!([found.request_q, found.disk, found.data_len].map(bytes), [None, Some(160), Some(40)]);
+        assert_eq!([found.major, found.first_minor, found.disk_name].map(bytes), [Some(0), Some(4), Some(12)]);
+    }
+
+    #[test]
+    fn the_prototype_tells_where_the_request_is() {
+        assert_eq!(request_place(&btf(NEW), "block_rq_issue"), Ok(0));
+        assert_eq!(request_place(&btf(OLD), "block_rq_issue"), Ok(1));
+        assert_eq!(request_place(&btf(OLD), "block_rq_complete"), Ok(0));
+        let refused = request_place(&btf(OLD), "block_rq_error").expect_err("none");
+        assert!(refused.reason.contains("block_rq_error"), "{refused:?}");
+    }
+
+    #[test]
+    fn operations_are_told_by_name_whatever_their_number() {
+        let new = operations(&btf(NEW)).expect("all there");
+        let old = operations(&btf(OLD)).expect("all there");
+        let (write, other) = (Operation::Write as u8, Operation::Other as u8);
+        assert_eq!((new[7], new[13], old[7], old[13]), (write, other, other, write));
+        assert_eq!(
+            new[..4],
+            [Operation::Read, Operation::Write, Operation::Flush, Operation::Discard].map(|o| o as u8)
+        );
+        assert_eq!((new[5], new[63]), (other, other), "not in this kernel");
+    }
+
+    #[test]
+    fn a_number_of_another_size_is_refused() {
+        let refused = offsets(&btf(Kernel { data_len: 70_000, ..NEW })).expect_err("too far");
+        assert!(refused.reason.contains("request.__data_len"), "{refused:?}");
+    }
+
+    fn format(kernel: &str, event: &str) -> Result<tracefs::Format, Refusal> {
+        let path = format!("{}/../tests/fixtures/tracefs/{kernel}/{event}/format", env!("CARGO_MANIFEST_DIR"));
+        let read = Host::fixture(std::path::Path::new("/")).files.read(path.as_ref());
+        read.map(|text| tracefs::parse(&text)).map_err(|error| Refusal::new(error.to_string(), ""))
+    }
+
+    #[test]
+    fn records_are_read_where_their_kernel_writes_them() {
+        for (kernel, rwbs) in [("5.10", 32), ("6.1", 32), ("6.12", 34), ("6.18", 34), ("7.2", 34)] {
+            let found =
+                formats(|event| format(kernel, event)).unwrap_or_else(|refused| panic!("{kernel}: {refused:?}"));
+            let Format { dev, sector, nr_sector, error, .. } = found.complete;
+            assert_eq!([dev, sector, nr_sector, error].map(bytes), [Some(8), Some(16), Some(24), Some(28)], "{kernel}");
+            assert_eq!((bytes(found.issue.rwbs), bytes(found.complete.rwbs)), (Some(rwbs), Some(rwbs)), "{kernel}");
+            assert_ne!(found.requeue, Format::ABSENT);
+        }
+        let no_sector = |_: &str| Ok(tracefs::parse(b"field:dev_t dev;\toffset:8;\tsize:4;\tsigned:0;"));
+        let refused = formats(no_sector).expect_err("no sector");
+        assert_eq!(refused.reason, "tracefs: block/block_rq_issue: expected a field sector of 8 bytes");
+    }
+
+    #[test]
+    fn bounds_are_powers_of_two_of_a_microsecond() {
+        assert_eq!(BOUNDS_SECONDS[..4], [1e-6, 2e-6, 4e-6, 8e-6]);
+        assert!((BOUNDS_SECONDS[BOUNDS - 1] - 67.108_864).abs() < 1e-9);
+    }
+
+    const QUIET: Sums =
+        Sums { known: 0, unknown: 0, kernel: 1000, seen: Seen { without_disk: 0, partial: 0, beyond: 0 }, faults: 0 };
+
+    #[test]
+    fn completions_of_no_disk_are_a_contradiction_only_when_there_are_no_others() {
+        let mut suspicion = Suspicion::default();
+        assert_eq!(suspicion.look(&Sums { unknown: 500, ..QUIET }), None, "one disk may have been taken away");
+        let refusal = suspicion.look(&Sums { unknown: 1, ..QUIET }).expect("again");
+        assert!(refusal.reason.contains("501 completions in a row"), "{refusal:?}");
+
+        let mut suspicion = Suspicion::default();
+        for known in 1..100 {
+            assert_eq!(suspicion.look(&Sums { known, unknown: 60, ..QUIET }), None);
+        }
+        assert_eq!(suspicion.look(&Sums { known: 99, unknown: 60, ..QUIET }), None);
+        assert!(suspicion.look(&Sums { known: 99, unknown: 60, ..QUIET }).is_some());
+    }
+
+    #[test]
+    fn nothing_measured_while_the_kernel_counts_is_a_contradiction_with_its_cause() {
+        let seen = |without_disk, partial, beyond| Seen { without_disk, partial, beyond };
+        let reason = |sums: Sums| Suspicion::default().look(&sums).map(|refusal| refusal.reason);
+        assert_eq!(reason(QUIET), None, "the kernel counts disks without requests, too");
+        assert!(reason(Sums { faults: 64, ..QUIET }).is_some_and(|text| text.contains("could not be read")));
+        assert!(reason(Sums { seen: seen(64, 0, 0), ..QUIET }).is_some_and(|text| text.contains("of no disk")));
+        assert!(reason(Sums { seen: seen(0, 64, 0), ..QUIET }).is_some_and(|text| text.contains("of a part")));
+        assert_eq!(reason(Sums { seen: seen(64, 64, 0), known: 1, ..QUIET }), None);
+        assert_eq!(reason(Sums { seen: seen(64, 0, 0), kernel: 10, ..QUIET }), None);
+        assert!(
+            reason(Sums { seen: seen(0, 0, 64), known: 64, ..QUIET }).is_some_and(|text| text.contains("more than"))
+        );
+        assert_eq!(reason(Sums { seen: seen(0, 0, 64), known: 1000, ..QUIET }), None);
+    }
 }

@@ -307,3 +307,46 @@ fn fields(format: &tracefs::Format) -> Result<Offsets, Refusal> {
     let format_number = at("__syscall_nr", 4).or_else(|_| at("nr", 4))?;
     Ok(Offsets { format_number, format_result: at("ret", 8)?, ..Offsets::ABSENT })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::btf_builder::Builder;
+    use super::*;
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn the_number_of_a_call_is_where_the_types_say() {
+        let mut types = Builder::new();
+        let (half, word) = (types.int(4), types.int(8));
+        types.structure("pt_regs", &[("orig_ax", word, 120)]);
+        let info = types.structure("thread_info", &[("flags", word, 0), ("status", half, 16)]);
+        types.structure("task_struct", &[("thread_info", info, 8)]);
+        let registers = types.pointer(1);
+        types.tracepoint("sys_exit", &[registers, word]);
+        let found = offsets(&types.build()).expect("all there");
+        assert_eq!((found.number.bytes(), found.status.bytes()), (Some(120), Some(24)));
+    }
+
+    #[test]
+    fn a_tracepoint_of_another_shape_is_refused() {
+        let mut types = Builder::new();
+        let word = types.int(8);
+        types.tracepoint("sys_exit", &[word]);
+        let refused = offsets(&types.build()).expect_err("one argument");
+        assert!(refused.reason.contains("expected 2 arguments, found 1"), "{refused:?}");
+        assert!(offsets(&Builder::new().build()).expect_err("nothing").reason.contains("sys_exit"));
+    }
+
+    #[test]
+    fn records_have_the_number_and_the_result() {
+        for kernel in ["5.10", "6.1", "6.12", "6.18", "7.2"] {
+            let root = env!("CARGO_MANIFEST_DIR");
+            let path = format!("{root}/../tests/fixtures/tracefs/{kernel}/syscalls/sys_exit_close/format");
+            let text = Host::fixture(Path::new("/")).files.read(path.as_ref()).expect("a fixture");
+            let found = fields(&tracefs::parse(&text)).expect("both there");
+            assert_eq!((found.format_number.bytes(), found.format_result.bytes()), (Some(8), Some(16)), "{kernel}");
+        }
+        let refused = fields(&tracefs::parse(b"field:int nr;\toffset:8;\tsize:4;\tsigned:1;")).expect_err("no result");
+        assert!(refused.reason.contains("a field ret of 8 bytes"), "{refused:?}");
+    }
+}

@@ -4,7 +4,7 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, MapData, RingBuf};
 use aya::programs::{BtfTracePoint, ProgramError, RawTracePoint, TracePoint};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
 use sysops_common::check::Check;
@@ -20,7 +20,7 @@ include!(concat!(env!("OUT_DIR"), "/objects.rs"));
 /// A loaded object. Dropping it detaches its programs and frees its maps.
 pub(super) struct Object {
     ebpf: Ebpf,
-    counters: PerCpuArray<MapData, Counters>,
+    counters: Array<MapData, Counters>,
     events: Option<RingBuf<MapData>>,
 }
 
@@ -53,7 +53,7 @@ impl Object {
         loader.btf(None).override_global("OFFSETS", offsets, true);
         let mut ebpf = loader.load(embedded(name)?).map_err(|error| refused("load", &error))?;
         let counters = take(&mut ebpf, "COUNTERS")?;
-        let counters = PerCpuArray::try_from(counters).map_err(|error| refused("map COUNTERS", &error))?;
+        let counters = Array::try_from(counters).map_err(|error| refused("map COUNTERS", &error))?;
         let events = match ebpf.take_map("EVENTS") {
             Some(map) => Some(RingBuf::try_from(map).map_err(|error| refused("map EVENTS", &error))?),
             None => None,
@@ -123,11 +123,10 @@ impl Object {
         }
     }
 
-    /// What the programs counted, over all CPUs; `None` when the kernel does not give the map.
+    /// What the programs counted; `None` when the kernel does not give the map.
     #[must_use]
     pub(super) fn counters(&self) -> Option<Counters> {
-        let values = self.counters.get(&0, 0).ok()?;
-        Some(values.iter().fold(Counters::default(), |sum, one| sum.plus(one)))
+        self.counters.get(&0, 0).ok()
     }
 
     /// Loads the program `name` and attaches it to each of `tracepoints` in the group `group`.

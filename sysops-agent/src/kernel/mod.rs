@@ -4,6 +4,8 @@
 mod attach;
 mod block_io;
 mod btf;
+#[cfg(test)]
+mod btf_builder;
 mod check;
 mod disks;
 mod facts;
