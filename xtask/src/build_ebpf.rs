@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -68,13 +68,23 @@ fn executables(messages: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Copies only what changed, so that the agent is not built again for nothing.
+/// Copies only what changed, so that the agent is not built again for nothing. Debug sections are left out where LLVM's
+/// `llvm-strip` is at hand: they are four fifths of an object, and the kernel wants the BTF alone.
 fn place(from: &Path, to: &Path) -> Result<()> {
+    let stripped = from.with_extension("stripped");
+    let from = if strip(from, &stripped) { &stripped } else { from };
     let new = std::fs::read(from).with_context(|| from.display().to_string())?;
     if std::fs::read(to).is_ok_and(|old| old == new) {
         return Ok(());
     }
     std::fs::write(to, new).with_context(|| to.display().to_string())
+}
+
+fn strip(from: &Path, to: &Path) -> bool {
+    let Some((_, dir)) = toolchain::llvm() else { return false };
+    let mut strip = Command::new(dir.join("llvm-strip"));
+    strip.arg("--strip-debug").arg("-o").arg(to).arg(from).stdin(Stdio::null()).stderr(Stdio::null());
+    strip.status().is_ok_and(|status| status.success())
 }
 
 /// An object of a probe that is no more, or of a machine that had a toolchain once, must not be embedded.
