@@ -173,7 +173,7 @@ impl Probe for Fds {
 
     fn contradiction(&mut self) -> Option<Refusal> {
         let refusal = self.contradiction.take()?;
-        self.standing = None;
+        detach(self.standing.take().and_then(|standing| standing.armed));
         Some(refusal)
     }
 
@@ -183,6 +183,12 @@ impl Probe for Fds {
 
     fn counters(&self) -> Option<Counters> {
         self.standing.as_ref()?.armed.as_ref()?.object.counters()
+    }
+}
+
+impl Drop for Fds {
+    fn drop(&mut self) {
+        detach(self.standing.take().and_then(|standing| standing.armed));
     }
 }
 
