@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::model::{Desc, Finding, Level, Readings, Series, SeriesValue, Severity, shown};
+use crate::model::{Finding, Level, Readings, Series, SeriesValue, Severity, shown};
 use crate::spec::{Key, KeySpec, Values};
 
 use super::{Analyzer, Entry};
@@ -153,18 +153,13 @@ impl Threshold {
 
 impl Analyzer for Threshold {
     fn judge(&mut self, readings: &dyn Readings, each: &mut dyn FnMut(&Finding<'_>)) {
-        // Series of one metric come together, so the rule is looked up once for each metric.
-        let mut known: Option<(&'static Desc, Option<Limit>)> = None;
-        readings.visit(&mut |series| {
-            let limit = match known {
-                Some((metric, limit)) if std::ptr::eq(metric, series.metric) => limit,
-                _ => self.limits.iter().find(|limit| limit.rule.metric == series.metric.name).copied(),
-            };
-            known = Some((series.metric, limit));
-            if let (Some(limit), SeriesValue::Number(value)) = (limit, series.value) {
-                each(&limit.finding(&series, value, self.hold_for, &limit.sentence(&series, value)));
-            }
-        });
+        for limit in &self.limits {
+            readings.visit_metric(limit.rule.metric, &mut |series| {
+                if let SeriesValue::Number(value) = series.value {
+                    each(&limit.finding(&series, value, self.hold_for, &limit.sentence(&series, value)));
+                }
+            });
+        }
     }
 }
 
@@ -232,7 +227,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::model::{Metric, Unit};
+    use crate::model::{Desc, Metric, Unit};
     use crate::spec::Value;
 
     static DISK_USAGE: Metric<3> =

@@ -49,7 +49,7 @@ struct AgentCollector {
 impl AgentCollector {
     fn new() -> Self {
         let proc = Path::new("/proc");
-        Self { stat: Source::new(PathBuf::from(STAT)), open_fds: OpenFds::new(proc), start: None }
+        Self { stat: Source::single(PathBuf::from(STAT)), open_fds: OpenFds::new(proc), start: None }
     }
 }
 

@@ -9,7 +9,7 @@ use super::cpu_times::{CpuTime, CpuTimes};
 use super::pids::{PidText, STAT_BYTES, parse_stat};
 use super::top::{TOP_N, Top};
 use super::{CollectError, Collector, Entry, Outcome, bytes};
-use crate::host::{Host, Process, Processes, ReadError, Source, os};
+use crate::host::{Host, Kept, Process, Processes, ReadError, Source, os};
 use crate::model::{Batch, Metric, Tick, Unit};
 use crate::spec::{Key, Values};
 
@@ -118,6 +118,7 @@ struct ProcessCollector {
 
 /// What one walk finds.
 struct Scan {
+    stat: Kept,
     listed: u64,
     refused: u64,
     odd: u64,
@@ -135,8 +136,8 @@ impl ProcessCollector {
         let limit = usize::try_from(values.get(&TOP_N)).expect("the key's bounds are 0 and 50");
         Self {
             processes: Processes::new(&host.files),
-            pid_max: Source::new(host.files.proc(PID_MAX)),
-            threads_max: Source::new(host.files.proc(THREADS_MAX)),
+            pid_max: Source::single(host.files.proc(PID_MAX)),
+            threads_max: Source::single(host.files.proc(THREADS_MAX)),
             scan: Scan::new(limit),
         }
     }
@@ -164,6 +165,7 @@ impl Collector for ProcessCollector {
 impl Scan {
     fn new(limit: usize) -> Self {
         Self {
+            stat: Kept::new("stat"),
             listed: 0,
             refused: 0,
             odd: 0,
@@ -180,6 +182,7 @@ impl Scan {
     /// Forgets the walk before, but for CPU times.
     fn start(&mut self) {
         (self.listed, self.refused, self.odd, self.threads) = (0, 0, 0, 0);
+        self.stat.start();
         self.states = [0; OTHER + 1];
         self.cpu.clear();
         self.rss.clear();
@@ -190,7 +193,7 @@ impl Scan {
 
     fn see(&mut self, process: Process<'_>, tick: &Tick) {
         let mut buffer = [0; STAT_BYTES];
-        let line = match process.read("stat", &mut buffer) {
+        let line = match self.stat.read(process, &mut buffer) {
             Ok(line) => line,
             // It ended after /proc was listed, so it is not there to be counted.
             Err(Errno::NOENT | Errno::SRCH | Errno::NOTDIR) => return,

@@ -213,8 +213,8 @@ impl Source {
         Self { path, fd: None, buffer: Vec::new(), end: End::EmptyRead, announced: false }
     }
 
-    /// A file that the kernel prints in one piece (`single_open` in its source: stat, meminfo, loadavg, pressure, and
-    /// every attribute of /sys), so that one `pread` reads it all.
+    /// A file that the kernel prints in one piece (`single_open` in its source: stat, meminfo, loadavg, pressure; every
+    /// file of /proc/sys and attribute of /sys), so that one `pread` reads it all.
     #[must_use]
     pub fn single(path: PathBuf) -> Self {
         Self { end: End::ShortRead, ..Self::new(path) }

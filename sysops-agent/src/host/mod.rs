@@ -15,7 +15,7 @@ pub use clock::Clock;
 pub use events::EventSource;
 pub use files::{Files, ReadError, Source};
 pub use open_fds::OpenFds;
-pub use processes::{Process, Processes};
+pub use processes::{Kept, Process, Processes};
 pub use rustix::io::Errno;
 pub use systemd::Systemd;
 

@@ -7,19 +7,25 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::fs::{Mode, OFlags, RawDir, SeekFrom, openat, seek};
-use rustix::io::{Errno, read};
+use rustix::fs::{Mode, OFlags, PROC_SUPER_MAGIC, RawDir, SeekFrom, fstatfs, openat, seek};
+use rustix::io::{Errno, pread};
+use rustix::process::{Resource, getrlimit};
 
 use super::files::{Files, ReadError, open_file};
 
 /// Directory entries that one getdents call may return. An entry of a process is 24 bytes: 1,300 processes a call.
 const ENTRIES_BYTES: usize = 32 << 10;
 
+/// Most files that [`Kept`] keeps open: each costs some 4.5 KB of the kernel's memory.
+const KEPT_MAX: usize = 256;
+
 /// /proc of the watched machine, opened once.
 #[derive(Debug)]
 pub struct Processes {
     path: PathBuf,
     proc: Option<OwnedFd>,
+    /// It is the kernel's and not a recorded one.
+    live: bool,
     entries: Box<[MaybeUninit<u8>]>,
 }
 
@@ -29,13 +35,14 @@ pub struct Process<'a> {
     /// Process id: the tgid, in the pid namespace of that /proc.
     pub pid: u32,
     proc: BorrowedFd<'a>,
+    live: bool,
 }
 
 impl Processes {
     /// Processes below the /proc of `files`; it is opened when first walked.
     #[must_use]
     pub fn new(files: &Files) -> Self {
-        Self { path: files.proc(""), proc: None, entries: Box::new_uninit_slice(ENTRIES_BYTES) }
+        Self { path: files.proc(""), proc: None, live: false, entries: Box::new_uninit_slice(ENTRIES_BYTES) }
     }
 
     /// Calls `each` for every process. The live /proc gives them in the order of their ids, a recorded one in any.
@@ -45,7 +52,11 @@ impl Processes {
     pub fn walk(&mut self, mut each: impl FnMut(Process<'_>)) -> Result<(), ReadError> {
         let proc = match self.proc.take() {
             Some(fd) if seek(&fd, SeekFrom::Start(0)).is_ok() => fd,
-            _ => open_file(&self.path)?.into(),
+            _ => {
+                let fd = open_file(&self.path)?.into();
+                self.live = fstatfs(&fd).is_ok_and(|fs| fs.f_type == PROC_SUPER_MAGIC);
+                fd
+            }
         };
         let mut entries = RawDir::new(&proc, &mut self.entries);
         while let Some(entry) = entries.next() {
@@ -55,7 +66,7 @@ impl Processes {
                 source: errno.into(),
             })?;
             if let Some(pid) = pid(entry.file_name()) {
-                each(Process { pid, proc: proc.as_fd() });
+                each(Process { pid, proc: proc.as_fd(), live: self.live });
             }
         }
         self.proc = Some(proc);
@@ -70,17 +81,15 @@ impl<'a> Process<'a> {
     /// # Errors
     /// ENOENT or ESRCH when the process is gone, EACCES or EPERM when this user may not see it.
     pub fn read<'b>(&self, name: &str, buffer: &'b mut [u8]) -> Result<&'b [u8], Errno> {
+        let length = read_start(&self.open(name)?, buffer)?;
+        Ok(&buffer[..length])
+    }
+
+    fn open(&self, name: &str) -> Result<OwnedFd, Errno> {
         let mut path = [0; 64];
         // O_NONBLOCK: in a recorded host someone may have put a FIFO there.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let fd = openat(self.proc, self.path(name, &mut path)?, flags, Mode::empty())?;
-        let length = loop {
-            match read(&fd, &mut *buffer) {
-                Err(Errno::INTR) => {}
-                result => break result?,
-            }
-        };
-        Ok(&buffer[..length])
+        openat(self.proc, self.path(name, &mut path)?, flags, Mode::empty())
     }
 
     /// The directory to which [`Process::path`] is relative.
@@ -95,6 +104,71 @@ impl<'a> Process<'a> {
     }
 }
 
+/// The files `/proc/<pid>/<name>` of processes, kept open from walk to walk, as opening and closing one costs the kernel
+/// as much as printing it. Only those of the lowest ids are, which mostly live long; the others are opened each time.
+#[derive(Debug)]
+pub struct Kept {
+    name: &'static str,
+    /// In order of pids.
+    files: Vec<(u32, OwnedFd)>,
+    /// The first that this walk has not come to.
+    at: usize,
+    most: usize,
+}
+
+impl Kept {
+    /// Files of this name; at most a quarter of those that the agent may have open.
+    #[must_use]
+    pub fn new(name: &'static str) -> Self {
+        let may_open = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize);
+        Self { name, files: Vec::new(), at: 0, most: KEPT_MAX.min(may_open / 4) }
+    }
+
+    /// Begins a walk.
+    pub fn start(&mut self) {
+        // What the walk before did not come to, was no longer listed.
+        self.files.truncate(self.at);
+        self.at = 0;
+    }
+
+    /// As [`Process::read`]. A process that has the pid of one that ended is never taken for it: the file of that one
+    /// says ESRCH for ever.
+    ///
+    /// # Errors
+    /// As [`Process::read`].
+    pub fn read<'b>(&mut self, process: Process<'_>, buffer: &'b mut [u8]) -> Result<&'b [u8], Errno> {
+        while self.files.get(self.at).is_some_and(|(pid, _)| *pid < process.pid) {
+            self.files.remove(self.at);
+        }
+        if let Some((_, fd)) = self.files.get(self.at).filter(|(pid, _)| *pid == process.pid) {
+            match read_start(fd, buffer) {
+                Err(_) => _ = self.files.remove(self.at),
+                Ok(length) => {
+                    self.at += 1;
+                    return Ok(&buffer[..length]);
+                }
+            }
+        }
+        let fd = process.open(self.name)?;
+        let length = read_start(&fd, buffer)?;
+        // A recorded host is in no order, and its files may be replaced.
+        if process.live && self.files.len() < self.most {
+            self.files.insert(self.at, (process.pid, fd));
+            self.at += 1;
+        }
+        Ok(&buffer[..length])
+    }
+}
+
+fn read_start(fd: &OwnedFd, buffer: &mut [u8]) -> Result<usize, Errno> {
+    loop {
+        match pread(fd, &mut *buffer, 0) {
+            Err(Errno::INTR) => {}
+            result => return result,
+        }
+    }
+}
+
 /// The process id in a name that is nothing but a number without leading zero.
 fn pid(name: &CStr) -> Option<u32> {
     let name = name.to_bytes();
@@ -105,6 +179,7 @@ fn pid(name: &CStr) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::process::{Child, Command};
 
     use super::*;
 
@@ -125,6 +200,42 @@ mod tests {
             pids.sort_unstable();
             assert_eq!(pids, [1, 27, u32::MAX]);
         }
+    }
+
+    #[test]
+    fn kept_files_are_those_of_the_processes_that_live() {
+        #[expect(clippy::disallowed_methods, reason = "a test needs processes that end")]
+        let sleep = |_| Command::new("sleep").arg("60").spawn().expect("sleep");
+        let mut children = [0, 1, 2].map(sleep);
+        let files = Files::new("/proc".into(), "/sys".into(), "/".into());
+        let (mut processes, mut kept) = (Processes::new(&files), Kept::new("stat"));
+        kept.most = usize::MAX;
+        let mut walk = |kept: &mut Kept| {
+            let mut seen = Vec::new();
+            kept.start();
+            let read = |process: Process<'_>| {
+                let mut buffer = [0; 64];
+                if let Ok(line) = kept.read(process, &mut buffer) {
+                    assert!(line.starts_with(format!("{} (", process.pid).as_bytes()), "the line of another");
+                    seen.push(process.pid);
+                }
+            };
+            processes.walk(read).expect("listed");
+            seen
+        };
+        let pids = children.each_ref().map(Child::id);
+        for (ended, child) in children.iter_mut().enumerate() {
+            let seen = walk(&mut kept);
+            assert_eq!(kept.files.iter().map(|(pid, _)| *pid).collect::<Vec<_>>(), seen);
+            assert_eq!(pids.map(|pid| seen.contains(&pid)), [0, 1, 2].map(|at| at >= ended));
+            child.kill().expect("it lives");
+            child.wait().expect("it is ours");
+        }
+        kept.most = 2;
+        kept.files.clear();
+        kept.at = 0;
+        assert!(walk(&mut kept).len() > 2 && walk(&mut kept).len() > 2);
+        assert_eq!(kept.files.len(), 2);
     }
 
     #[test]

@@ -125,8 +125,10 @@ impl Batch {
     fn push(&mut self, metric: &'static Desc, labels: &[&str], reading: Reading) {
         let start = self.text.len();
         for label in labels {
-            for piece in label.split(LABEL_END) {
-                self.text.push_str(piece);
+            if label.as_bytes().contains(&0) {
+                self.text.extend(label.split(LABEL_END));
+            } else {
+                self.text.push_str(label);
             }
             self.text.push(LABEL_END);
         }

@@ -42,4 +42,12 @@ pub trait Readings {
     fn time(&self) -> SystemTime;
     /// Calls `each` for every series that is alive (was read in its component's last cycle).
     fn visit(&self, each: &mut dyn FnMut(Series<'_>));
+    /// As [`Readings::visit`], for the series of one metric.
+    fn visit_metric(&self, name: &str, each: &mut dyn FnMut(Series<'_>)) {
+        self.visit(&mut |series| {
+            if series.metric.name == name {
+                each(series);
+            }
+        });
+    }
 }

@@ -112,7 +112,7 @@ impl Pipeline {
                     Order::Reload => self.reload().await,
                     Order::Stop => break,
                 },
-                finished = self.parts.scheduler.next() => self.take_reading(finished),
+                finished = self.parts.scheduler.next() => self.take_readings(finished),
                 value = self.parts.inventory.next() => *self.shared.inventory.borrow_mut() = Some(Rc::new(value)),
                 () = watchdog.due() => watchdog.pet(&self.systemd, self.rounds),
             }
@@ -123,12 +123,15 @@ impl Pipeline {
         self.parts.stop(DRAIN).await;
     }
 
-    fn take_reading(&mut self, finished: Finished) {
-        let Finished { job, tick, batch, round_over } = finished;
-        self.shared.store.borrow_mut().ingest(job, &batch, tick);
-        self.parts.scheduler.recycle(job, batch);
-        if round_over {
-            self.end_round(tick);
+    fn take_readings(&mut self, first: Finished) {
+        let mut finished = Some(first);
+        while let Some(Finished { job, tick, batch, round_over }) = finished {
+            self.shared.store.borrow_mut().ingest(job, &batch, tick);
+            self.parts.scheduler.recycle(job, batch);
+            if round_over {
+                self.end_round(tick);
+            }
+            finished = self.parts.scheduler.take_ready();
         }
     }
 

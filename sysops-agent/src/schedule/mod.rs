@@ -1,5 +1,5 @@
-//! Runs collectors on time: one worker thread, one tick for all that are due together, deadlines, panic isolation, and
-//! metrics about each. What is read goes to the caller of [`Scheduler::next`].
+//! Runs collectors on time: one thread that reads, one tick for all that are due together, deadlines, panic isolation,
+//! and metrics about each. What is read goes to the caller of [`Scheduler::next`].
 
 mod plan;
 mod worker;
@@ -7,16 +7,14 @@ mod worker;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use serde::Serialize;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-
 use crate::collect::{Collector, Entry, Outcome};
 use crate::host::Host;
 use crate::model::{Batch, Desc, Metric, Tick, Unit};
 use crate::spec::Values;
 use plan::Plan;
+use serde::Serialize;
 pub use worker::Failure;
-use worker::{Done, Task, Worker};
+use worker::{Desk, Done, Task};
 
 static DURATION: Metric<1> = Metric::gauge(
     "collector_duration_seconds",
@@ -89,6 +87,10 @@ pub struct Finished {
     pub round_over: bool,
 }
 
+/// A round that is being read is looked at this often: what was read already does not wait for a collector that takes
+/// long.
+const LOOK: Duration = Duration::from_millis(100);
+
 struct Job {
     entry: &'static Entry,
     // Out while it is at work, and for as long as it hangs.
@@ -98,13 +100,9 @@ struct Job {
     last_success: Option<f64>,
     failures: u64,
     missed: u64,
+    /// It did not answer in time and has not yet come back.
+    given_up: bool,
     standing: Standing,
-}
-
-struct Running {
-    job: usize,
-    tick: Tick,
-    deadline: Duration,
 }
 
 /// Collectors with their cadence.
@@ -113,15 +111,15 @@ pub struct Scheduler {
     values: Values,
     jobs: Vec<Job>,
     plan: Plan,
+    desk: Desk,
+    /// What lies on the desk or is being read, in that order.
     queue: VecDeque<(usize, Tick)>,
-    running: Option<Running>,
-    worker: Worker,
-    done: UnboundedReceiver<Done>,
-    done_sender: UnboundedSender<Done>,
+    done: Vec<Done>,
+    ready: VecDeque<Finished>,
 }
 
 impl Scheduler {
-    /// Makes the collectors of `entries` and starts the worker. `interval` overrules every collector's own cadence.
+    /// Makes the collectors of `entries` and starts the thread. `interval` overrules every collector's own cadence.
     ///
     /// # Errors
     /// When the system gives no thread.
@@ -131,8 +129,7 @@ impl Scheduler {
         entries: &[&'static Entry],
         interval: Option<Duration>,
     ) -> std::io::Result<Self> {
-        let (done_sender, done) = unbounded_channel();
-        let worker = Worker::start(0, host.clone(), done_sender.clone())?;
+        let desk = Desk::new(host)?;
         let jobs: Vec<Job> = entries.iter().map(|entry| Job::new(entry, host, values)).collect();
         let intervals = entries.iter().map(|entry| interval.unwrap_or_else(|| values.get(entry.interval)));
         let plan = Plan::new(host.clock.now().monotonic, intervals);
@@ -141,35 +138,38 @@ impl Scheduler {
             values: values.clone(),
             jobs,
             plan,
+            desk,
             queue: VecDeque::new(),
-            running: None,
-            worker,
-            done,
-            done_sender,
+            done: Vec::new(),
+            ready: VecDeque::new(),
         })
     }
 
     /// Waits for the next reading to end. May be dropped and called again at any time.
     pub async fn next(&mut self) -> Finished {
         loop {
-            let now = self.host.clock.now();
-            if let Some(finished) = self.give_up_on_overdue(now) {
+            if let Some(finished) = self.take_ready() {
                 return finished;
             }
-            self.enqueue_due(now);
-            self.hand_next();
-            let deadline = self.running.as_ref().map(|running| running.deadline);
-            let wake = deadline.into_iter().chain(self.plan.next()).min();
+            let now = self.host.clock.now();
+            let look = self.look(now);
+            if !self.ready.is_empty() {
+                continue;
+            }
+            self.lay_due(now);
+            let look = look.or_else(|| (!self.queue.is_empty()).then(|| now.monotonic + LOOK));
+            let wake = look.into_iter().chain(self.plan.next()).min();
             let wait = wake.map_or(Duration::from_secs(3600), |wake| wake.saturating_sub(now.monotonic));
             tokio::select! {
-                done = self.done.recv() => {
-                    if let Some(finished) = done.and_then(|done| self.take_back(done)) {
-                        return finished;
-                    }
-                }
+                () = self.desk.called() => {}
                 () = tokio::time::sleep(wait) => {}
             }
         }
+    }
+
+    /// A further reading that came to its end along with the one before: readings of a round mostly do.
+    pub fn take_ready(&mut self) -> Option<Finished> {
+        self.ready.pop_front()
     }
 
     /// Gives a batch back, so that its memory is used again.
@@ -203,68 +203,62 @@ impl Scheduler {
         }
     }
 
-    fn enqueue_due(&mut self, now: Tick) {
-        let (jobs, queue, running) = (&mut self.jobs, &mut self.queue, &self.running);
-        self.plan.take_due(now.monotonic, |index, missed| {
+    /// Lays what is due on the desk.
+    fn lay_due(&mut self, now: Tick) {
+        let Self { jobs, queue, plan, desk, .. } = self;
+        let before = queue.len();
+        plan.take_due(now.monotonic, |index, missed| {
             let job = &mut jobs[index];
             job.missed += missed;
-            let waits = queue.iter().any(|&(queued, _)| queued == index);
-            if waits || job.collector.is_none() || running.as_ref().is_some_and(|running| running.job == index) {
-                job.missed += 1;
-            } else {
-                queue.push_back((index, now));
-            }
+            if job.collector.is_some() { queue.push_back((index, now)) } else { job.missed += 1 }
         });
-    }
-
-    fn hand_next(&mut self) {
-        while self.running.is_none() {
-            let Some((index, tick)) = self.queue.pop_front() else { return };
-            let job = &mut self.jobs[index];
-            let Some(collector) = job.collector.take() else { continue };
-            let task = Task { job: index, collector, batch: job.batch.take().unwrap_or_default() };
-            if let Err(task) = self.worker.hand(task) {
-                // A worker ends only with its handle, or when the process is out of everything.
-                self.jobs[index].collector = Some(task.collector);
-                self.replace_worker();
-                continue;
-            }
-            let deadline = self.host.clock.now().monotonic + self.jobs[index].entry.deadline;
-            self.running = Some(Running { job: index, tick, deadline });
+        if queue.len() > before {
+            desk.lay(queue.range(before..).filter_map(|&(index, _)| jobs[index].task(index)));
         }
     }
 
-    fn give_up_on_overdue(&mut self, now: Tick) -> Option<Finished> {
-        let running = self.running.take_if(|running| running.deadline <= now.monotonic)?;
-        self.replace_worker();
-        let deadline = self.jobs[running.job].entry.deadline;
-        self.jobs[running.job].judge(&Err(Failure::Overdue(deadline)), running.tick);
-        Some(self.finished(running.job, running.tick, Batch::default()))
-    }
-
-    fn take_back(&mut self, done: Done) -> Option<Finished> {
-        let job = &mut self.jobs[done.job];
-        job.collector = Some(done.collector.unwrap_or_else(|| (job.entry.new)(&self.host, &self.values)));
-        if done.worker != self.worker.id {
-            // It was given up on: what it read is old, but it can be asked again from its next turn on.
-            job.batch = Some(done.batch);
-            return None;
+    /// Takes what was read and gives up what is overdue. When to look again, while something is being read.
+    fn look(&mut self, now: Tick) -> Option<Duration> {
+        let mut done = std::mem::take(&mut self.done);
+        let reading = self.desk.take(&mut done);
+        for done in done.drain(..) {
+            self.take_back(done);
         }
-        let running = self.running.take()?;
-        job.took = Some(done.took);
-        job.judge(&done.result, running.tick);
-        Some(self.finished(done.job, running.tick, done.batch))
-    }
-
-    fn finished(&self, job: usize, tick: Tick, batch: Batch) -> Finished {
-        Finished { job, tick, batch, round_over: !self.queue.iter().any(|(_, queued)| *queued == tick) }
-    }
-
-    fn replace_worker(&mut self) {
-        match Worker::start(self.worker.id + 1, self.host.clone(), self.done_sender.clone()) {
-            Ok(worker) => self.worker = worker,
+        self.done = done;
+        let reading = reading?;
+        let deadline = self.jobs[reading.job].entry.deadline;
+        let overdue = reading.since + deadline;
+        if overdue > now.monotonic {
+            return Some(overdue.min(now.monotonic + LOOK));
+        }
+        match self.desk.replace(reading.job) {
+            Ok(false) => return Some(now.monotonic),
+            Ok(true) => {}
             Err(error) => tracing::error!("no new thread for collectors: {error}; they wait for the one that hangs"),
         }
+        self.jobs[reading.job].given_up = true;
+        self.finish(reading.job, &Err(Failure::Overdue(deadline)), Batch::default());
+        None
+    }
+
+    fn take_back(&mut self, done: Done) {
+        let job = &mut self.jobs[done.job];
+        job.collector = Some(done.collector.unwrap_or_else(|| (job.entry.new)(&self.host, &self.values)));
+        if std::mem::take(&mut job.given_up) {
+            // What it read is old, but it can be asked again from its next turn on.
+            job.batch = Some(done.batch);
+            return;
+        }
+        job.took = Some(done.took);
+        self.finish(done.job, &done.result, done.batch);
+    }
+
+    fn finish(&mut self, job: usize, result: &Result<Outcome, Failure>, batch: Batch) {
+        let Some(at) = self.queue.iter().position(|&(queued, _)| queued == job) else { return };
+        let Some((_, tick)) = self.queue.remove(at) else { return };
+        self.jobs[job].judge(result, tick);
+        let round_over = !self.queue.iter().any(|&(_, queued)| queued == tick);
+        self.ready.push_back(Finished { job, tick, batch, round_over });
     }
 }
 
@@ -278,8 +272,15 @@ impl Job {
             last_success: None,
             failures: 0,
             missed: 0,
+            given_up: false,
             standing: Standing { name: entry.name, state: State::Ok, reason: String::new(), remedy: String::new() },
         }
+    }
+
+    /// Its next reading; `None` while it is out.
+    fn task(&mut self, job: usize) -> Option<Task> {
+        let collector = self.collector.take()?;
+        Some(Task { job, collector, batch: self.batch.take().unwrap_or_default() })
     }
 
     fn judge(&mut self, result: &Result<Outcome, Failure>, tick: Tick) {

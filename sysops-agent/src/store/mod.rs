@@ -264,18 +264,28 @@ impl Store {
 
     fn visit(&self, each: &mut dyn FnMut(Series<'_>)) {
         for family in &self.families {
-            for &id in family.slots.values() {
-                let Some(slot) = &self.slots[id as usize] else { continue };
-                if slot.cycle != self.components[slot.component].cycle {
-                    continue;
-                }
-                let value = match (&slot.histogram, slot.value) {
-                    (Some(histogram), _) => SeriesValue::Histogram { counts: &histogram.counts, sum: histogram.sum },
-                    (None, Some(value)) => SeriesValue::Number(value),
-                    (None, None) => continue,
-                };
-                each(Series { metric: slot.metric, key: &slot.key, value });
+            self.visit_family(family, each);
+        }
+    }
+
+    fn visit_metric(&self, name: &str, each: &mut dyn FnMut(Series<'_>)) {
+        if let Ok(family) = self.families.binary_search_by(|family| family.metric.name.cmp(name)) {
+            self.visit_family(&self.families[family], each);
+        }
+    }
+
+    fn visit_family(&self, family: &Family, each: &mut dyn FnMut(Series<'_>)) {
+        for &id in family.slots.values() {
+            let Some(slot) = &self.slots[id as usize] else { continue };
+            if slot.cycle != self.components[slot.component].cycle {
+                continue;
             }
+            let value = match (&slot.histogram, slot.value) {
+                (Some(histogram), _) => SeriesValue::Histogram { counts: &histogram.counts, sum: histogram.sum },
+                (None, Some(value)) => SeriesValue::Number(value),
+                (None, None) => continue,
+            };
+            each(Series { metric: slot.metric, key: &slot.key, value });
         }
     }
 }

@@ -33,4 +33,8 @@ impl Readings for View<'_> {
     fn visit(&self, each: &mut dyn FnMut(Series<'_>)) {
         self.store.visit(each);
     }
+
+    fn visit_metric(&self, name: &str, each: &mut dyn FnMut(Series<'_>)) {
+        self.store.visit_metric(name, each);
+    }
 }

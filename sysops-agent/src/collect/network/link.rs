@@ -25,15 +25,17 @@ pub(super) static SPEED: Metric<1> = Metric::gauge(
 pub(super) static UP: Metric<1> =
     Metric::gauge("node_network_up", Unit::Bool, "Value is 1 if operstate is 'up', 0 otherwise.", &["device"]);
 
-/// The speed is asked for anew after so many readings, as the kernel takes its lock over all interfaces for it.
-const SPEED_READINGS: u32 = 60;
+/// Speed and MTU, which hardly ever change, are asked for anew after so many readings: for the speed the kernel takes its
+/// lock over all interfaces.
+const FRESH_READINGS: u32 = 60;
 
 /// What is remembered of an interface.
 pub(super) struct Link {
     name: Vec<u8>,
     up: bool,
     speed_bytes: Option<f64>,
-    /// Readings for which `speed_bytes` holds.
+    mtu_bytes: Option<u64>,
+    /// Readings for which the two hold.
     fresh: u32,
 }
 
@@ -43,7 +45,8 @@ impl Link {
         if links.get(at).is_none_or(|link| link.name != name) {
             match links.iter().skip(at).position(|link| link.name == name) {
                 Some(offset) => links.swap(at, at + offset),
-                None => links.insert(at, Self { name: name.to_vec(), up: false, speed_bytes: None, fresh: 0 }),
+                None => links
+                    .insert(at, Self { name: name.to_vec(), up: false, speed_bytes: None, mtu_bytes: None, fresh: 0 }),
             }
         }
         &mut links[at]
@@ -58,9 +61,6 @@ impl Link {
             self.up = up;
             out.gauge(&UP, [&name], f64::from(u8::from(up)));
         }
-        if let Some(mtu) = attribute.read(host, &self.name, "mtu", &mut buffer).and_then(u64) {
-            out.gauge(&MTU, [&name], mtu as f64);
-        }
         if let Some(carrier) = attribute.read(host, &self.name, "carrier", &mut buffer).and_then(u64) {
             out.gauge(&CARRIER, [&name], carrier as f64);
         }
@@ -69,7 +69,14 @@ impl Link {
             // is down or has no speed.
             let mbit = attribute.read(host, &self.name, "speed", &mut buffer).and_then(i64);
             self.speed_bytes = mbit.filter(|mbit| (0..0xffff_ffff).contains(mbit)).map(|mbit| mbit as f64 * 125_000.0);
-            self.fresh = SPEED_READINGS;
+            self.mtu_bytes = None;
+            self.fresh = FRESH_READINGS;
+        }
+        if self.mtu_bytes.is_none() {
+            self.mtu_bytes = attribute.read(host, &self.name, "mtu", &mut buffer).and_then(u64);
+        }
+        if let Some(mtu) = self.mtu_bytes {
+            out.gauge(&MTU, [&name], mtu as f64);
         }
         if let Some(speed) = self.speed_bytes {
             out.gauge(&SPEED, [&name], speed);

@@ -123,6 +123,9 @@ fn sample(out: &mut String, series: &Series<'_>, suffix: &str, le: Option<f64>, 
 /// The three escapes that the format knows. Other control characters stand as they are, which Prometheus reads, but
 /// for NUL, at which its lexer stops: a batch takes it out of label values, and it is left out here too.
 fn escape(out: &mut String, text: &str, quotes: bool) {
+    if !text.bytes().any(|byte| matches!(byte, b'\\' | b'\n' | b'"' | b'\0')) {
+        return out.push_str(text);
+    }
     for character in text.chars() {
         match character {
             '\\' => out.push_str("\\\\"),

@@ -8,9 +8,16 @@ pub(super) struct Number(pub(super) f64);
 impl fmt::Display for Number {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(value) = *self;
+        #[expect(clippy::cast_possible_truncation, reason = "whether it is whole and fits is what is asked")]
+        let whole = value as i64;
+        #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
+        if whole as f64 == value && whole.unsigned_abs() < 1 << 53 {
+            // Most readings are whole, and whole numbers are written in a fraction of the time.
+            return fmt::Display::fmt(&whole, f);
+        }
         let size = value.abs();
         // Display of f64 never uses an exponent: 1e300 would have 301 digits.
-        if size != 0.0 && !(1e-5..1e16).contains(&size) { write!(f, "{value:e}") } else { write!(f, "{value}") }
+        if !(1e-5..1e16).contains(&size) { write!(f, "{value:e}") } else { write!(f, "{value}") }
     }
 }
 
