@@ -118,7 +118,7 @@ impl Pipeline {
                 },
                 finished = self.parts.scheduler.next() => self.take_reading(finished),
                 value = self.parts.inventory.next() => *self.shared.inventory.borrow_mut() = Some(Rc::new(value)),
-                () = watchdog.due() => watchdog.pet(&self.systemd, self.rounds),
+                () = watchdog.due() => watchdog.pet(&self.systemd, self.rounds, parts::between_rounds(&self.settings.values)),
             }
         }
         self.systemd.stopping();
@@ -245,8 +245,7 @@ struct Watchdog {
     silent: u32,
 }
 
-/// Turns without a finished round after which the agent counts as stuck. Some collector runs every ten seconds, and a
-/// turn is half of the unit's WatchdogSec.
+/// Turns without a finished round after which the agent counts as stuck; a turn is half of the unit's WatchdogSec.
 const SILENT_MAX: u32 = 4;
 
 impl Watchdog {
@@ -261,13 +260,19 @@ impl Watchdog {
         }
     }
 
-    fn pet(&mut self, systemd: &Systemd, rounds: u64) {
+    /// `between` is how far apart rounds are to be.
+    fn pet(&mut self, systemd: &Systemd, rounds: u64, between: Duration) {
         self.silent = if rounds > self.rounds { 0 } else { self.silent + 1 };
         self.rounds = rounds;
-        if self.silent <= SILENT_MAX {
+        let turn = self.interval.as_ref().map(tokio::time::Interval::period).unwrap_or_default();
+        if !is_stuck(self.silent, turn, between) {
             systemd.alive();
         }
     }
+}
+
+fn is_stuck(silent: u32, turn: Duration, between: Duration) -> bool {
+    turn * silent > (turn * SILENT_MAX).max(between * 2)
 }
 
 /// Sleeps, or for ever without a time.
@@ -275,5 +280,17 @@ pub(crate) async fn sleep_for(time: Option<Duration>) {
     match time {
         Some(time) => tokio::time::sleep(time).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_reads_seldom_is_not_stuck() {
+        let [turn, ten, hour] = [30, 10, 3600].map(Duration::from_secs);
+        assert!(!is_stuck(4, turn, ten) && is_stuck(5, turn, ten));
+        assert!(!is_stuck(240, turn, hour) && is_stuck(241, turn, hour));
     }
 }

@@ -68,7 +68,7 @@ impl Parts {
             scheduler: Scheduler::new(host, values, collect::ALL, None).context("no thread for the collectors")?,
             sources: Sources::start(host, settings)?,
             analyzers: analyzers(values),
-            book: Book::new(values, hostname),
+            book: book(values, hostname),
             outbox: outbox(values)?,
             exporters: export::ALL
                 .iter()
@@ -111,6 +111,7 @@ impl Parts {
         }
         self.analyzers = analyzers(values);
         self.book.reload(values, wanted.hostname);
+        self.book.expect_cycles_every(between_rounds(values));
         self.inventory = Inventory::new(host, values, wanted.hostname);
         Ok(())
     }
@@ -214,6 +215,17 @@ impl Shared {
             health: Cell::new(Health::Healthy),
         }
     }
+}
+
+fn book(values: &Values, hostname: &str) -> Book {
+    let mut book = Book::new(values, hostname);
+    book.expect_cycles_every(between_rounds(values));
+    book
+}
+
+/// How far apart rounds of collectors are.
+pub(super) fn between_rounds(values: &Values) -> Duration {
+    collect::ALL.iter().map(|entry| values.get(entry.interval)).min().unwrap_or_default()
 }
 
 fn analyzers(values: &Values) -> Vec<Box<dyn Analyzer>> {
