@@ -43,7 +43,7 @@ fn run(args: &Args) -> u8 {
     }
 }
 
-async fn work(action: Action, host: Host, mut settings: Settings, log: Log) -> u8 {
+async fn work(action: Action, host: Host, settings: Settings, log: Log) -> u8 {
     let hostname = pipeline::hostname(&settings);
     match action {
         Action::InventoryDump => cli::inventory::run(&host, &settings, &hostname),
@@ -52,9 +52,9 @@ async fn work(action: Action, host: Host, mut settings: Settings, log: Log) -> u
         Action::Command(Command::Events(events)) => cli::events::run(&host, &settings, &events).await,
         Action::Command(Command::Live) => {
             let style = output::Style::stdout(&settings::environment);
-            cli::live::adapt(&mut settings);
-            cli::run::run(host, settings, log, Box::new(cli::live::Live::new(style))).await
+            let view = Box::new(cli::live::Live::new(style));
+            cli::run::run(host, settings, log, view, cli::live::adapt).await
         }
-        _ => cli::run::run(host, settings, log, Box::new(Nobody)).await,
+        _ => cli::run::run(host, settings, log, Box::new(Nobody), |_| ()).await,
     }
 }

@@ -341,18 +341,10 @@ impl Values {
         self.set.get(key.path)
     }
 
-    /// True when the keys below `table` (as `kernel.`) are set to the same in both.
+    /// True when all of `keys` are set to the same in both.
     #[must_use]
-    pub fn agrees(&self, other: &Self, table: &str) -> bool {
-        let below = |values: &Self| {
-            values
-                .set
-                .iter()
-                .filter(|(path, _)| path.starts_with(table))
-                .map(|(k, v)| (*k, v.clone()))
-                .collect::<Vec<_>>()
-        };
-        below(self) == below(other)
+    pub fn agree_on(&self, other: &Self, mut keys: impl Iterator<Item = &'static KeySpec>) -> bool {
+        keys.all(|key| self.written(key) == other.written(key))
     }
 
     /// The value of `key`, or its fallback.
@@ -467,6 +459,16 @@ mod tests {
         assert_eq!(values.get(&TOKEN), None);
         values.set(INTERVAL.spec(), Value::Int(3));
         assert_eq!(values.get(&INTERVAL), Duration::from_secs(3));
+    }
+
+    #[test]
+    fn values_agree_on_keys_that_are_set_alike() {
+        let (mut some, mut others) = (Values::default(), Values::default());
+        some.set(INTERVAL.spec(), Value::Int(3));
+        assert!(some.agree_on(&others, [TOKEN.spec()].into_iter()));
+        assert!(!some.agree_on(&others, [TOKEN.spec(), INTERVAL.spec()].into_iter()));
+        others.set(INTERVAL.spec(), Value::Int(3));
+        assert!(some.agree_on(&others, [TOKEN.spec(), INTERVAL.spec()].into_iter()));
     }
 
     #[test]

@@ -218,6 +218,32 @@ fn every_kill_is_an_alert_of_its_own_and_one_hung_task_is_one() {
 }
 
 #[test]
+fn a_breach_lasts_however_far_apart_cycles_are() {
+    let mut bench = Bench::new(&Values::default());
+    bench.book.expect_cycles_every(Duration::from_secs(600));
+    let disks = [Some(93.0), None, None];
+    let fired: Vec<Alert> = (0..2).flat_map(|_| bench.cycle(600, disks)).collect();
+    assert_eq!(told(&fired), [WARN], "a configuration that reads every ten minutes has alerts too");
+    assert_eq!(told(&bench.cycle(600, [Some(10.0), None, None])), [OVER]);
+}
+
+#[test]
+fn repeats_of_what_people_know_need_no_notice() {
+    let mut bench = Bench::new(&Values::default());
+    assert_eq!(told(&bench.run(4, 93.0)), [WARN]);
+    assert_eq!(told(&bench.run(1, 10.0)), [OVER]);
+    assert_eq!(told(&bench.run(4, 93.0)), [], "the same within dedup_window_secs");
+    assert_eq!(told(&bench.run(400, 10.0)), [], "and no summary of one repeat");
+    assert_eq!(bench.counter("alerts_suppressed_total", "duplicate"), 1.0);
+}
+
+#[test]
+fn a_limit_of_zero_is_off() {
+    let mut bench = Bench::new(&values([("thresholds.disk_percent", Value::Float(0.0))]));
+    assert_eq!(told(&bench.run(40, 100.0)), []);
+}
+
+#[test]
 fn a_flood_is_summed_up_and_nothing_of_it_is_lost_without_a_word() {
     let mut bench = Bench::new(&Values::default());
     let now = bench.clock.now();
@@ -233,7 +259,7 @@ fn a_flood_is_summed_up_and_nothing_of_it_is_lost_without_a_word() {
     assert_eq!(notices.len(), 1);
     assert_eq!((notices[0].metric.as_str(), notices[0].value), ("alerts_suppressed", 40.0));
     assert_eq!(notices[0].severity, Severity::Critical);
-    assert_eq!(notices[0].message, "40 alerts suppressed in 60 min (hourly_limit 40): oom_kill 40");
+    assert_eq!(notices[0].message, "40 alerts not told in 60 min (alerting.max_alerts_per_hour): oom_kill 40");
     assert_eq!(bench.counter("alerts_suppressed_total", "hourly_limit"), 40.0);
 }
 

@@ -13,7 +13,8 @@ use super::{ACTIVE, FIRED, RESOLVED, SUPPRESSED, events, fingerprint};
 /// A series that is not seen for this long ends its alert: the process is gone, the disk unplugged.
 const STALE_AFTER: Duration = Duration::from_secs(300);
 
-/// A breach with a longer hole in it starts anew: nothing is known of the time between.
+/// A breach with a longer hole in it starts anew: nothing is known of the time between. Where cycles themselves are
+/// farther apart, one of them may be missing.
 const GAP_MAX: Duration = Duration::from_secs(90);
 
 const SEVERITIES: [Severity; 4] = Severity::ALL;
@@ -25,6 +26,7 @@ pub struct Book {
     throttle: Throttle,
     pages: HashMap<u64, Page>,
     notices: Vec<Alert>,
+    gap_max: Duration,
     fired: [u64; SEVERITIES.len()],
     resolved: u64,
     suppressed: [u64; Reason::ALL.len()],
@@ -55,6 +57,7 @@ impl Book {
             throttle: Throttle::new(values),
             pages: HashMap::new(),
             notices: Vec::new(),
+            gap_max: GAP_MAX,
             fired: [0; SEVERITIES.len()],
             resolved: 0,
             suppressed: [0; Reason::ALL.len()],
@@ -65,6 +68,11 @@ impl Book {
     pub fn reload(&mut self, values: &Values, hostname: &str) {
         self.throttle.reload(values);
         hostname.clone_into(&mut self.hostname);
+    }
+
+    /// Says how far apart cycles are to be.
+    pub fn expect_cycles_every(&mut self, between: Duration) {
+        self.gap_max = GAP_MAX.max(between * 2);
     }
 
     /// Takes one rule's word on one series. Its notices come with the next [`Book::tick`].
@@ -142,7 +150,7 @@ impl Book {
 
     fn breach(&mut self, fingerprint: u64, finding: &Finding<'_>, now: &Tick) {
         let page = self.pages.entry(fingerprint).or_insert_with(|| Page::new(finding, now.monotonic));
-        page.see(finding, now.monotonic);
+        page.see(finding, now.monotonic, self.gap_max);
         let held = page.held(finding.hold_for, now.monotonic);
         if held > page.firing {
             page.firing = held;
@@ -191,7 +199,9 @@ impl Book {
     fn hold(&mut self, reason: Reason, metric: &str, severity: Severity, message: &str, now: &Tick) {
         tracing::info!(reason = reason.name(), metric, severity = severity.name(), ?message, "alert held back");
         self.suppressed[reason as usize] += 1;
-        self.throttle.hold(reason, metric, severity, now.monotonic);
+        if reason == Reason::HourlyLimit {
+            self.throttle.hold(metric, severity, now.monotonic);
+        }
     }
 
     fn tell_what_was_held_back(&mut self, now: &Tick) {
@@ -246,9 +256,9 @@ impl Page {
         }
     }
 
-    /// Notes a breach.
-    fn see(&mut self, finding: &Finding<'_>, now: Duration) {
-        if now.saturating_sub(self.seen) > GAP_MAX {
+    /// Notes a breach, which is a new one after a hole of more than `gap_max`.
+    fn see(&mut self, finding: &Finding<'_>, now: Duration, gap_max: Duration) {
+        if now.saturating_sub(self.seen) > gap_max {
             self.since = [None; SEVERITIES.len()];
         }
         for (severity, since) in SEVERITIES.iter().zip(&mut self.since) {

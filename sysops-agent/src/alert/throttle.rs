@@ -1,5 +1,5 @@
-//! How much people are told: repeats, pace and the hourly limit. What is held back is counted, and told in one
-//! summary. Which alerts exist is left to the book.
+//! How much people are told: repeats, pace and the hourly limit. What is held back is counted, and what the hourly
+//! limit held back is told in one summary. Which alerts exist is left to the book.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt::Write as _;
@@ -81,11 +81,10 @@ pub struct Throttle {
     held: Held,
 }
 
-/// What was held back since the last summary.
+/// What `max_alerts_per_hour` held back since the last summary. Of repeats people know already.
 #[derive(Debug, Default)]
 struct Held {
     since: Option<Duration>,
-    by_reason: [u64; Reason::ALL.len()],
     by_metric: BTreeMap<String, u64>,
     worst: Option<Severity>,
 }
@@ -150,10 +149,9 @@ impl Throttle {
         Ok(())
     }
 
-    /// Counts an alert that was held back.
-    pub fn hold(&mut self, reason: Reason, metric: &str, severity: Severity, now: Duration) {
+    /// Counts an alert that `max_alerts_per_hour` held back.
+    pub fn hold(&mut self, metric: &str, severity: Severity, now: Duration) {
         self.held.since.get_or_insert(now);
-        self.held.by_reason[reason as usize] += 1;
         match self.held.by_metric.get_mut(metric) {
             Some(count) => *count += 1,
             None => {
@@ -189,12 +187,10 @@ impl Throttle {
 
 impl Held {
     fn told(self, over: Duration) -> Summary {
-        let count = self.by_reason.iter().sum();
-        let mut message = format!("{count} alerts suppressed in {} min (", over.as_secs().div_ceil(60));
-        let reasons = Reason::ALL.iter().zip(self.by_reason).filter(|(_, count)| *count > 0);
-        let reasons: Vec<_> = reasons.map(|(reason, count)| format!("{} {count}", reason.name())).collect();
-        message.push_str(&reasons.join(", "));
-        message.push(')');
+        let count = self.by_metric.values().sum();
+        let plural = if count == 1 { "" } else { "s" };
+        let minutes = over.as_secs().div_ceil(60);
+        let mut message = format!("{count} alert{plural} not told in {minutes} min (alerting.max_alerts_per_hour)");
         for (i, (metric, count)) in self.by_metric.iter().enumerate() {
             // Writing into a String does not fail.
             let _ = write!(message, "{} {metric} {count}", if i == 0 { ":" } else { "," });
@@ -255,15 +251,15 @@ mod tests {
         values.set(PER_HOUR.spec(), Value::Int(1));
         let mut throttle = Throttle::new(&values);
         assert_eq!(throttle.admit(1, Severity::Warn, secs(0)), Ok(()));
-        throttle.hold(Reason::HourlyLimit, "oom_kill", Severity::Critical, secs(5));
-        throttle.hold(Reason::Duplicate, "cpu_usage_percent", Severity::Warn, secs(6));
-        throttle.hold(Reason::HourlyLimit, "oom_kill", Severity::Critical, secs(7));
+        throttle.hold("oom_kill", Severity::Critical, secs(5));
+        throttle.hold("cpu_usage_percent", Severity::Warn, secs(6));
+        throttle.hold("oom_kill", Severity::Critical, secs(7));
         assert_eq!(throttle.summary(secs(3599)), None, "the one notice of the hour is used up");
         let summary = throttle.summary(secs(3600)).expect("there is room again");
         assert_eq!((summary.count, summary.severity), (3, Severity::Critical));
         assert_eq!(
             summary.message,
-            "3 alerts suppressed in 60 min (duplicate 1, hourly_limit 2): cpu_usage_percent 1, oom_kill 2"
+            "3 alerts not told in 60 min (alerting.max_alerts_per_hour): cpu_usage_percent 1, oom_kill 2"
         );
         assert_eq!(throttle.summary(secs(99_999)), None);
     }

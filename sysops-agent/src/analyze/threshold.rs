@@ -43,46 +43,61 @@ static RULES: [Rule; 9] = [
     Rule { limit: &NETWORK, metric: "network_error_ratio", subject: "Network error ratio", scale: Scale::Number },
 ];
 
-static CPU: Key<f64> =
-    Key::float("thresholds.cpu_percent", 90.0, 0.0, 100.0, "Limit for the usage of all CPUs together, in percent.");
+static CPU: Key<f64> = Key::float(
+    "thresholds.cpu_percent",
+    90.0,
+    0.0,
+    100.0,
+    "Limit for the usage of all CPUs together, in percent. 0: off.",
+);
 static SOCKET: Key<f64> = Key::float(
     "thresholds.cpu_per_socket_percent",
     95.0,
     0.0,
     100.0,
-    "Limit for the usage of the CPUs of one socket, in percent.",
+    "Limit for the usage of the CPUs of one socket, in percent. 0: off.",
 );
-static MEMORY: Key<f64> =
-    Key::float("thresholds.memory_percent", 85.0, 0.0, 100.0, "Limit for memory that is not available, in percent.");
-static DISK: Key<f64> =
-    Key::float("thresholds.disk_percent", 90.0, 0.0, 100.0, "Limit for the usage of a file system, in percent.");
+static MEMORY: Key<f64> = Key::float(
+    "thresholds.memory_percent",
+    85.0,
+    0.0,
+    100.0,
+    "Limit for memory that is not available, in percent. 0: off.",
+);
+static DISK: Key<f64> = Key::float(
+    "thresholds.disk_percent",
+    90.0,
+    0.0,
+    100.0,
+    "Limit for the usage of a file system, in percent. 0: off.",
+);
 static INODE: Key<f64> = Key::float(
     "thresholds.disk_inode_percent",
     85.0,
     0.0,
     100.0,
-    "Limit for the usage of a file system's inodes, in percent.",
+    "Limit for the usage of a file system's inodes, in percent. 0: off.",
 );
 static FD: Key<f64> = Key::float(
     "thresholds.fd_percent",
     80.0,
     0.0,
     100.0,
-    "Limit for file handles of the system, and for file descriptors of a process, in percent of what may be open.",
+    "Limit for file handles of the system, and for file descriptors of a process, in percent of what may be open. 0: off.",
 );
 static LOAD: Key<f64> = Key::float(
     "thresholds.load_avg_multiplier",
     2.0,
     0.0,
     10_000.0,
-    "Limit for the 1-minute load average, as a multiple of the number of online CPUs.",
+    "Limit for the 1-minute load average, as a multiple of the number of online CPUs. 0: off.",
 );
 static NETWORK: Key<f64> = Key::float(
     "thresholds.network_error_rate",
     0.01,
     0.0,
     1.0,
-    "Limit for packets with errors as a part of all packets of a network interface, 0 to 1.",
+    "Limit for packets with errors as a part of all packets of a network interface, 0 to 1. 0: off.",
 );
 static HOLD: Key<Duration> = Key::secs(
     "thresholds.hold_secs",
@@ -153,7 +168,7 @@ impl Threshold {
 
 impl Analyzer for Threshold {
     fn judge(&mut self, readings: &dyn Readings, each: &mut dyn FnMut(&Finding<'_>)) {
-        for limit in &self.limits {
+        for limit in self.limits.iter().filter(|limit| limit.warn > 0.0) {
             readings.visit_metric(limit.rule.metric, &mut |series| {
                 if let SeriesValue::Number(value) = series.value {
                     each(&limit.finding(&series, value, self.hold_for, &limit.sentence(&series, value)));

@@ -1,5 +1,7 @@
 //! Runs the agent in the foreground, as a daemon without a view or with one (`live`).
 
+use std::path::Path;
+
 use anyhow::Context as _;
 
 use super::logging::{self, Log};
@@ -9,8 +11,16 @@ use crate::host::Host;
 use crate::pipeline::{Observer, Pipeline};
 use crate::settings::{self, Problems, Settings, keys};
 
-/// Runs until SIGTERM or SIGINT and gives the exit status.
-pub async fn run(host: Host, settings: Settings, log: Log, observer: Box<dyn Observer>) -> u8 {
+/// Runs until SIGTERM or SIGINT and gives the exit status. `adapt` is what this way of running wants different in every
+/// configuration, the first and those that are read after SIGHUP.
+pub async fn run(
+    host: Host,
+    mut settings: Settings,
+    log: Log,
+    observer: Box<dyn Observer>,
+    adapt: fn(&mut Settings),
+) -> u8 {
+    adapt(&mut settings);
     let pid_file = settings.values.get(&keys::PID_FILE);
     logging::announce(&settings);
     let reloaded = move |result: Result<&Settings, &Problems>| match result {
@@ -20,7 +30,12 @@ pub async fn run(host: Host, settings: Settings, log: Log, observer: Box<dyn Obs
         }
         Err(problems) => logging::refused(problems),
     };
-    match Pipeline::start(host, settings, catalog::declared(), observer, Box::new(reloaded)) {
+    let read = move |file: &Path| {
+        let mut settings = settings::load(Some(file), &catalog::declared(), &settings::environment)?;
+        adapt(&mut settings);
+        Ok(settings)
+    };
+    match Pipeline::start(host, settings, Box::new(read), observer, Box::new(reloaded)) {
         Ok(pipeline) => {
             let _pid_file = pid_file.as_deref().map(PidFile::write);
             pipeline.run().await;

@@ -104,12 +104,6 @@ impl Outbox {
         if errors.is_empty() { Ok(Self::with(channels, capacity)) } else { Err(errors) }
     }
 
-    /// What [`Outbox::start`] would refuse; empty when all is well. Starts nothing.
-    #[must_use]
-    pub fn check(values: &Values) -> Vec<String> {
-        channel::ALL.iter().filter_map(|entry| (entry.build)(values).err()).collect()
-    }
-
     /// With channels that are made already.
     #[must_use]
     pub fn with(channels: Vec<(&'static str, Severity, Box<dyn Channel>)>, capacity: usize) -> Self {

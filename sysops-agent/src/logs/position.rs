@@ -73,7 +73,10 @@ impl Store {
             Err(error) if !self.failed => {
                 self.failed = true;
                 let source = &error.source;
-                tracing::warn!("{error}: {source}: after a restart kernel events may be told twice");
+                tracing::warn!(
+                    "{error}: {source}: after a restart kernel events may be missed or told twice; \
+                     make agent.data_dir a directory that the agent may write to"
+                );
             }
             Err(_) => {}
         }

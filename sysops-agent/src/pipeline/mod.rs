@@ -8,6 +8,7 @@ mod signals;
 mod sources;
 mod watch;
 
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,10 +17,10 @@ use crate::host::{Host, Systemd};
 use crate::kernel::{self, Rung};
 use crate::model::{Alert, Batch, Event, Readings, Tick};
 use crate::schedule::{Finished, State};
-use crate::settings::{Declared, Problems, Settings};
-use crate::store::view::View;
+use crate::settings::{Problems, Settings, keys};
+use crate::store::{self, view::View};
 use feed::Shared;
-use parts::{Parts, kernel_component, own_component};
+use parts::{Parts, Wanted, kernel_component, own_component};
 use signals::{Order, Signals};
 pub use sources::Sources;
 
@@ -46,11 +47,14 @@ impl Observer for Nobody {}
 /// Is told what came of reading the configuration again: what holds now, or why the old one stays in force.
 pub type Reloaded = Box<dyn Fn(Result<&Settings, &Problems>)>;
 
+/// Reads a configuration file, as at the start of the process.
+pub type Read = Box<dyn Fn(&Path) -> Result<Settings, Problems>>;
+
 /// The running agent.
 pub struct Pipeline {
     host: Host,
     settings: Settings,
-    declared: Declared,
+    read: Read,
     shared: Rc<Shared>,
     parts: Parts,
     signals: Signals,
@@ -62,27 +66,27 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Builds everything. Runs inside a tokio `LocalSet`. `declared` is what the configuration may say when it is read
-    /// again after SIGHUP, and `reloaded` is told what came of that.
+    /// Builds everything. Runs inside a tokio `LocalSet`. `read` reads the configuration again after SIGHUP, and
+    /// `reloaded` is told what came of that.
     ///
     /// # Errors
     /// When something that the configuration asks for cannot be had: a forced rung, an address in use, …
     pub fn start(
         host: Host,
         settings: Settings,
-        declared: Declared,
+        read: Read,
         mut observer: Box<dyn Observer>,
         reloaded: Reloaded,
     ) -> anyhow::Result<Self> {
         // First of all: without a handler a SIGHUP would end the process.
         let signals = Signals::install()?;
         let shared = Rc::new(Shared::new(&host, &settings.values));
-        let parts = Parts::start(&host, &settings, &hostname(&settings), &shared)?;
+        let parts = Parts::start(&host, Wanted { settings: &settings, hostname: &hostname(&settings) }, &shared)?;
         observer.standings(&parts.sources.probes);
         Ok(Self {
             host,
             settings,
-            declared,
+            read,
             shared,
             parts,
             signals,
@@ -114,11 +118,11 @@ impl Pipeline {
                 },
                 finished = self.parts.scheduler.next() => self.take_readings(finished),
                 value = self.parts.inventory.next() => *self.shared.inventory.borrow_mut() = Some(Rc::new(value)),
-                () = watchdog.due() => watchdog.pet(&self.systemd, self.rounds),
+                () = watchdog.due() => watchdog.pet(&self.systemd, self.rounds, parts::between_rounds(&self.settings.values)),
             }
         }
         self.systemd.stopping();
-        let rest = self.parts.sources.flush();
+        let rest = self.parts.sources.end(&self.host);
         self.take_events(&rest);
         self.parts.stop(DRAIN).await;
     }
@@ -179,8 +183,8 @@ impl Pipeline {
     fn tell(&mut self, alert: &Alert) {
         self.observer.alert(alert);
         self.parts.outbox.send(alert);
-        for exporter in &self.parts.exporters {
-            exporter.alert(alert);
+        for running in &self.parts.exporters {
+            running.exporter.alert(alert);
         }
     }
 
@@ -191,7 +195,7 @@ impl Pipeline {
             return;
         };
         self.systemd.reloading(self.host.clock.now());
-        match crate::settings::load(Some(&file), &self.declared, &crate::settings::environment) {
+        match (self.read)(&file) {
             Ok(settings) => self.take_settings(settings).await,
             Err(problems) => (self.reloaded)(Err(&problems)),
         }
@@ -199,16 +203,26 @@ impl Pipeline {
     }
 
     async fn take_settings(&mut self, settings: Settings) {
-        let name = hostname(&settings);
-        let done = self.parts.reload(&self.host, &settings, &self.settings, &name, &self.shared).await;
+        let wanted = Wanted { settings: &settings, hostname: &hostname(&settings) };
+        let before = Wanted { settings: &self.settings, hostname: &hostname(&self.settings) };
+        let done = self.parts.reload(&self.host, wanted, before, &self.shared).await;
         match done {
             Ok(()) => {
                 (self.reloaded)(Ok(&settings));
+                self.say_what_waits_for_a_restart(&settings);
                 self.observer.standings(&self.parts.sources.probes);
                 self.settings = settings;
                 tracing::info!("configuration read again");
             }
             Err(error) => tracing::error!("kept the last good configuration: {error:#}"),
+        }
+    }
+
+    /// What is made once in the life of the process.
+    fn say_what_waits_for_a_restart(&self, settings: &Settings) {
+        let fixed = store::KEYS.iter().copied().chain([keys::PID_FILE.spec()]);
+        for key in fixed.filter(|key| !settings.values.agree_on(&self.settings.values, [*key].into_iter())) {
+            tracing::warn!("{}: the new value holds from the agent's next start on", key.path);
         }
     }
 
@@ -234,8 +248,7 @@ struct Watchdog {
     silent: u32,
 }
 
-/// Turns without a finished round after which the agent counts as stuck. Some collector runs every ten seconds, and a
-/// turn is half of the unit's WatchdogSec.
+/// Turns without a finished round after which the agent counts as stuck; a turn is half of the unit's WatchdogSec.
 const SILENT_MAX: u32 = 4;
 
 impl Watchdog {
@@ -250,13 +263,19 @@ impl Watchdog {
         }
     }
 
-    fn pet(&mut self, systemd: &Systemd, rounds: u64) {
+    /// `between` is how far apart rounds are to be.
+    fn pet(&mut self, systemd: &Systemd, rounds: u64, between: Duration) {
         self.silent = if rounds > self.rounds { 0 } else { self.silent + 1 };
         self.rounds = rounds;
-        if self.silent <= SILENT_MAX {
+        let turn = self.interval.as_ref().map(tokio::time::Interval::period).unwrap_or_default();
+        if !is_stuck(self.silent, turn, between) {
             systemd.alive();
         }
     }
+}
+
+fn is_stuck(silent: u32, turn: Duration, between: Duration) -> bool {
+    turn * silent > (turn * SILENT_MAX).max(between * 2)
 }
 
 /// Sleeps, or for ever without a time.
@@ -264,5 +283,17 @@ pub(crate) async fn sleep_for(time: Option<Duration>) {
     match time {
         Some(time) => tokio::time::sleep(time).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_reads_seldom_is_not_stuck() {
+        let [turn, ten, hour] = [30, 10, 3600].map(Duration::from_secs);
+        assert!(!is_stuck(4, turn, ten) && is_stuck(5, turn, ten));
+        assert!(!is_stuck(240, turn, hour) && is_stuck(241, turn, hour));
     }
 }

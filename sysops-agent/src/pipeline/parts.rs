@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 
 use super::feed::Shared;
 use super::inventory::Inventory;
@@ -12,14 +12,18 @@ use super::sources::Sources;
 use crate::alert::book::Book;
 use crate::analyze::{self, Analyzer};
 use crate::collect;
+use crate::deliver::channel;
 use crate::deliver::export::{self, Context, Exporter, Health};
-use crate::deliver::outbox::Outbox;
+use crate::deliver::outbox::{self, Outbox};
 use crate::host::Host;
 use crate::model::Batch;
 use crate::schedule::{Scheduler, State};
 use crate::settings::Settings;
 use crate::spec::Values;
 use crate::store::Store;
+
+/// Time that alerts have which wait for channels of the configuration before.
+const DRAIN_REPLACED: Duration = Duration::from_secs(60);
 
 /// The store's component of the probes and the kernel's log; collectors have the first numbers, in their list's order.
 pub(super) fn kernel_component() -> usize {
@@ -38,66 +42,139 @@ pub(super) struct Parts {
     pub(super) analyzers: Vec<Box<dyn Analyzer>>,
     pub(super) book: Book,
     pub(super) outbox: Outbox,
-    pub(super) exporters: Vec<Box<dyn Exporter>>,
+    pub(super) exporters: Vec<Running>,
     pub(super) inventory: Inventory,
+}
+
+/// An exporter at work.
+pub(super) struct Running {
+    entry: &'static export::Entry,
+    pub(super) exporter: Box<dyn Exporter>,
+}
+
+/// What the parts are to be: a configuration, and the host's name by it.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) hostname: &'a str,
 }
 
 impl Parts {
     /// Builds all parts.
-    pub(super) fn start(host: &Host, settings: &Settings, hostname: &str, shared: &Rc<Shared>) -> anyhow::Result<Self> {
+    pub(super) fn start(host: &Host, wanted: Wanted<'_>, shared: &Rc<Shared>) -> anyhow::Result<Self> {
+        let Wanted { settings, hostname } = wanted;
         let values = &settings.values;
         Ok(Self {
             scheduler: Scheduler::new(host, values, collect::ALL, None).context("no thread for the collectors")?,
             sources: Sources::start(host, settings)?,
             analyzers: analyzers(values),
-            book: Book::new(values, hostname),
+            book: book(values, hostname),
             outbox: outbox(values)?,
-            exporters: exporters(values, hostname, shared)?,
+            exporters: export::ALL
+                .iter()
+                .filter_map(|entry| start(entry, wanted, shared).transpose())
+                .collect::<Result<_, _>>()?,
             inventory: Inventory::new(host, values, hostname),
         })
     }
 
-    /// Builds the parts anew from `settings`, except that the book keeps its alerts, the store what it remembers, and
-    /// probes stay up when nothing about them has changed. On an error everything is as it was.
+    /// Makes the parts what is `wanted`. What that does not change goes on: the book keeps its alerts, the store what it
+    /// remembers; connections, queues and probes stay. On an error everything is as it was.
     pub(super) async fn reload(
         &mut self,
         host: &Host,
-        settings: &Settings,
-        old: &Settings,
-        hostname: &str,
+        wanted: Wanted<'_>,
+        before: Wanted<'_>,
         shared: &Rc<Shared>,
     ) -> anyhow::Result<()> {
-        let values = &settings.values;
-        let problems = Outbox::check(values);
-        if !problems.is_empty() {
-            bail!("{}", problems.join("; "));
-        }
-        let scheduler = Scheduler::new(host, values, collect::ALL, None).context("no thread for the collectors")?;
-        let same_sources = ["kernel.", "log_analyzer.", "agent."].iter().all(|table| values.agrees(&old.values, table));
-        if !same_sources {
-            self.sources = Sources::start(host, settings)?;
-        }
-        // What is bound must be free before it is bound again; the old ones end before the new ones begin.
-        for exporter in std::mem::take(&mut self.exporters) {
-            exporter.stop().await;
-        }
-        self.exporters = match exporters(values, hostname, shared) {
-            Ok(exporters) => exporters,
-            Err(error) => {
-                self.exporters = exporters(&old.values, hostname, shared).unwrap_or_else(|error| {
-                    tracing::error!("the old exporters do not come back: {error:#}");
-                    Vec::new()
-                });
-                return Err(error);
-            }
+        let (values, old) = (&wanted.settings.values, &before.settings.values);
+        let collector_keys = collect::ALL.iter().flat_map(|entry| entry.keys).copied();
+        let scheduler = if values.agree_on(old, collector_keys) {
+            None
+        } else {
+            Some(Scheduler::new(host, values, collect::ALL, None).context("no thread for the collectors")?)
         };
-        let old_outbox = std::mem::replace(&mut self.outbox, outbox(values)?);
-        tokio::task::spawn_local(old_outbox.drain(Duration::from_secs(60)));
-        self.scheduler = scheduler;
+        let channel_keys = channel::ALL.iter().flat_map(|entry| entry.keys).chain(outbox::KEYS).copied();
+        let outbox = if values.agree_on(old, channel_keys) { None } else { Some(outbox(values)?) };
+        if let Err(error) = self.reload_outward(host, wanted, before, shared).await {
+            if let Some(outbox) = outbox {
+                outbox.drain(Duration::ZERO).await;
+            }
+            return Err(error);
+        }
+        if let Some(outbox) = outbox {
+            let old = std::mem::replace(&mut self.outbox, outbox);
+            tokio::task::spawn_local(old.drain(DRAIN_REPLACED));
+        }
+        if let Some(scheduler) = scheduler {
+            self.scheduler = scheduler;
+        }
         self.analyzers = analyzers(values);
-        self.book.reload(values, hostname);
-        self.inventory = Inventory::new(host, values, hostname);
+        self.book.reload(values, wanted.hostname);
+        self.book.expect_cycles_every(between_rounds(values));
+        self.inventory = Inventory::new(host, values, wanted.hostname);
         Ok(())
+    }
+
+    /// Sources and exporters hold something of which there is one: a place in the kernel's log, an address. So the old
+    /// end before the new begin, and come back when those cannot.
+    async fn reload_outward(
+        &mut self,
+        host: &Host,
+        wanted: Wanted<'_>,
+        before: Wanted<'_>,
+        shared: &Rc<Shared>,
+    ) -> anyhow::Result<()> {
+        let same_sources = Sources::are_the_same(&wanted.settings.values, &before.settings.values);
+        if !same_sources {
+            self.sources.restart(host, wanted.settings)?;
+        }
+        let changed = self.changed_exporters(wanted, before);
+        let Err(error) = self.restart(&changed, wanted, shared).await else { return Ok(()) };
+        if let Err(error) = self.restart(&changed, before, shared).await {
+            tracing::error!("what ran before does not come back: {error:#}");
+        }
+        if !same_sources && let Err(error) = self.sources.restart(host, before.settings) {
+            tracing::error!("what ran before does not come back: {error:#}");
+        }
+        Err(error)
+    }
+
+    fn changed_exporters(&self, wanted: Wanted<'_>, before: Wanted<'_>) -> Vec<&'static export::Entry> {
+        let values = &wanted.settings.values;
+        let is_outdated =
+            |entry: &export::Entry| self.running(entry).is_some_and(|running| running.exporter.is_outdated(values));
+        let has_changed = |entry: &&export::Entry| {
+            wanted.hostname != before.hostname
+                || !values.agree_on(&before.settings.values, entry.keys.iter().copied())
+                || is_outdated(entry)
+        };
+        export::ALL.iter().copied().filter(has_changed).collect()
+    }
+
+    fn running(&self, entry: &export::Entry) -> Option<&Running> {
+        self.exporters.iter().find(|running| std::ptr::eq(running.entry, entry))
+    }
+
+    /// Ends those of `entries` that run, and starts what is `wanted` of them: all that can, and the first error.
+    async fn restart(
+        &mut self,
+        entries: &[&'static export::Entry],
+        wanted: Wanted<'_>,
+        shared: &Rc<Shared>,
+    ) -> anyhow::Result<()> {
+        let is_listed = |running: &mut Running| entries.iter().any(|entry| std::ptr::eq(*entry, running.entry));
+        for running in self.exporters.extract_if(.., is_listed).collect::<Vec<_>>() {
+            running.exporter.stop().await;
+        }
+        let mut result = Ok(());
+        for entry in entries {
+            match start(entry, wanted, shared) {
+                Ok(running) => self.exporters.extend(running),
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
+        result
     }
 
     /// Adds what the parts tell about themselves.
@@ -106,24 +183,23 @@ impl Parts {
         self.sources.collect(out);
         self.book.collect(out);
         self.outbox.collect(out);
-        for exporter in &self.exporters {
-            exporter.report(out);
+        for running in &self.exporters {
+            running.exporter.report(out);
         }
     }
 
     /// Whether everything that is configured works.
     pub(super) fn health(&self) -> Health {
         let collectors = self.scheduler.standings().all(|one| one.state != State::Failed);
-        let exporters = self.exporters.iter().all(|exporter| exporter.problem().is_none());
+        let exporters = self.exporters.iter().all(|running| running.exporter.problem().is_none());
         if collectors && exporters { Health::Healthy } else { Health::Degraded }
     }
 
     /// Ends everything; what is on its way has `deadline` to arrive.
     pub(super) async fn stop(self, deadline: Duration) {
-        drop(self.sources);
         let exporters = async {
-            for exporter in self.exporters {
-                exporter.stop().await;
+            for running in self.exporters {
+                running.exporter.stop().await;
             }
         };
         _ = tokio::join!(self.outbox.drain(deadline), tokio::time::timeout(deadline, exporters));
@@ -141,6 +217,17 @@ impl Shared {
     }
 }
 
+fn book(values: &Values, hostname: &str) -> Book {
+    let mut book = Book::new(values, hostname);
+    book.expect_cycles_every(between_rounds(values));
+    book
+}
+
+/// How far apart rounds of collectors are.
+pub(super) fn between_rounds(values: &Values) -> Duration {
+    collect::ALL.iter().map(|entry| values.get(entry.interval)).min().unwrap_or_default()
+}
+
 fn analyzers(values: &Values) -> Vec<Box<dyn Analyzer>> {
     analyze::ALL.iter().map(|entry| (entry.new)(values)).collect()
 }
@@ -149,8 +236,9 @@ fn outbox(values: &Values) -> anyhow::Result<Outbox> {
     Outbox::start(values).map_err(|errors| anyhow::anyhow!("{}", errors.join("; ")))
 }
 
-fn exporters(values: &Values, hostname: &str, shared: &Rc<Shared>) -> anyhow::Result<Vec<Box<dyn Exporter>>> {
-    let context = Context { hostname: hostname.to_owned(), feed: Rc::clone(shared) as _ };
-    let started = export::ALL.iter().map(|entry| (entry.start)(values, &context).map_err(anyhow::Error::msg));
-    started.filter_map(Result::transpose).collect()
+/// Starts an exporter if it is wanted.
+fn start(entry: &'static export::Entry, wanted: Wanted<'_>, shared: &Rc<Shared>) -> anyhow::Result<Option<Running>> {
+    let context = Context { hostname: wanted.hostname.to_owned(), feed: Rc::clone(shared) as _ };
+    let exporter = (entry.start)(&wanted.settings.values, &context).map_err(anyhow::Error::msg)?;
+    Ok(exporter.map(|exporter| Running { entry, exporter }))
 }

@@ -7,9 +7,10 @@ use super::watch::{Readings, Watch, Word};
 use crate::correlate::{self, Correlator};
 use crate::host::Host;
 use crate::kernel::{self, Kernel, Rung};
-use crate::logs::{Kmsg, Unavailable};
+use crate::logs::{self, Kmsg, Unavailable};
 use crate::model::{Batch, Event};
 use crate::settings::{Settings, keys};
+use crate::spec::Values;
 
 /// The sources of kernel events.
 pub struct Sources {
@@ -31,29 +32,48 @@ impl Sources {
     /// When a rung that the configuration forces cannot stand (with the reason and the remedy), or the system gives no
     /// thread.
     pub fn start(host: &Host, settings: &Settings) -> anyhow::Result<Self> {
-        let (kernel, kmsg) = open(host, settings);
-        let probes = kernel.standings();
-        if let Some(probe) = probes.iter().find(|probe| probe.forced_and_failed) {
-            let hint = if probe.remedy.is_empty() { String::new() } else { format!("; {}", probe.remedy) };
-            anyhow::bail!("kernel.{}.rung: {}{hint}", probe.name, probe.reason);
-        }
-        let log = kmsg.as_ref().map(|_| ()).map_err(Clone::clone);
-        let [kills, hangs] = ["oom_kill", "hung_task"].map(|name| sources_of(name, &probes, log.is_ok()));
-        let interval = settings.values.get(&keys::COLLECT_INTERVAL);
+        let opened = Opened::new(host, settings);
+        opened.refuse_what_is_forced_and_failed()?;
+        let [kills, hangs] = opened.gives();
         Ok(Self {
-            watch: Watch::start(host, kernel, kmsg.ok(), interval)?,
+            probes: opened.probes,
+            log: opened.log,
+            watch: Watch::start(host, opened.kernel, opened.kmsg, settings.values.get(&keys::COLLECT_INTERVAL))?,
             correlator: Correlator::new(kills, hangs),
-            probes,
-            log,
             readings: None,
             ready: Vec::new(),
         })
     }
 
+    /// True when both settings want the same sources.
+    pub(super) fn are_the_same(values: &Values, others: &Values) -> bool {
+        let listed =
+            kernel::ALL.iter().flat_map(|entry| entry.keys).chain(logs::ALL.iter().flat_map(|entry| entry.keys));
+        let shared = [keys::DATA_DIR.spec(), keys::COLLECT_INTERVAL.spec()];
+        values.agree_on(others, listed.copied().chain(shared))
+    }
+
+    /// Puts up what `settings` want in the place of what stands. What the old sources have seen comes with the next
+    /// [`Sources::next`], and what was told is remembered, so that nothing is lost or told twice.
+    ///
+    /// # Errors
+    /// As [`Sources::start`]. When a rung is forced that cannot stand, everything is as it was.
+    pub(super) fn restart(&mut self, host: &Host, settings: &Settings) -> anyhow::Result<()> {
+        // Only tried: two readers of the kernel's log would tell everything twice.
+        Opened::new(host, settings).refuse_what_is_forced_and_failed()?;
+        self.take_the_rest(host);
+        let opened = Opened::new(host, settings);
+        let [kills, hangs] = opened.gives();
+        self.watch = Watch::start(host, opened.kernel, opened.kmsg, settings.values.get(&keys::COLLECT_INTERVAL))?;
+        self.correlator.set_sources(kills, hangs);
+        (self.probes, self.log) = (opened.probes, opened.log);
+        Ok(())
+    }
+
     /// Puts the probes up and takes them down again: where they would stand, without an error for a forced rung.
     pub fn examine(host: &Host, settings: &Settings) -> (Vec<kernel::Standing>, Result<(), Unavailable>) {
-        let (kernel, kmsg) = open(host, settings);
-        (kernel.standings(), kmsg.map(|_| ()))
+        let opened = Opened::new(host, settings);
+        (opened.probes, opened.log)
     }
 
     /// True when any source of events stands.
@@ -74,14 +94,8 @@ impl Sources {
             }
             let due = self.correlator.next_deadline().map(|at| at.saturating_sub(now.monotonic));
             tokio::select! {
-                word = self.watch.inbox.recv() => match word? {
-                    Word::Event(event) => self.correlator.add(*event, host.clock.now()),
-                    Word::Told(event) => self.correlator.remember(&event),
-                    Word::Readings(readings) => {
-                        self.probes.clone_from(&readings.standings);
-                        self.readings = Some(readings);
-                        return Some(&mut self.ready);
-                    }
+                word = self.watch.inbox.recv() => if self.take(word?, host) {
+                    return Some(&mut self.ready);
                 },
                 () = sleep_for(due) => {}
             }
@@ -93,11 +107,34 @@ impl Sources {
         self.readings.take()
     }
 
-    /// What still waits for a second source: at the end.
-    pub(super) fn flush(&mut self) -> Vec<Event> {
+    /// Ends the watching and gives all events that have not been told yet.
+    pub(super) fn end(&mut self, host: &Host) -> Vec<Event> {
+        self.take_the_rest(host);
         let mut rest = Vec::new();
         self.correlator.flush(&mut rest);
         rest
+    }
+
+    /// Ends the watching thread and takes what it has handed on.
+    fn take_the_rest(&mut self, host: &Host) {
+        self.watch.stop();
+        while let Ok(word) = self.watch.inbox.try_recv() {
+            self.take(word, host);
+        }
+    }
+
+    /// Takes a word of the watching thread; true when it brought new readings.
+    fn take(&mut self, word: Word, host: &Host) -> bool {
+        match word {
+            Word::Event(event) => self.correlator.add(*event, host.clock.now()),
+            Word::Told(event) => self.correlator.remember(&event),
+            Word::Readings(readings) => {
+                self.probes.clone_from(&readings.standings);
+                self.readings = Some(readings);
+                return true;
+            }
+        }
+        false
     }
 
     /// Adds what is known of events and their reports.
@@ -106,13 +143,118 @@ impl Sources {
     }
 }
 
-fn open(host: &Host, settings: &Settings) -> (Kernel, Result<Kmsg, Unavailable>) {
-    let data_dir = settings.values.get(&keys::DATA_DIR);
-    (Kernel::start(host, &settings.values), Kmsg::open(host, &settings.values, Path::new(&data_dir)))
+/// Sources that stand and that no one watches yet.
+struct Opened {
+    kernel: Kernel,
+    kmsg: Option<Kmsg>,
+    probes: Vec<kernel::Standing>,
+    log: Result<(), Unavailable>,
 }
 
-/// Which sources give events of the probe `name`. On the rung `off` there are none: the operator does not want them.
-fn sources_of(name: &str, probes: &[kernel::Standing], log: bool) -> correlate::Sources {
-    let rung = probes.iter().find(|probe| probe.name == name).map(|probe| probe.rung);
-    correlate::Sources { probe: rung.is_some_and(|rung| rung < Rung::Kmsg), log: log && rung != Some(Rung::Off) }
+impl Opened {
+    fn new(host: &Host, settings: &Settings) -> Self {
+        let kernel = Kernel::start(host, &settings.values);
+        let data_dir = settings.values.get(&keys::DATA_DIR);
+        let (kmsg, log) = match Kmsg::open(host, &settings.values, Path::new(&data_dir)) {
+            Ok(kmsg) => (Some(kmsg), Ok(())),
+            Err(why) => (None, Err(why)),
+        };
+        Self { probes: kernel.standings(), kernel, kmsg, log }
+    }
+
+    fn refuse_what_is_forced_and_failed(&self) -> anyhow::Result<()> {
+        let Some(probe) = self.probes.iter().find(|probe| probe.forced_and_failed) else { return Ok(()) };
+        let hint = if probe.remedy.is_empty() { String::new() } else { format!("; {}", probe.remedy) };
+        anyhow::bail!("kernel.{}.rung: {}{hint}", probe.name, probe.reason);
+    }
+
+    /// Which sources give kills and hangs. On the rung `off` there are none: the operator does not want them.
+    fn gives(&self) -> [correlate::Sources; 2] {
+        ["oom_kill", "hung_task"].map(|name| {
+            let rung = self.probes.iter().find(|probe| probe.name == name).map(|probe| probe.rung);
+            let log = self.log.is_ok() && rung != Some(Rung::Off);
+            correlate::Sources { probe: rung.is_some_and(|rung| rung < Rung::Kmsg), log }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::Value;
+
+    /// A machine without probes, whose kernel's log is a file with one kill.
+    struct Machine {
+        dir: std::path::PathBuf,
+        host: Host,
+        settings: Settings,
+    }
+
+    impl Machine {
+        #[expect(clippy::disallowed_methods, reason = "the test makes the machine that it watches")]
+        fn new(name: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("sysops-sources-{}-{name}", std::process::id()));
+            std::fs::create_dir_all(dir.join("dev")).expect("the temporary directory is writable");
+            std::fs::create_dir_all(dir.join("proc/sys/kernel/random")).expect("writable");
+            std::fs::write(dir.join("proc/sys/kernel/random/boot_id"), "b00\n").expect("writable");
+            let mut machine = Self { host: Host::fixture(&dir), settings: Settings::default(), dir };
+            machine.logs(42);
+            for key in kernel::ALL.iter().flat_map(|entry| entry.keys).filter(|key| key.name() == "rung") {
+                machine.settings.values.set(key, Value::Text("kmsg".to_owned()));
+            }
+            let data = Value::Text(machine.dir.display().to_string());
+            machine.settings.values.set(keys::DATA_DIR.spec(), data);
+            machine
+        }
+
+        #[expect(clippy::disallowed_methods, reason = "the test makes the machine that it watches")]
+        fn logs(&self, pid: u32) {
+            let record = format!(
+                "3,{pid},{pid}000000,-;Memory cgroup out of memory: Killed process {pid} (dd) total-vm:1kB, \
+                 anon-rss:1kB, file-rss:0kB, shmem-rss:0kB, UID:0 pgtables:1kB oom_score_adj:0\n"
+            );
+            std::fs::write(self.dir.join("dev/kmsg"), record).expect("writable");
+        }
+    }
+
+    impl Drop for Machine {
+        fn drop(&mut self) {
+            _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+
+    fn pids(events: &[Event]) -> Vec<Option<u32>> {
+        events.iter().map(|event| event.pid).collect()
+    }
+
+    #[test]
+    fn at_the_end_nothing_that_was_seen_is_lost() {
+        let machine = Machine::new("end");
+        let mut sources = Sources::start(&machine.host, &machine.settings).expect("the log stands");
+        assert_eq!(pids(&sources.end(&machine.host)), [Some(42)], "it was seen and never taken");
+    }
+
+    #[test]
+    fn a_restart_loses_nothing_and_tells_nothing_twice() {
+        let machine = Machine::new("restart");
+        let mut sources = Sources::start(&machine.host, &machine.settings).expect("the log stands");
+        sources.restart(&machine.host, &machine.settings).expect("it stands again");
+        machine.logs(43);
+        sources.restart(&machine.host, &machine.settings).expect("it stands again");
+        assert_eq!(pids(&sources.end(&machine.host)), [Some(42), Some(43)]);
+    }
+
+    #[test]
+    fn a_restart_that_cannot_be_leaves_what_stands() {
+        let machine = Machine::new("refused");
+        let mut sources = Sources::start(&machine.host, &machine.settings).expect("the log stands");
+        let mut wanted = std::mem::take(&mut Machine::new("wanted").settings);
+        for key in kernel::ALL.iter().flat_map(|entry| entry.keys).filter(|key| key.name() == "rung") {
+            wanted.values.set(key, Value::Text("tp_btf".to_owned()));
+        }
+        let error = sources.restart(&machine.host, &wanted).expect_err("the machine has no BTF").to_string();
+        assert!(error.starts_with("kernel.oom_kill.rung: "), "{error}");
+        assert!(sources.log.is_ok() && sources.can_see_anything());
+        assert_eq!(pids(&sources.end(&machine.host)), [Some(42)]);
+    }
 }

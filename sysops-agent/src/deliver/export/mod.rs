@@ -41,6 +41,10 @@ pub trait Exporter {
     fn report(&self, out: &mut Batch);
     /// What keeps it from its work right now, in one sentence: for `doctor` and the agent's health.
     fn problem(&self) -> Option<String>;
+    /// True when what it read at its start beside its own keys, a file of secrets, is different by now.
+    fn is_outdated(&self, _values: &Values) -> bool {
+        false
+    }
     /// Ends it: what is queued has two seconds to leave, what is bound is free afterwards.
     fn stop(self: Box<Self>) -> Pin<Box<dyn Future<Output = ()>>>;
 }

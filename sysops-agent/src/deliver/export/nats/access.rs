@@ -10,14 +10,14 @@ use super::{CREDENTIAL_FILE, PASSWORD, TOKEN, URL, URLS, USER};
 use crate::spec::{Secret, Values};
 
 /// Addresses without secrets, and who the agent is there.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Access {
     pub(super) servers: Vec<ServerAddr>,
     identity: Identity,
 }
 
 /// How the agent shows who it is.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 enum Identity {
     None,
     Credentials(Secret),

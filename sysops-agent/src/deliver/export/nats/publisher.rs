@@ -40,6 +40,7 @@ const INVENTORY_RETRY: Duration = Duration::from_secs(2);
 /// `[nats]`, running.
 pub(super) struct Publisher {
     shared: Rc<Shared>,
+    access: Access,
     include_alerts: bool,
     produce: JoinHandle<()>,
     link: JoinHandle<()>,
@@ -97,6 +98,7 @@ impl Publisher {
             include_alerts: values.get(&INCLUDE_ALERTS),
             produce: tokio::task::spawn_local(produce(shared.clone(), context.clone(), times, entries)),
             link: tokio::task::spawn_local(link.run()),
+            access,
             shared,
         })
     }
@@ -115,6 +117,11 @@ impl Exporter for Publisher {
 
     fn problem(&self) -> Option<String> {
         self.shared.problem.borrow().clone()
+    }
+
+    /// A credentials file that cannot be read now is no reason to give up a connection that stands.
+    fn is_outdated(&self, values: &Values) -> bool {
+        Access::from_values(values).is_ok_and(|access| access != self.access)
     }
 
     fn stop(self: Box<Self>) -> Pin<Box<dyn Future<Output = ()>>> {
