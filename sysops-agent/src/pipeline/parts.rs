@@ -17,7 +17,7 @@ use crate::deliver::outbox::Outbox;
 use crate::host::Host;
 use crate::model::Batch;
 use crate::schedule::{Scheduler, State};
-use crate::settings::Settings;
+use crate::settings::{Settings, keys};
 use crate::spec::Values;
 use crate::store::Store;
 
@@ -30,6 +30,10 @@ pub(super) fn kernel_component() -> usize {
 pub(super) fn own_component() -> usize {
     collect::ALL.len() + 1
 }
+
+/// Tables and keys of which something holds in the sources of kernel events.
+const SOURCES_DEPEND_ON: [&str; 4] =
+    ["kernel.", "log_analyzer.", keys::DATA_DIR.spec().path, keys::COLLECT_INTERVAL.spec().path];
 
 /// Everything that settings make.
 pub(super) struct Parts {
@@ -73,10 +77,8 @@ impl Parts {
             bail!("{}", problems.join("; "));
         }
         let scheduler = Scheduler::new(host, values, collect::ALL, None).context("no thread for the collectors")?;
-        let same_sources = ["kernel.", "log_analyzer.", "agent."].iter().all(|table| values.agrees(&old.values, table));
-        if !same_sources {
-            self.sources = Sources::start(host, settings)?;
-        }
+        let same_sources = SOURCES_DEPEND_ON.iter().all(|path| values.agrees(&old.values, path));
+        let sources = if same_sources { None } else { Some(Sources::start(host, settings)?) };
         // What is bound must be free before it is bound again; the old ones end before the new ones begin.
         for exporter in std::mem::take(&mut self.exporters) {
             exporter.stop().await;
@@ -91,6 +93,10 @@ impl Parts {
                 return Err(error);
             }
         };
+        if let Some(sources) = sources {
+            let old = std::mem::replace(&mut self.sources, sources);
+            self.sources.succeed(old, host);
+        }
         let old_outbox = std::mem::replace(&mut self.outbox, outbox(values)?);
         tokio::task::spawn_local(old_outbox.drain(Duration::from_secs(60)));
         self.scheduler = scheduler;

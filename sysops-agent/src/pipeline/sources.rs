@@ -38,7 +38,7 @@ impl Sources {
             anyhow::bail!("kernel.{}.rung: {}{hint}", probe.name, probe.reason);
         }
         let log = kmsg.as_ref().map(|_| ()).map_err(Clone::clone);
-        let [kills, hangs] = ["oom_kill", "hung_task"].map(|name| sources_of(name, &probes, log.is_ok()));
+        let [kills, hangs] = sources_of_events(&probes, log.is_ok());
         let interval = settings.values.get(&keys::COLLECT_INTERVAL);
         Ok(Self {
             watch: Watch::start(host, kernel, kmsg.ok(), interval)?,
@@ -48,6 +48,18 @@ impl Sources {
             readings: None,
             ready: Vec::new(),
         })
+    }
+
+    /// Takes the place of `old`. Both have watched since `self` began, so nothing is missed in between; what both saw is
+    /// told once, as the memory of what was told goes on.
+    pub(super) fn succeed(&mut self, old: Self, host: &Host) {
+        let Self { watch, mut correlator, .. } = old;
+        let [kills, hangs] = sources_of_events(&self.probes, self.log.is_ok());
+        correlator.set_sources(kills, hangs);
+        self.correlator = correlator;
+        for word in watch.end() {
+            self.take(word, host);
+        }
     }
 
     /// Puts the probes up and takes them down again: where they would stand, without an error for a forced rung.
@@ -75,16 +87,24 @@ impl Sources {
             let due = self.correlator.next_deadline().map(|at| at.saturating_sub(now.monotonic));
             tokio::select! {
                 word = self.watch.inbox.recv() => match word? {
-                    Word::Event(event) => self.correlator.add(*event, host.clock.now()),
-                    Word::Told(event) => self.correlator.remember(&event),
                     Word::Readings(readings) => {
                         self.probes.clone_from(&readings.standings);
                         self.readings = Some(readings);
                         return Some(&mut self.ready);
                     }
+                    word => self.take(word, host),
                 },
                 () = sleep_for(due) => {}
             }
+        }
+    }
+
+    fn take(&mut self, word: Word, host: &Host) {
+        match word {
+            Word::Event(event) => self.correlator.add(*event, host.clock.now()),
+            Word::Told(event) => self.correlator.remember(&event),
+            // Of sources that have ended: the next ones are newer.
+            Word::Readings(_) => {}
         }
     }
 
@@ -109,6 +129,11 @@ impl Sources {
 fn open(host: &Host, settings: &Settings) -> (Kernel, Result<Kmsg, Unavailable>) {
     let data_dir = settings.values.get(&keys::DATA_DIR);
     (Kernel::start(host, &settings.values), Kmsg::open(host, &settings.values, Path::new(&data_dir)))
+}
+
+/// Which sources give kills, and which hangs.
+fn sources_of_events(probes: &[kernel::Standing], log: bool) -> [correlate::Sources; 2] {
+    ["oom_kill", "hung_task"].map(|name| sources_of(name, probes, log))
 }
 
 /// Which sources give events of the probe `name`. On the rung `off` there are none: the operator does not want them.

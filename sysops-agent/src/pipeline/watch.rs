@@ -63,15 +63,25 @@ impl Watch {
     pub(crate) fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
-}
 
-impl Drop for Watch {
-    fn drop(&mut self) {
+    /// Ends the thread, and gives what it has said and nobody has heard.
+    pub(crate) fn end(mut self) -> Vec<Word> {
+        self.stop();
+        std::iter::from_fn(|| self.inbox.try_recv().ok()).collect()
+    }
+
+    fn stop(&mut self) {
         // 8 bytes, native endian: eventfd(2). It is never full, as nothing else is written to it.
         _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
         if let Some(thread) = self.thread.take() {
             _ = thread.join();
         }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
