@@ -9,6 +9,7 @@ pub mod frozen_mount;
 pub mod http_far_end;
 pub mod injection;
 pub mod memory_cgroup;
+pub mod notify_socket;
 pub mod require;
 pub mod schema;
 pub mod servers;
