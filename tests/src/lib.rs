@@ -6,6 +6,7 @@ pub mod events;
 pub mod falsified_btf;
 pub mod feed;
 pub mod frozen_mount;
+pub mod http;
 pub mod http_far_end;
 pub mod injection;
 pub mod memory_cgroup;
