@@ -90,7 +90,7 @@ fn the_service_manager_hears_each_step() {
         Launch::default().with("NOTIFY_SOCKET", &manager.path().display().to_string()).with("WATCHDOG_USEC", "2000000");
     let mut agent = launch.start(QUICK, &[]);
     let ready = manager.wait_for("ready", |text| text.starts_with("READY=1\n"));
-    assert!(ready.contains("STATUS=") && ready.contains("13 collectors, 0 failed"), "{ready}");
+    assert!(ready.contains("STATUS=") && ready.contains(" collectors, 0 failed"), "{ready}");
     manager.wait_for("a sign of life", |text| text == "WATCHDOG=1");
     manager.wait_for("and the next", |text| text == "WATCHDOG=1");
     agent.signal(Signal::HUP);

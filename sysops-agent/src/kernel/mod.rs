@@ -153,6 +153,8 @@ pub struct Kernel {
 
 struct Running {
     standing: Standing,
+    /// The configuration names its rung.
+    forced: bool,
     probe: Box<dyn Probe>,
 }
 
@@ -175,6 +177,27 @@ impl Kernel {
         };
         self.probes.iter().map(with_counters).collect()
     }
+
+    /// Takes the kernel's log away from the probes for which it was to stand in: it is not read, for this reason.
+    pub fn do_without_log(&mut self, reason: &str, remedy: &str) {
+        for Running { standing, forced, .. } in &mut self.probes {
+            if standing.rung != Rung::Kmsg {
+                continue;
+            }
+            standing.rung = Rung::Off;
+            standing.forced_and_failed = *forced;
+            if *forced {
+                standing.reason = format!("kmsg is asked for, but: {reason}");
+                remedy.clone_into(&mut standing.remedy);
+            } else {
+                standing.reason = format!("{}; kmsg: {reason}", standing.reason);
+                if !remedy.is_empty() {
+                    standing.remedy += if standing.remedy.is_empty() { "" } else { "; " };
+                    standing.remedy += remedy;
+                }
+            }
+        }
+    }
 }
 
 impl Running {
@@ -191,7 +214,7 @@ impl Running {
             received: 0,
             dropped: 0,
         };
-        Self { standing, probe }
+        Self { standing, forced: forced.is_some(), probe }
     }
 }
 
@@ -208,7 +231,7 @@ impl EventSource for Kernel {
 
     #[expect(clippy::cast_precision_loss, reason = "counts below 2^53 are exact")]
     fn collect(&mut self, host: &Host, out: &mut Batch) {
-        for Running { standing, probe } in &mut self.probes {
+        for Running { standing, probe, .. } in &mut self.probes {
             out.gauge(&RUNG, [standing.name, standing.rung.word()], 1.0);
             if let Some(counters) = probe.counters() {
                 out.counter(&RECEIVED, [standing.name], counters.received as f64);

@@ -128,7 +128,13 @@ impl Sources {
 
 fn open(host: &Host, settings: &Settings) -> (Kernel, Result<Kmsg, Unavailable>) {
     let data_dir = settings.values.get(&keys::DATA_DIR);
-    (Kernel::start(host, &settings.values), Kmsg::open(host, &settings.values, Path::new(&data_dir)))
+    // Probes first: what happens before the log is opened stands in it, or is told by the probe.
+    let mut kernel = Kernel::start(host, &settings.values);
+    let kmsg = Kmsg::open(host, &settings.values, Path::new(&data_dir));
+    if let Err(why) = &kmsg {
+        kernel.do_without_log(&why.reason, &why.remedy);
+    }
+    (kernel, kmsg)
 }
 
 /// Which sources give kills, and which hangs.
