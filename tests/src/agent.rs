@@ -5,7 +5,7 @@
     reason = "tests are outside of the agent: they read files, run programs and fail by panic"
 )]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -31,13 +31,103 @@ pub fn binary() -> PathBuf {
 /// When it cannot be started.
 #[must_use]
 pub fn run(arguments: &[&str]) -> Output {
-    Command::new(binary()).args(arguments).stdin(Stdio::null()).output().expect("missing() was asked")
+    Launch::default().run(arguments)
+}
+
+/// How the agent is started, when not as the test itself: by whom, and with which environment.
+#[derive(Debug, Default)]
+pub struct Launch {
+    before: Vec<String>,
+    environment: Vec<(String, String)>,
+    /// A copy of the binary in a place that every user can reach, and the user.
+    other_user: Option<(Scratch, u32)>,
+}
+
+impl Launch {
+    /// Through a program that becomes the agent: `program` begins a command line that ends with the agent's own.
+    #[must_use]
+    pub fn through(program: &[&str]) -> Self {
+        Self { before: program.iter().map(ToString::to_string).collect(), ..Self::default() }
+    }
+
+    /// As the user `uid`, whom `program` makes of the test's own.
+    ///
+    /// # Panics
+    /// When the binary cannot be copied to where that user can reach it.
+    #[must_use]
+    pub fn as_user(uid: u32, program: &[&str]) -> Self {
+        let scratch = Scratch::new();
+        std::fs::copy(binary(), scratch.path().join("sysops-agent")).expect("missing() was asked");
+        Self { other_user: Some((scratch, uid)), ..Self::through(program) }
+    }
+
+    /// With a variable of the environment.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command().args(arguments).output().unwrap_or_else(|error| panic!("{self:?}: {error}"))
+    }
+
+    /// Starts it as [`Agent::start`] does.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start(self, configuration: &str, arguments: &[&str]) -> Agent {
+        let scratch = Scratch::new();
+        if let Some((_, uid)) = &self.other_user {
+            std::os::unix::fs::chown(scratch.path(), Some(*uid), None).expect("the test is root");
+        }
+        let configuration = configuration.replace("@DATA@", &scratch.path().display().to_string());
+        let file = scratch.file("config.toml", &configuration);
+        let output = |name: &str| std::fs::File::create(scratch.path().join(name)).expect("our own directory");
+        let child = self
+            .command()
+            .arg("--config")
+            .arg(file)
+            .args(arguments)
+            .stdout(output("stdout"))
+            .stderr(output("stderr"))
+            .spawn()
+            .unwrap_or_else(|error| panic!("{self:?}: {error}"));
+        Agent { child, scratch, _launch: self }
+    }
+
+    fn command(&self) -> Command {
+        let binary = self.other_user.as_ref().map_or_else(binary, |(copy, _)| copy.path().join("sysops-agent"));
+        let mut command = match self.before.split_first() {
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(binary);
+                command
+            }
+            None => Command::new(binary),
+        };
+        // What the machine that runs the test has set must not change what the agent says.
+        for name in
+            ["RUST_LOG", "NOTIFY_SOCKET", "WATCHDOG_USEC", "JOURNAL_STREAM", "HOST_ROOT", "HOST_PROC", "HOST_SYS"]
+        {
+            command.env_remove(name);
+        }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value))).stdin(Stdio::null());
+        command
+    }
 }
 
 /// A running agent; it is killed when dropped.
 pub struct Agent {
     child: Child,
     scratch: Scratch,
+    _launch: Launch,
 }
 
 impl Agent {
@@ -47,26 +137,19 @@ impl Agent {
     /// When it cannot be started.
     #[must_use]
     pub fn start(configuration: &str, arguments: &[&str]) -> Self {
-        let scratch = Scratch::new();
-        let configuration = configuration.replace("@DATA@", &scratch.path().display().to_string());
-        let file = scratch.file("config.toml", &configuration);
-        let output = |name: &str| std::fs::File::create(scratch.path().join(name)).expect("our own directory");
-        let child = Command::new(binary())
-            .arg("--config")
-            .arg(file)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(output("stdout"))
-            .stderr(output("stderr"))
-            .spawn()
-            .expect("missing() was asked");
-        Self { child, scratch }
+        Launch::default().start(configuration, arguments)
     }
 
     /// Its pid.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Its own directory: configuration and data.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.scratch.path()
     }
 
     /// What it wrote to stdout so far.

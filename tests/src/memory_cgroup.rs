@@ -162,6 +162,19 @@ impl Victim {
     }
 }
 
+/// Has one process named `comm` killed in a cgroup of its own, and gives its pid.
+///
+/// # Panics
+/// When the kernel does not kill it.
+#[must_use]
+pub fn kill_one(comm: &str) -> u32 {
+    let cgroup = MemoryCgroup::new(&format!("sysops-kill-{}-{comm}", std::process::id()), 24 << 20);
+    let mut victim = Victim::start(comm, 0, &cgroup);
+    victim.go_on();
+    assert!(victim.was_killed(), "{comm}");
+    victim.pid
+}
+
 fn memory_path(text: &str) -> String {
     let path = |line: &str| line.splitn(3, ':').nth(2).map(str::to_owned);
     let v1 =

@@ -1,8 +1,8 @@
 //! Runs the agent in the foreground, as a daemon without a view or with one (`live`).
 
+use std::cell::RefCell;
 use std::path::Path;
-
-use anyhow::Context as _;
+use std::rc::Rc;
 
 use super::logging::{self, Log};
 use super::{exit, output};
@@ -21,12 +21,15 @@ pub async fn run(
     adapt: fn(&mut Settings),
 ) -> u8 {
     adapt(&mut settings);
-    let pid_file = settings.values.get(&keys::PID_FILE);
+    let wanted = settings.values.get(&keys::PID_FILE);
+    let pid_file = Rc::new(RefCell::new(PidFile::default()));
     logging::announce(&settings);
+    let theirs = Rc::clone(&pid_file);
     let reloaded = move |result: Result<&Settings, &Problems>| match result {
         Ok(settings) => {
             log.reload(settings, &settings::environment);
             logging::announce(settings);
+            theirs.borrow_mut().be(settings.values.get(&keys::PID_FILE));
         }
         Err(problems) => logging::refused(problems),
     };
@@ -37,7 +40,7 @@ pub async fn run(
     };
     match Pipeline::start(host, settings, Box::new(read), observer, Box::new(reloaded)) {
         Ok(pipeline) => {
-            let _pid_file = pid_file.as_deref().map(PidFile::write);
+            pid_file.borrow_mut().be(wanted);
             pipeline.run().await;
             exit::OK
         }
@@ -49,24 +52,34 @@ pub async fn run(
 }
 
 /// The pid file; it goes with the agent. One that cannot be written is said and no reason not to run.
-struct PidFile<'a> {
-    path: Option<&'a str>,
+#[derive(Default)]
+struct PidFile {
+    path: Option<String>,
 }
 
-impl<'a> PidFile<'a> {
-    fn write(path: &'a str) -> Self {
-        let written = std::fs::write(path, format!("{}\n", std::process::id())).with_context(|| path.to_owned());
-        if let Err(error) = &written {
-            tracing::warn!("agent.pid_file: cannot write {error:#}; running without");
+impl PidFile {
+    /// From now on it is the file `wanted`, or none.
+    fn be(&mut self, wanted: Option<String>) {
+        if self.path == wanted {
+            return;
         }
-        Self { path: written.is_ok().then_some(path) }
+        self.remove();
+        let Some(path) = wanted else { return };
+        match std::fs::write(&path, format!("{}\n", std::process::id())) {
+            Ok(()) => self.path = Some(path),
+            Err(error) => tracing::warn!("agent.pid_file: cannot write {path}: {error}; running without"),
+        }
+    }
+
+    fn remove(&mut self) {
+        if let Some(path) = self.path.take() {
+            _ = std::fs::remove_file(path);
+        }
     }
 }
 
-impl Drop for PidFile<'_> {
+impl Drop for PidFile {
     fn drop(&mut self) {
-        if let Some(path) = self.path {
-            _ = std::fs::remove_file(path);
-        }
+        self.remove();
     }
 }

@@ -38,8 +38,10 @@ pub static METRICS: &[&Desc] = &[EVENTS.desc(), REPORTS.desc()];
 const HOLD_KILL: Duration = Duration::from_millis(60);
 /// A hang is seconds old when it is reported, and its stack takes a while to be logged.
 const HOLD_HANG: Duration = Duration::from_millis(150);
-/// Farthest that probe and log of one kill may lie apart: the log's clock is known to within its drift.
-const SAME_KILL: Duration = Duration::from_secs(2);
+/// Farthest that probe and log of one kill may lie apart: the log's clock is known to within its drift, and by the
+/// time for which the agent was stopped if it had not yet learned that clock. No process of that name and number is
+/// killed again so soon that the one was seen by the probe alone and the other by the log alone.
+const SAME_KILL: Duration = Duration::from_secs(10);
 /// Farthest that two reports of one source of one kill may lie apart (the log has some twice).
 const SAME_SOURCE: Duration = Duration::from_secs(1);
 /// Longest pause in the reports of one hang where none of them says how long it is: two of the kernel's default

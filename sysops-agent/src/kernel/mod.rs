@@ -194,6 +194,27 @@ impl Kernel {
         };
         self.probes.iter().map(with_counters).collect()
     }
+
+    /// Takes the kernel's log away from the probes for which it was to stand in: it is not read, for this reason.
+    pub fn do_without_log(&mut self, reason: &str, remedy: &str) {
+        for Running { standing, forced, .. } in &mut self.probes {
+            if standing.rung != Rung::Kmsg {
+                continue;
+            }
+            standing.rung = Rung::Off;
+            standing.forced_and_failed = forced.is_some();
+            if forced.is_some() {
+                standing.reason = format!("kmsg is asked for, but: {reason}");
+                remedy.clone_into(&mut standing.remedy);
+            } else {
+                standing.reason = format!("{}; kmsg: {reason}", standing.reason);
+                if !remedy.is_empty() {
+                    standing.remedy += if standing.remedy.is_empty() { "" } else { "; " };
+                    standing.remedy += remedy;
+                }
+            }
+        }
+    }
 }
 
 impl Running {

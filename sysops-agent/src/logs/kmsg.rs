@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,6 +22,8 @@ use crate::spec::Values;
 /// Its word in `log_analyzer.sources`.
 pub const SOURCE: &str = "dmesg";
 
+/// Major and minor number of the kernel's log (Documentation/admin-guide/devices.txt).
+const DEVICE: (u32, u32) = (1, 11);
 /// Room for one record: the kernel formats into at most 8 KiB.
 const READ_BYTES: usize = 16 << 10;
 /// Records taken in one go, so that a flood of messages leaves time for other sources.
@@ -85,10 +87,15 @@ impl Kmsg {
         let kind = file
             .metadata()
             .map_err(|source| refused(&ReadError { path: path.clone(), what: "cannot stat", source }))?;
+        let is_device = kind.file_type().is_char_device();
+        let device = (rustix::fs::major(kind.rdev()), rustix::fs::minor(kind.rdev()));
+        if is_device && device != DEVICE {
+            return Err(not_the_log(&path, device));
+        }
         let (store, found) = Store::open(host, data_dir);
         let mut kmsg = Self {
             file,
-            is_device: kind.file_type().is_char_device(),
+            is_device,
             lines: Lines::default(),
             oom_kill: oom_kill::Parser::default(),
             hung_task: hung_task::Parser::default(),
@@ -322,11 +329,21 @@ fn wanted(values: &Values) -> Result<(), Unavailable> {
     Ok(())
 }
 
+const HAND_IN: &str =
+    "in a container, hand the device in: --device /dev/kmsg, or mount the host's root and set HOST_ROOT";
+
+/// Container runtimes put /dev/null in its place, which is always readable and never says anything.
+fn not_the_log(path: &Path, (major, minor): (u32, u32)) -> Unavailable {
+    let (path, log) = (path.display(), format!("{}:{}", DEVICE.0, DEVICE.1));
+    let reason = format!("{path}: expected the kernel's log, device {log}, found device {major}:{minor}");
+    Unavailable { reason, remedy: HAND_IN.to_owned(), by_configuration: false }
+}
+
 fn refused(error: &ReadError) -> Unavailable {
     let remedy = if error.is_denied() {
         "grant CAP_SYSLOG (systemd: AmbientCapabilities=CAP_SYSLOG), or allow all users: sysctl kernel.dmesg_restrict=0"
     } else if error.is_absent() {
-        "in a container, hand the device in: --device /dev/kmsg, or mount the host's root and set HOST_ROOT"
+        HAND_IN
     } else {
         ""
     };
