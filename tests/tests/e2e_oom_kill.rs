@@ -52,6 +52,8 @@ fn told_once_each(name: &str, tables: &str, pause: Duration, right_sources: impl
         let events = Agent::start(&common, &["events", "--json", "--kind", "oom_kill"]);
         daemon.wait_until_ready();
         events.wait_until("it watches", |agent| agent.stderr().contains("watching: "));
+        // Kills of a test before this one count for the kernel's limit, too.
+        tokio::time::sleep(pause * 10).await;
         let killed = kill_all(name, pause);
         let is_ours = |cgroup: Option<&str>| killed.iter().any(|one| Some(one.cgroup.as_str()) == cgroup);
         let told = || {
