@@ -3,9 +3,8 @@
 use std::fmt::Write as _;
 use std::io;
 
-use super::event_line::bytes_text;
 use super::output::{Colour, Style};
-use crate::model::{Desc, Kind, Readings, SeriesValue, Unit, shown};
+use crate::model::{Desc, Kind, Readings, SeriesValue, Unit, bytes_text, shown};
 
 /// One line: how the machine stands. What is unknown is left out.
 #[must_use]
