@@ -197,7 +197,6 @@ mod tests {
     }
 
     impl Machine {
-        #[expect(clippy::disallowed_methods, reason = "the test makes the machine that it watches")]
         fn new(name: &str) -> Self {
             let dir = std::env::temp_dir().join(format!("sysops-sources-{}-{name}", std::process::id()));
             std::fs::create_dir_all(dir.join("dev")).expect("the temporary directory is writable");
@@ -213,7 +212,6 @@ mod tests {
             machine
         }
 
-        #[expect(clippy::disallowed_methods, reason = "the test makes the machine that it watches")]
         fn logs(&self, pid: u32) {
             let record = format!(
                 "3,{pid},{pid}000000,-;Memory cgroup out of memory: Killed process {pid} (dd) total-vm:1kB, \
