@@ -148,7 +148,7 @@ fn what_holds_is_shown_without_secrets() {
 fn accepted_with_a_word() {
     let dir = directory("accepted");
     let file = dir.join("config.toml");
-    let text = "[hook]\nurl = \"https://example.com\"\ntoken = \"hunter2\"\n[bus]\nanything = { goes = 1 }\n\
+    let text = "[hook]\nurl = \"https://me:hunter2@example.com\"\ntoken = \"hunter2\"\n[bus]\nanything = { goes = 1 }\n\
                 [analyzer]\nema_alpha = 0.2\nzscore_window = 100\n[alerting.slack]\nenabled = false\n";
     fs::write(&file, text).expect("it can be written");
     let report = |mode| {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::model::event::{HungTask, OomKill};
-use crate::model::{Alert, Detail, Event, Severity, Status, Tick, cut, shown};
+use crate::model::{Alert, Detail, Event, Severity, Status, Tick, bytes_text, cut, shown};
 
 use super::fingerprint;
 
@@ -53,8 +53,8 @@ fn oom_kill(event: &Event, kill: &OomKill) -> String {
     let known: Vec<_> = parts.iter().filter_map(|(name, bytes)| Some((*name, (*bytes)?))).collect();
     if !known.is_empty() {
         let total = known.iter().fold(0_u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
-        let parts: Vec<_> = known.iter().map(|(name, bytes)| format!("{name} {}", size(*bytes))).collect();
-        let _ = write!(text, " It held {} of memory ({}).", size(total), parts.join(", "));
+        let parts: Vec<_> = known.iter().map(|(name, bytes)| format!("{name} {}", bytes_text(*bytes))).collect();
+        let _ = write!(text, " It held {} of memory ({}).", bytes_text(total), parts.join(", "));
     }
     if let Some(adj) = kill.oom_score_adj {
         let _ = write!(text, " Its oom_score_adj was {adj}.");
@@ -127,15 +127,6 @@ fn process(event: &Event) -> String {
     text
 }
 
-/// `512.0 MiB`, `16 KiB`, `12 B`.
-fn size(bytes: u64) -> String {
-    match bytes {
-        0..=1023 => format!("{bytes} B"),
-        1024..=1_048_575 => format!("{} KiB", bytes / 1024),
-        _ => format!("{}.{} MiB", bytes >> 20, ((bytes % (1 << 20)) * 10) >> 20),
-    }
-}
-
 /// Cuts what no kernel writes, so that a forged line cannot make an alert of any size.
 fn bounded(mut text: String) -> String {
     text.truncate(cut(&text, LABEL_BYTES_MAX).len());
@@ -191,7 +182,7 @@ mod tests {
         assert_eq!(
             alert.message,
             "The kernel killed dd (pid 92, uid 1000) in cgroup /web.slice/app.service: cgroup /web.slice had reached \
-             its memory limit. It held 49.0 MiB of memory (anon 47.5 MiB, file 4 KiB, shmem 1.4 MiB). \
+             its memory limit. It held 49.1 MiB of memory (anon 47.6 MiB, file 4.0 KiB, shmem 1.5 MiB). \
              Its oom_score_adj was 300. tar (pid 91) had asked for memory."
         );
         let json = serde_json::to_value(&alert).expect("an alert is JSON");

@@ -169,6 +169,7 @@ not exist every key has its default. `sysops-agent config default` prints a comm
 - `sysops-agent --config FILE --validate` checks the file: exit status 0, or 78 with every mistake at once, each with file,
   line, column and what was expected. Unknown keys are mistakes.
 - A running agent reads the file again on SIGHUP. A file with mistakes changes nothing: the agent says so and goes on as before.
+  What a change does not concern goes on: connections, queues, probes. `[storage]` and `agent.pid_file` hold from the next start on.
 - Texts may hold `${NAME}` (not set: a mistake), `${NAME:-default}` and `${NAME:?message}` (both also when NAME is empty);
   `$$` is a dollar sign. Only texts are expanded, after the file was parsed, and never twice.
 - Secrets are never printed, neither by `config show` nor in messages. A file that holds secrets and that every user may read gets a

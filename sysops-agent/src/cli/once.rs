@@ -41,14 +41,14 @@ pub async fn run(host: &Host, settings: &Settings, hostname: &str, format: OnceF
     store.ingest(collect::ALL.len(), &own, tick);
     let view = View::new(&store);
     match format {
-        OnceFormat::Json => output::stdout(|out| {
-            out.write_all(&telemetry::metrics_document(hostname, &view))?;
-            out.write_all(b"\n")
-        }),
+        OnceFormat::Json => {
+            let document = telemetry::metrics_document(hostname, &view);
+            output::document(&format!("{}\n", String::from_utf8_lossy(&document)))
+        }
         OnceFormat::Prometheus => {
             let mut text = String::new();
             exposition::render_some(&view, &lint::passes, &mut text);
-            output::stdout(|out| out.write_all(text.as_bytes()))
+            output::document(&text)
         }
         OnceFormat::Text => {
             let style = Style::stdout(&crate::settings::environment);

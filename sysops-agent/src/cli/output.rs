@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::{self, IsTerminal as _, Write};
 
 use super::exit;
+use crate::model::shown;
 
 /// Runs `write` on stdout and gives the exit status. A closed pipe is no failure: `sysops-agent metrics | head`.
 pub fn stdout(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> u8 {
@@ -15,6 +16,17 @@ pub fn stdout(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> u8 {
         Err(error) => failed(&error),
         Ok(()) => exit::OK,
     }
+}
+
+/// Prints a document for machines: to a pipe byte by byte; on a terminal without what would steer it, as labels hold
+/// names that processes gave themselves.
+pub fn document(text: &str) -> u8 {
+    let is_terminal = io::stdout().is_terminal();
+    stdout(|out| if is_terminal { out.write_all(harmless(text).as_bytes()) } else { out.write_all(text.as_bytes()) })
+}
+
+fn harmless(text: &str) -> String {
+    text.lines().flat_map(|line| [shown(line, usize::MAX), "\n".to_owned()]).collect()
 }
 
 /// The exit status after stdout failed: quiet when the reader went away, said otherwise.
@@ -129,6 +141,11 @@ mod tests {
         let on = Style { coloured: true };
         assert_eq!(format!("{:5}|", on.paint(Colour::Red, "ab")), "\x1b[31mab   \x1b[0m|");
         assert_eq!(format!("{:5}|", Style { coloured: false }.paint(Colour::Red, "ab")), "ab   |");
+    }
+
+    #[test]
+    fn a_document_on_a_terminal_steers_nothing() {
+        assert_eq!(harmless("a{comm=\"\x1b]0;x\x07\"} 1\nb 2\n"), "a{comm=\"\\u{1b}]0;x\\u{7}\"} 1\nb 2\n");
     }
 
     #[test]

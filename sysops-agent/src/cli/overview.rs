@@ -3,9 +3,8 @@
 use std::fmt::Write as _;
 use std::io;
 
-use super::event_line::bytes_text;
 use super::output::{Colour, Style};
-use crate::model::{Desc, Kind, Readings, SeriesValue, Unit, shown};
+use crate::model::{Desc, Kind, Readings, SeriesValue, Unit, bytes_text, shown};
 
 /// One line: how the machine stands. What is unknown is left out.
 #[must_use]
@@ -28,7 +27,7 @@ pub fn line(readings: &dyn Readings) -> String {
             "network_receive_bytes_per_second" => *seen.receive.get_or_insert(0.0) += value,
             "network_transmit_bytes_per_second" => *seen.transmit.get_or_insert(0.0) += value,
             "disk_read_bytes_per_second" => *seen.read.get_or_insert(0.0) += value,
-            "disk_written_bytes_per_second" => *seen.written.get_or_insert(0.0) += value,
+            "disk_write_bytes_per_second" => *seen.written.get_or_insert(0.0) += value,
             _ => {}
         }
     });
@@ -126,4 +125,37 @@ fn value_text(metric: &Desc, value: SeriesValue<'_>) -> String {
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "rounded for people; as saturates")]
 fn whole_bytes(value: f64) -> String {
     bytes_text(value.round() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::catalog;
+    use crate::model::Series;
+
+    /// Every metric that the agent has, each once and without labels, with the value 1.
+    struct All;
+
+    impl Readings for All {
+        fn time(&self) -> SystemTime {
+            SystemTime::UNIX_EPOCH
+        }
+
+        fn visit(&self, each: &mut dyn FnMut(Series<'_>)) {
+            for (_, metric) in catalog::metrics() {
+                each(Series { metric, key: "", value: SeriesValue::Number(1.0) });
+            }
+        }
+    }
+
+    #[test]
+    fn the_line_has_every_part_from_a_metric_that_exists() {
+        assert_eq!(
+            line(&All),
+            "cpu 1.0%  iowait 1.0%  load 1.00  mem 1.0%  swap 1.0%  disk  1%  read 1 B/s  write 1 B/s  rx 1 B/s  \
+             tx 1 B/s  fds 1.0%  procs 1"
+        );
+    }
 }

@@ -15,6 +15,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{Client, ResponseFuture};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+use crate::model::with_causes;
 use crate::spec::Secret;
 
 /// What is read of an answer's body; the rest is dropped with the connection.
@@ -137,14 +138,7 @@ impl Endpoint {
 
     /// An error and its causes in one line. hyper and the TLS libraries name hosts at most, never paths or headers.
     fn failed(&self, error: &dyn std::error::Error) -> HttpError {
-        let mut reason = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            reason += ": ";
-            reason += &error.to_string();
-            cause = error.source();
-        }
-        HttpError::Failed { endpoint: self.to_string(), reason }
+        HttpError::Failed { endpoint: self.to_string(), reason: with_causes(error) }
     }
 }
 

@@ -2,6 +2,8 @@
 
 pub mod alert;
 pub mod batch;
+pub mod bytes;
+pub mod causes;
 pub mod event;
 pub mod finding;
 pub mod metric;
@@ -11,6 +13,8 @@ pub mod time;
 
 pub use alert::{Alert, Severity, Status};
 pub use batch::{Batch, Reading};
+pub use bytes::bytes_text;
+pub use causes::with_causes;
 pub use event::{Detail, Event, Source};
 pub use finding::{Finding, Level};
 pub use metric::{Desc, Kind, Metric, Unit};

@@ -10,7 +10,7 @@ use crate::kernel::{self, Kernel, Rung};
 use crate::logs::{self, Kmsg, Unavailable};
 use crate::model::{Batch, Event};
 use crate::settings::{Settings, keys};
-use crate::spec::Values;
+use crate::spec::{Value, Values};
 
 /// The sources of kernel events.
 pub struct Sources {
@@ -60,7 +60,9 @@ impl Sources {
     /// As [`Sources::start`]. When a rung is forced that cannot stand, everything is as it was.
     pub(super) fn restart(&mut self, host: &Host, settings: &Settings) -> anyhow::Result<()> {
         // Only tried: two readers of the kernel's log would tell everything twice.
-        Opened::new(host, settings).refuse_what_is_forced_and_failed()?;
+        if forces_a_rung(&settings.values) {
+            Opened::new(host, settings).refuse_what_is_forced_and_failed()?;
+        }
         self.take_the_rest(host);
         let opened = Opened::new(host, settings);
         let [kills, hangs] = opened.gives();
@@ -143,6 +145,11 @@ impl Sources {
     }
 }
 
+fn forces_a_rung(values: &Values) -> bool {
+    let keys = kernel::ALL.iter().flat_map(|entry| entry.keys).filter(|key| key.name() == "rung");
+    keys.filter_map(|key| values.written(key)).any(|rung| *rung != Value::Text("auto".to_owned()))
+}
+
 /// Sources that stand and that no one watches yet.
 struct Opened {
     kernel: Kernel,
@@ -185,7 +192,6 @@ impl Opened {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::Value;
 
     /// A machine without probes, whose kernel's log is a file with one kill.
     struct Machine {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::collect::{Collector, Entry, Outcome};
 use crate::host::Host;
-use crate::model::{Batch, Desc, Metric, Tick, Unit};
+use crate::model::{Batch, Desc, Metric, Tick, Unit, with_causes};
 use crate::spec::Values;
 use plan::Plan;
 use serde::Serialize;
@@ -305,7 +305,7 @@ impl Job {
             }
             Err(failure) => {
                 self.failures += 1;
-                let reason = chain(failure);
+                let reason = with_causes(failure);
                 // Said once for each reason; collector_failures_total counts the rest.
                 if self.standing.state != State::Failed || self.standing.reason != reason {
                     tracing::warn!("collector {name}: {reason}");
@@ -316,18 +316,6 @@ impl Job {
             }
         }
     }
-}
-
-/// The error with its causes, as one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 fn remedy(failure: &Failure) -> &'static str {

@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::document::{in_words, is_table, kind, number, quoting, written};
 use super::problem::{Problem, Problems, Source};
-use super::redact::Redactor;
+use super::redact::{self, Redactor};
 use super::{Absent, Declared, Settings, expand, keys, suggest, write};
 use crate::spec::{Complaint, KeySpec, Shape, Value};
 
@@ -36,16 +36,20 @@ pub(super) fn check(
     Ok(settings)
 }
 
-/// Paths of secret keys whose values stand in the file itself and not in the environment.
+/// Paths of keys whose secrets stand in the file itself and not in the environment: of secret keys the value, of others
+/// an address with a user in it.
 pub(super) fn literal_secrets<'a>(settings: &Settings, declared: &'a Declared) -> Vec<&'a str> {
-    let is_literal = |text: &String| !text.is_empty() && !expand::is_reference_only(text);
+    let is_literal = |key: &KeySpec, text: &String| match key.secret {
+        true => !text.is_empty() && !expand::is_reference_only(text),
+        false => redact::without_user(text) != *text && !text.contains("${"),
+    };
     let holds = |key: &&&'static KeySpec| match settings.written.written(key) {
-        Some(Value::Text(text)) => is_literal(text),
-        Some(Value::TextMap(map)) => map.values().any(is_literal),
-        Some(Value::TextList(list)) => list.iter().any(is_literal),
+        Some(Value::Text(text)) => is_literal(key, text),
+        Some(Value::TextMap(map)) => map.values().any(|text| is_literal(key, text)),
+        Some(Value::TextList(list)) => list.iter().any(|text| is_literal(key, text)),
         _ => false,
     };
-    declared.keys.iter().filter(|key| key.secret).filter(holds).map(|key| key.path).collect()
+    declared.keys.iter().filter(holds).map(|key| key.path).collect()
 }
 
 struct Checker<'a> {

@@ -101,7 +101,10 @@ fn configured_identity(values: &Values) -> Result<Option<Identity>, String> {
 fn read_credentials(path: &str) -> Result<Secret, String> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         let user = rustix::process::geteuid().as_raw();
-        format!("nats.credential_file: cannot read {path:?} as user id {user}: {error}")
+        format!(
+            "nats.credential_file: cannot read {path:?} as user id {user}: {error}; put the file there, readable for that \
+             user, or remove the key"
+        )
     })?;
     if std::fs::metadata(path).is_ok_and(|file| file.mode() & 0o007 != 0) {
         tracing::warn!("nats.credential_file: {path:?} is open to every user of this host: `chmod o= {path}`");
