@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use sysops_agent::collect::{self, Collector};
-use sysops_agent::host::{Clock, Files, Host};
+use sysops_agent::host::{Files, Host, Roots};
 use sysops_agent::model::{Batch, Reading, batch::label_values};
 use sysops_agent::spec::Values;
 
@@ -60,7 +60,7 @@ fn inside() {
         table.lines().filter(|line| line.contains("sysops-hung-")).map(|line| format!("{line}\n")).collect();
     assert_eq!(lines.lines().count(), 2, "{lines}");
     fs::write(dir.join("proc/1/mountinfo"), lines).expect("the temporary directory is writable");
-    let host = Host { files: Files::new(dir.join("proc"), "/sys".into(), "/".into()), clock: Clock::Live };
+    let host = Host { files: Files::new(dir.join("proc"), "/sys".into(), "/".into()), ..Host::live(&Roots::default()) };
     let entry = collect::ALL.iter().find(|entry| entry.name == "filesystem").expect("it is in the list");
     let mut collector = (entry.new)(&host, &Values::default());
 

@@ -93,7 +93,7 @@ impl FdCollector {
         let limit = usize::try_from(values.get(&TOP_N)).expect("the key's bounds are 0 and 50");
         Self {
             file_nr: Source::single(host.files.proc("sys/fs/file-nr")),
-            processes: Processes::new(&host.files),
+            processes: Processes::new(host),
             open_fds: OpenFds::new(&host.files.proc("")),
             scan: Scan { counted: 0, refused: 0, all_listed: false, open: Top::new(limit), used: Top::new(limit) },
         }

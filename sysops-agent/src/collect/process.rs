@@ -135,7 +135,7 @@ impl ProcessCollector {
     fn new(host: &Host, values: &Values) -> Self {
         let limit = usize::try_from(values.get(&TOP_N)).expect("the key's bounds are 0 and 50");
         Self {
-            processes: Processes::new(&host.files),
+            processes: Processes::new(host),
             pid_max: Source::single(host.files.proc(PID_MAX)),
             threads_max: Source::single(host.files.proc(THREADS_MAX)),
             scan: Scan::new(limit),

@@ -15,7 +15,7 @@ pub use clock::Clock;
 pub use events::EventSource;
 pub use files::{Files, ReadError, Source};
 pub use open_fds::OpenFds;
-pub use processes::{Kept, Process, Processes};
+pub use processes::{Kept, Listing, Process, Processes};
 pub use rustix::io::Errno;
 pub use systemd::Systemd;
 
@@ -28,6 +28,8 @@ pub struct Host {
     pub files: Files,
     /// Its clocks.
     pub clock: Clock,
+    /// The newest listing of its processes.
+    pub listing: Listing,
 }
 
 /// Where to find the machine's file systems; what is not given comes from `HOST_PROC`, `HOST_SYS`, `HOST_ROOT`.
@@ -47,12 +49,13 @@ impl Host {
         let below = |name: &str| roots.root.as_ref().map(|root| root.join(name));
         let proc = below("proc").or_else(|| env("HOST_PROC")).unwrap_or_else(|| root.join("proc"));
         let sys = below("sys").or_else(|| env("HOST_SYS")).unwrap_or_else(|| root.join("sys"));
-        Self { files: Files::new(proc, sys, root), clock: Clock::Live }
+        Self { files: Files::new(proc, sys, root), clock: Clock::Live, listing: Listing::default() }
     }
 
     /// A recorded machine in `dir` (`dir/proc`, `dir/sys`, the rest as root), with a clock that stands still.
     #[must_use]
     pub fn fixture(dir: &Path) -> Self {
-        Self { files: Files::new(dir.join("proc"), dir.join("sys"), dir.to_owned()), clock: Clock::fixed() }
+        let files = Files::new(dir.join("proc"), dir.join("sys"), dir.to_owned());
+        Self { files, clock: Clock::fixed(), listing: Listing::default() }
     }
 }

@@ -6,12 +6,15 @@ use std::io::Write;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, PROC_SUPER_MAGIC, RawDir, SeekFrom, fstatfs, openat, seek};
 use rustix::io::{Errno, pread};
 use rustix::process::{Resource, getrlimit};
 
-use super::files::{Files, ReadError, open_file};
+use super::files::{ReadError, open_file};
+use super::{Clock, Host};
 
 /// Directory entries that one getdents call may return. An entry of a process is 24 bytes: 1,300 processes a call.
 const ENTRIES_BYTES: usize = 32 << 10;
@@ -19,9 +22,32 @@ const ENTRIES_BYTES: usize = 32 << 10;
 /// Most files that [`Kept`] keeps open: each costs some 4.5 KB of the kernel's memory.
 const KEPT_MAX: usize = 256;
 
+/// How long a listing of /proc may be used by others than who made it.
+const SHARED_FOR: Duration = Duration::from_secs(1);
+
+/// The newest listing of /proc: who walks over it in the same round takes it instead of listing anew, which is dear, as
+/// the kernel looks every process up.
+#[derive(Debug, Clone, Default)]
+pub struct Listing {
+    newest: Arc<Mutex<Listed>>,
+}
+
+#[derive(Debug, Default)]
+struct Listed {
+    /// 0 before the first.
+    number: u64,
+    at: Duration,
+    pids: Vec<u32>,
+}
+
 /// /proc of the watched machine, opened once.
 #[derive(Debug)]
 pub struct Processes {
+    listing: Listing,
+    clock: Clock,
+    /// Number of the listing that was walked last, and what stood in it.
+    number: u64,
+    pids: Vec<u32>,
     path: PathBuf,
     proc: Option<OwnedFd>,
     /// It is the kernel's and not a recorded one.
@@ -39,38 +65,82 @@ pub struct Process<'a> {
 }
 
 impl Processes {
-    /// Processes below the /proc of `files`; it is opened when first walked.
+    /// Processes below the /proc of `host`; it is opened when first walked.
     #[must_use]
-    pub fn new(files: &Files) -> Self {
-        Self { path: files.proc(""), proc: None, live: false, entries: Box::new_uninit_slice(ENTRIES_BYTES) }
+    pub fn new(host: &Host) -> Self {
+        Self {
+            listing: host.listing.clone(),
+            clock: host.clock.clone(),
+            number: 0,
+            pids: Vec::new(),
+            path: host.files.proc(""),
+            proc: None,
+            live: false,
+            entries: Box::new_uninit_slice(ENTRIES_BYTES),
+        }
     }
 
-    /// Calls `each` for every process. The live /proc gives them in the order of their ids, a recorded one in any.
+    /// Calls `each` for every process that there is, or was within the last second. The live /proc gives them in the order
+    /// of their ids, a recorded one in any.
     ///
     /// # Errors
     /// With the path, when /proc cannot be opened or listed.
     pub fn walk(&mut self, mut each: impl FnMut(Process<'_>)) -> Result<(), ReadError> {
         let proc = match self.proc.take() {
-            Some(fd) if seek(&fd, SeekFrom::Start(0)).is_ok() => fd,
-            _ => {
+            Some(fd) => fd,
+            None => {
                 let fd = open_file(&self.path)?.into();
                 self.live = fstatfs(&fd).is_ok_and(|fs| fs.f_type == PROC_SUPER_MAGIC);
                 fd
             }
         };
-        let mut entries = RawDir::new(&proc, &mut self.entries);
-        while let Some(entry) = entries.next() {
-            let entry = entry.map_err(|errno| ReadError {
-                path: self.path.clone(),
-                what: "cannot list",
-                source: errno.into(),
-            })?;
-            if let Some(pid) = pid(entry.file_name()) {
-                each(Process { pid, proc: proc.as_fd(), live: self.live });
-            }
+        let now = self.clock.now().monotonic;
+        if !self.take_newest(now) {
+            self.list(&proc)?;
+            self.share(now);
+        }
+        for &pid in &self.pids {
+            each(Process { pid, proc: proc.as_fd(), live: self.live });
         }
         self.proc = Some(proc);
         Ok(())
+    }
+
+    /// Takes a listing of another walker that this one has not seen; false when there is none, or it is too old.
+    fn take_newest(&mut self, now: Duration) -> bool {
+        let newest = self.listing.lock();
+        // The first walk is of its own: who begins wants to see what there is.
+        let is_new = self.number > 0 && newest.number != self.number && now.saturating_sub(newest.at) < SHARED_FOR;
+        if is_new {
+            self.number = newest.number;
+            self.pids.clone_from(&newest.pids);
+        }
+        is_new
+    }
+
+    fn share(&mut self, now: Duration) {
+        let mut newest = self.listing.lock();
+        newest.number += 1;
+        newest.at = now;
+        newest.pids.clone_from(&self.pids);
+        self.number = newest.number;
+    }
+
+    fn list(&mut self, proc: &OwnedFd) -> Result<(), ReadError> {
+        let error = |errno: Errno| ReadError { path: self.path.clone(), what: "cannot list", source: errno.into() };
+        seek(proc, SeekFrom::Start(0)).map_err(error)?;
+        self.pids.clear();
+        let mut entries = RawDir::new(proc, &mut self.entries);
+        while let Some(entry) = entries.next() {
+            self.pids.extend(pid(entry.map_err(error)?.file_name()));
+        }
+        Ok(())
+    }
+}
+
+impl Listing {
+    fn lock(&self) -> MutexGuard<'_, Listed> {
+        self.newest.lock().expect("no holder of this lock panics")
     }
 }
 
@@ -179,12 +249,14 @@ fn pid(name: &CStr) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::Path;
     use std::process::{Child, Command};
 
     use super::*;
+    use crate::host::{Files, Roots};
 
-    fn files(dir: &tempfile::TempDir) -> Files {
-        Files::new(dir.path().to_owned(), dir.path().to_owned(), dir.path().to_owned())
+    fn host(dir: &Path) -> Host {
+        Host { files: Files::new(dir.to_owned(), dir.to_owned(), dir.to_owned()), ..Host::fixture(dir) }
     }
 
     #[test]
@@ -193,7 +265,7 @@ mod tests {
         for name in ["1", "27", "4294967295", "4294967296", "007", "0", "self", "1a", "-1", "\u{661}"] {
             fs::create_dir(dir.path().join(name)).expect("created");
         }
-        let mut processes = Processes::new(&files(&dir));
+        let mut processes = Processes::new(&host(dir.path()));
         for _ in 0..2 {
             let mut pids = Vec::new();
             processes.walk(|process| pids.push(process.pid)).expect("listed");
@@ -207,8 +279,8 @@ mod tests {
         #[expect(clippy::disallowed_methods, reason = "a test needs processes that end")]
         let sleep = |_| Command::new("sleep").arg("60").spawn().expect("sleep");
         let mut children = [0, 1, 2].map(sleep);
-        let files = Files::new("/proc".into(), "/sys".into(), "/".into());
-        let (mut processes, mut kept) = (Processes::new(&files), Kept::new("stat"));
+        let host = Host::live(&Roots { root: Some("/".into()) });
+        let (mut processes, mut kept) = (Processes::new(&host), Kept::new("stat"));
         kept.most = usize::MAX;
         let mut walk = |kept: &mut Kept| {
             let mut seen = Vec::new();
@@ -242,7 +314,7 @@ mod tests {
     fn a_missing_proc_is_an_error_with_its_path_and_is_tried_again() {
         let dir = tempfile::tempdir().expect("a directory");
         let root = dir.path().join("proc");
-        let mut processes = Processes::new(&Files::new(root.clone(), root.clone(), root.clone()));
+        let mut processes = Processes::new(&host(&root));
         let error = processes.walk(|_| ()).expect_err("there is no such directory");
         assert!(error.is_absent() && error.to_string().contains("/proc"), "{error}");
         fs::create_dir_all(root.join("7")).expect("created");
@@ -252,13 +324,37 @@ mod tests {
     }
 
     #[test]
+    fn a_listing_serves_each_walker_once_and_for_a_second() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let host = host(dir.path());
+        let mut walkers = [Processes::new(&host), Processes::new(&host)];
+        let mut count = |walker: usize| {
+            let mut count = 0;
+            walkers[walker].walk(|_| count += 1).expect("listed");
+            count
+        };
+        let add = |pid: &str| fs::create_dir(dir.path().join(pid)).expect("created");
+        add("1");
+        assert_eq!(count(0), 1);
+        add("2");
+        assert_eq!(count(1), 2, "the first walk lists");
+        add("3");
+        assert_eq!((count(0), count(0), count(1)), (2, 3, 3), "that of the other, then its own, which the other takes");
+        add("4");
+        assert_eq!(count(1), 4);
+        add("5");
+        host.clock.advance(SHARED_FOR);
+        assert_eq!(count(0), 5);
+    }
+
+    #[test]
     fn a_process_may_be_gone_at_any_read() {
         let dir = tempfile::tempdir().expect("a directory");
         let of_process = dir.path().join("5");
         fs::create_dir(&of_process).expect("created");
         fs::write(of_process.join("comm"), "init\n").expect("written");
         let mut seen = 0;
-        Processes::new(&files(&dir))
+        Processes::new(&host(dir.path()))
             .walk(|process| {
                 seen += 1;
                 let mut buffer = [0; 4];
