@@ -77,7 +77,7 @@ pub(crate) fn busybox() -> Result<PathBuf> {
     let file = home().join("busybox");
     if !file.is_file() {
         program::step("busybox: fetching", || {
-            let unpacked = Unpacked::new("bookworm", &["busybox-static".to_owned()])?;
+            let unpacked = Unpacked::new(&World::new("bookworm")?, &["busybox-static".to_owned()])?;
             let found =
                 unpacked.find(|path| path.ends_with("bin/busybox"))?.context("busybox-static has no busybox")?;
             std::fs::copy(&found, &file).map(|_| ()).with_context(|| file.display().to_string())
@@ -97,7 +97,7 @@ fn fetch(series: &Series, dir: &Path) -> Result<()> {
     let packages = series.prefixes.iter().map(|prefix| newest(&world.names(prefix)?, prefix));
     let packages: Vec<String> = packages.collect::<Result<_>>()?;
     program::say(packages.join(" "));
-    let unpacked = Unpacked::new(series.suite, &packages)?;
+    let unpacked = Unpacked::new(&world, &packages)?;
     let image = unpacked.find(|path| name_of(path).starts_with("vmlinuz"))?.context("no vmlinuz in the package")?;
     let new = dir.with_extension("new");
     remove(&new)?;
@@ -139,6 +139,7 @@ struct World {
 }
 
 impl World {
+    /// With the lists of a suite, fetched anew.
     fn new(suite: &str) -> Result<Self> {
         if program::find("apt-get").is_none() || program::find("dpkg-deb").is_none() {
             bail!("kernels are fetched as Debian packages: neither apt-get nor dpkg-deb may be missing");
@@ -151,9 +152,8 @@ impl World {
         let source = format!("deb [signed-by={KEYRING}] {} {suite} main\n", mirror()?);
         std::fs::write(world.dir.join("sources.list"), source)?;
         std::fs::write(world.dir.join("status"), "")?;
-        if std::fs::read_dir(world.dir.join("state/lists"))?.count() < 3 {
-            program::capture(world.command("apt-get").args(["-q", "update"]))?;
-        }
+        // Only what is not kept is fetched, so the lists are always those of today.
+        program::capture(world.command("apt-get").args(["-q", "update"]))?;
         Ok(world)
     }
 
@@ -199,8 +199,7 @@ struct Unpacked {
 }
 
 impl Unpacked {
-    fn new(suite: &str, packages: &[String]) -> Result<Self> {
-        let world = World::new(suite)?;
+    fn new(world: &World, packages: &[String]) -> Result<Self> {
         let unpacked = Self { dir: home().join("unpacked") };
         remove(&unpacked.dir)?;
         let debs = unpacked.dir.join("debs");

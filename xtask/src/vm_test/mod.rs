@@ -30,8 +30,6 @@ static SUITES: &[Suite] = &[
     Suite { name: "kernel_block_io", probe: Some("block_io") },
     Suite { name: "kernel_fd", probe: Some("fd") },
     Suite { name: "kernel_self_check", probe: None },
-    Suite { name: "e2e_oom_kill", probe: Some("oom_kill") },
-    Suite { name: "e2e_hung_task", probe: Some("hung_task") },
 ];
 
 /// All tests of a guest together; most of it is the emulated processor's.
