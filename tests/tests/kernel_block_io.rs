@@ -78,13 +78,13 @@ fn in_parts(rung: &str) {
     settle(&host, &mut probe, &disk);
     let (kernel_before, before) = (disk.completed(), counts(&probe, disk.name()));
     disk.cut((1 << 20) + 4096);
-    if disk.transfer(false, 65536, 16, 1) {
-        eprintln!("skipped: the loop driver of this kernel fills short reads with zeros");
+    let ends_well = (0..REQUESTS).filter(|_| disk.transfer(false, 65536, 16, 1)).count();
+    if ends_well == REQUESTS as usize {
+        // So it does on 5.10 over a file system without direct I/O.
+        let _ = require(Some("the loop driver fills what lies behind the end of its file with zeros".to_owned()));
         return;
     }
-    for _ in 1..REQUESTS {
-        assert!(!disk.transfer(false, 65536, 16, 1), "the rest is beyond the end of the file");
-    }
+    assert_eq!(ends_well, 0, "the rest is beyond the end of the file");
     settle(&host, &mut probe, &disk);
     let kernel = disk.completed().since(&kernel_before);
     assert_eq!(counts(&probe, disk.name()).since(&before), kernel, "{:?}", probe.standing());

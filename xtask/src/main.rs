@@ -11,6 +11,7 @@ mod run;
 mod setup;
 mod test;
 mod toolchain;
+mod vm_test;
 mod workspace;
 
 use std::process::ExitCode;
@@ -49,6 +50,12 @@ static COMMANDS: &[Command] = &[
         about: "cost beside node_exporter, delays, forks, block I/O",
         run: bench::main,
     },
+    Command {
+        name: "vm-test",
+        args: "[KERNEL…|all]",
+        about: "each probe on each rung in Debian kernels under QEMU",
+        run: vm_test::main,
+    },
 ];
 
 fn main() -> ExitCode {
@@ -83,7 +90,7 @@ fn dispatch(args: &[String]) -> Result<()> {
 fn usage() -> String {
     let lines = COMMANDS.iter().map(|command| {
         let call = format!("{} {}", command.name, command.args);
-        format!("  {call:<18} {}\n", command.about)
+        format!("  {call:<22} {}\n", command.about)
     });
     std::iter::once("cargo xtask COMMAND\n".to_owned()).chain(lines).collect()
 }

@@ -116,7 +116,7 @@ fn new(host: &Host, facts: &Facts, values: &Values) -> Fds {
         formats: formats.unwrap_or(Offsets::ABSENT),
         sys_exit: facts.btf.as_ref().ok().and_then(|btf| btf.tracepoint("sys_exit")),
         calls,
-        watched: Watched::new(&host.files, &values.get(&WATCH), WATCHED_MAX),
+        watched: Watched::new(host, &values.get(&WATCH), WATCHED_MAX),
         standing: None,
         contradiction: None,
     }

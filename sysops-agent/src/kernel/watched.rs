@@ -1,7 +1,7 @@
 //! Which processes a probe watches: those whose names the configuration lists, as /proc shows them now. What is done
 //! with them is left to the probe.
 
-use crate::host::{Files, Process, Processes, ReadError, bytes};
+use crate::host::{Host, Process, Processes, ReadError, bytes};
 
 /// Bytes of a name without the closing NUL: a longer name in the configuration is cut as the kernel cuts it.
 const COMM_BYTES: usize = 15;
@@ -48,12 +48,12 @@ pub(super) enum Change {
 impl Watched {
     /// None yet; at most `most` of those with one of `names`.
     #[must_use]
-    pub(super) fn new(files: &Files, names: &[String], most: usize) -> Self {
+    pub(super) fn new(host: &Host, names: &[String], most: usize) -> Self {
         let cut = |name: &String| name.as_bytes()[..name.len().min(COMM_BYTES)].to_vec();
         Self {
             names: names.iter().map(cut).collect(),
             most,
-            processes: Processes::new(files),
+            processes: Processes::new(host),
             watched: Vec::new(),
             others: Vec::new(),
             previous: Vec::new(),
@@ -218,7 +218,7 @@ mod tests {
         let machine = Machine::new();
         machine.run(7, "nginx", 100);
         machine.run(8, "sshd", 100);
-        let mut watched = Watched::new(&machine.host.files, &["nginx".to_owned()], 64);
+        let mut watched = Watched::new(&machine.host, &["nginx".to_owned()], 64);
         assert_eq!(look(&mut watched), [Change::Came(7)]);
         assert_eq!(look(&mut watched), []);
         machine.run(9, "nginx", 200);
@@ -232,7 +232,7 @@ mod tests {
     fn the_same_number_is_another_process_when_it_began_later() {
         let machine = Machine::new();
         machine.run(7, "nginx", 100);
-        let mut watched = Watched::new(&machine.host.files, &["nginx".to_owned()], 64);
+        let mut watched = Watched::new(&machine.host, &["nginx".to_owned()], 64);
         assert_eq!(look(&mut watched), [Change::Came(7)]);
         machine.run(7, "nginx", 300);
         let mut changes = Vec::new();
@@ -244,7 +244,7 @@ mod tests {
     fn a_process_that_becomes_another_program_is_found_within_six_looks() {
         let machine = Machine::new();
         machine.run(7, "sh", 100);
-        let mut watched = Watched::new(&machine.host.files, &["nginx".to_owned()], 64);
+        let mut watched = Watched::new(&machine.host, &["nginx".to_owned()], 64);
         assert_eq!(look(&mut watched), []);
         machine.run(7, "nginx", 100);
         assert!((0..6).any(|_| look(&mut watched) == [Change::Came(7)]));
@@ -258,7 +258,7 @@ mod tests {
         machine.run(7, "a-long-name-of-", 1);
         machine.run(8, "a) S 1 (b", 2);
         let names = ["a-long-name-of-a-program".to_owned(), "a) S 1 (b".to_owned()];
-        let mut watched = Watched::new(&machine.host.files, &names, 64);
+        let mut watched = Watched::new(&machine.host, &names, 64);
         assert_eq!(look(&mut watched), [Change::Came(7), Change::Came(8)]);
         assert_eq!(look(&mut watched), []);
     }
@@ -269,7 +269,7 @@ mod tests {
         for pid in 1..=5 {
             machine.run(pid, "nginx", 1);
         }
-        let mut watched = Watched::new(&machine.host.files, &["nginx".to_owned()], 3);
+        let mut watched = Watched::new(&machine.host, &["nginx".to_owned()], 3);
         assert_eq!(look(&mut watched).len(), 3);
         assert_eq!(watched.left_out(), 2);
         let one = watched.targets()[0].pid;
@@ -283,9 +283,9 @@ mod tests {
     fn nothing_changes_while_proc_cannot_be_listed() {
         let machine = Machine::new();
         machine.run(7, "nginx", 1);
-        let mut watched = Watched::new(&machine.host.files, &["nginx".to_owned()], 64);
+        let mut watched = Watched::new(&machine.host, &["nginx".to_owned()], 64);
         assert_eq!(look(&mut watched), [Change::Came(7)]);
-        let mut nowhere = Watched::new(&Host::fixture("/nonexistent".as_ref()).files, &["nginx".to_owned()], 64);
+        let mut nowhere = Watched::new(&Host::fixture("/nonexistent".as_ref()), &["nginx".to_owned()], 64);
         assert!(nowhere.look(|_| ()).is_err());
     }
 }

@@ -1,0 +1,322 @@
+//! Debian's kernels and busybox by the names of their packages, unpacked to target/vm and kept there. Nothing is
+//! installed and no root is needed: apt works in a world of its own. What goes into a guest is left to `payload`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{program, workspace};
+
+/// A series, the suite that has it, and how the names of its packages begin.
+struct Series {
+    name: &'static str,
+    suite: &'static str,
+    prefixes: &'static [&'static str],
+}
+
+static SERIES: &[Series] = &[
+    Series { name: "5.10", suite: "bullseye", prefixes: &["linux-image-5.10."] },
+    Series { name: "6.1", suite: "bookworm", prefixes: &["linux-image-6.1."] },
+    Series { name: "6.12", suite: "bookworm-backports", prefixes: &["linux-image-6.12."] },
+    // The image package of these is empty: kernel and modules are in two that it depends on.
+    Series { name: "7.x", suite: "forky", prefixes: &["linux-binary-7.", "linux-modules-7."] },
+];
+
+/// What tests mount and write to. One that is not there is built into the kernel. Up to 6.x ext4 asks for crc32c only
+/// when it mounts, by an alias that nothing in the guest could resolve.
+const MODULES: &[&str] = &["loop", "crc32c_generic", "ext4"];
+
+/// A repository other than the one that this machine's apt takes Debian from.
+const MIRROR: &str = "SYSOPS_DEBIAN_MIRROR";
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// A kernel that can be booted.
+pub(crate) struct Kernel {
+    /// `6.12`.
+    pub(crate) series: &'static str,
+    /// The image that QEMU starts.
+    pub(crate) image: PathBuf,
+    /// Its modules, unpacked, each behind those that it needs.
+    pub(crate) modules: Vec<PathBuf>,
+}
+
+/// Names of all series, oldest first.
+pub(crate) fn all() -> Vec<&'static str> {
+    SERIES.iter().map(|series| series.name).collect()
+}
+
+/// The kernel of a series: the kept one, else the newest that its suite has.
+///
+/// # Errors
+/// When it cannot be fetched or is not laid out as expected.
+pub(crate) fn get(name: &str) -> Result<Kernel> {
+    let series = SERIES.iter().find(|series| series.name == name).with_context(|| {
+        format!(
+            "no kernel {name:?}; there are {} and all",
+            SERIES.iter().map(|s| s.name).collect::<Vec<_>>().join(", ")
+        )
+    })?;
+    let dir = home().join("kernels").join(series.name);
+    if !dir.is_dir() {
+        program::step(&format!("kernel {}: fetching from {}", series.name, series.suite), || fetch(series, &dir))?;
+    }
+    let mut modules: Vec<PathBuf> = std::fs::read_dir(dir.join("modules"))
+        .with_context(|| dir.join("modules").display().to_string())?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<_, _>>()?;
+    modules.sort();
+    Ok(Kernel { series: series.name, image: dir.join("vmlinuz"), modules })
+}
+
+/// A busybox that needs no library.
+///
+/// # Errors
+/// When it cannot be fetched.
+pub(crate) fn busybox() -> Result<PathBuf> {
+    let file = home().join("busybox");
+    if !file.is_file() {
+        program::step("busybox: fetching", || {
+            let unpacked = Unpacked::new(&World::new("bookworm")?, &["busybox-static".to_owned()])?;
+            let found =
+                unpacked.find(|path| path.ends_with("bin/busybox"))?.context("busybox-static has no busybox")?;
+            std::fs::copy(&found, &file).map(|_| ()).with_context(|| file.display().to_string())
+        })?;
+    }
+    Ok(file)
+}
+
+/// Where kernels, guests and what they said are kept.
+pub(crate) fn home() -> PathBuf {
+    workspace::root().join("target/vm")
+}
+
+/// Fetches into a folder beside `dir` and renames it: what was interrupted is not taken for a kernel.
+fn fetch(series: &Series, dir: &Path) -> Result<()> {
+    let world = World::new(series.suite)?;
+    let packages = series.prefixes.iter().map(|prefix| newest(&world.names(prefix)?, prefix));
+    let packages: Vec<String> = packages.collect::<Result<_>>()?;
+    program::say(packages.join(" "));
+    let unpacked = Unpacked::new(&world, &packages)?;
+    let image = unpacked.find(|path| name_of(path).starts_with("vmlinuz"))?.context("no vmlinuz in the package")?;
+    let new = dir.with_extension("new");
+    remove(&new)?;
+    std::fs::create_dir_all(new.join("modules")).with_context(|| new.display().to_string())?;
+    std::fs::copy(&image, new.join("vmlinuz")).with_context(|| image.display().to_string())?;
+    let mut loaded = Vec::new();
+    for module in MODULES {
+        unpacked.module(module, &mut loaded)?;
+    }
+    for (place, (name, bytes)) in loaded.iter().enumerate() {
+        // Sorted by name they are in the order in which they can be loaded.
+        let file = new.join("modules").join(format!("{place:02}-{name}.ko"));
+        std::fs::write(&file, bytes).with_context(|| file.display().to_string())?;
+    }
+    std::fs::rename(&new, dir).with_context(|| dir.display().to_string())
+}
+
+/// The newest of `names`: the highest numbers, and no flavour (`cloud`, `rt`), signature or symbols in the name.
+fn newest(names: &[String], prefix: &str) -> Result<String> {
+    let plain = |name: &&String| {
+        let version = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix("-amd64"));
+        let word = |word: &str| word.chars().all(|c| c.is_ascii_digit()) || word.starts_with("deb") || word == "bpo";
+        version.is_some_and(|version| version.split(['.', '-', '+']).all(word))
+    };
+    let numbers = |name: &&String| -> Vec<u64> {
+        name.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
+    };
+    names
+        .iter()
+        .filter(plain)
+        .max_by_key(numbers)
+        .cloned()
+        .with_context(|| format!("no package is named {prefix}…-amd64"))
+}
+
+/// apt with lists, cache and status of its own.
+struct World {
+    dir: PathBuf,
+}
+
+impl World {
+    /// With the lists of a suite, fetched anew.
+    fn new(suite: &str) -> Result<Self> {
+        if program::find("apt-get").is_none() || program::find("dpkg-deb").is_none() {
+            bail!("kernels are fetched as Debian packages: neither apt-get nor dpkg-deb may be missing");
+        }
+        let world = Self { dir: home().join("apt").join(suite) };
+        for part in ["state/lists/partial", "cache/archives/partial"] {
+            let part = world.dir.join(part);
+            std::fs::create_dir_all(&part).with_context(|| part.display().to_string())?;
+        }
+        let source = format!("deb [signed-by={KEYRING}] {} {suite} main\n", mirror()?);
+        std::fs::write(world.dir.join("sources.list"), source)?;
+        std::fs::write(world.dir.join("status"), "")?;
+        // Only what is not kept is fetched, so the lists are always those of today.
+        program::capture(world.command("apt-get").args(["-q", "update"]))?;
+        Ok(world)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        let at = |part: &str| self.dir.join(part).display().to_string();
+        for (option, value) in [
+            ("Dir::Etc::SourceList", at("sources.list")),
+            ("Dir::Etc::SourceParts", "/dev/null".to_owned()),
+            ("Dir::State", at("state")),
+            ("Dir::State::Status", at("status")),
+            ("Dir::Cache", at("cache")),
+            ("Acquire::Languages", "none".to_owned()),
+            // Else root's apt reads as a user that may not enter this folder.
+            ("APT::Sandbox::User", String::new()),
+        ] {
+            command.arg("-o").arg(format!("{option}={value}"));
+        }
+        command
+    }
+
+    fn names(&self, prefix: &str) -> Result<Vec<String>> {
+        let names = program::capture(self.command("apt-cache").args(["pkgnames", prefix]))?;
+        Ok(names.lines().map(str::to_owned).collect())
+    }
+}
+
+/// The repository that this machine's own apt takes Debian from.
+fn mirror() -> Result<String> {
+    if let Ok(mirror) = std::env::var(MIRROR) {
+        return Ok(mirror);
+    }
+    let uris = program::capture(Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI)"]))?;
+    let debian = uris.lines().map(|uri| uri.trim_end_matches('/')).find(|uri| uri.ends_with("/debian"));
+    debian
+        .map(str::to_owned)
+        .with_context(|| format!("apt of this machine has no Debian repository: name one in {MIRROR}"))
+}
+
+/// Packages unpacked in a folder that goes when it goes.
+struct Unpacked {
+    dir: PathBuf,
+}
+
+impl Unpacked {
+    fn new(world: &World, packages: &[String]) -> Result<Self> {
+        let unpacked = Self { dir: home().join("unpacked") };
+        remove(&unpacked.dir)?;
+        let debs = unpacked.dir.join("debs");
+        std::fs::create_dir_all(&debs).with_context(|| debs.display().to_string())?;
+        program::capture(world.command("apt-get").args(["-q", "download"]).args(packages).current_dir(&debs))?;
+        for entry in std::fs::read_dir(&debs)? {
+            program::capture(Command::new("dpkg-deb").arg("-x").arg(entry?.path()).arg(&unpacked.dir))?;
+        }
+        Ok(unpacked)
+    }
+
+    fn find(&self, wanted: impl Fn(&Path) -> bool) -> Result<Option<PathBuf>> {
+        let mut folders = vec![self.dir.clone()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+                let entry = entry?;
+                let kind = entry.file_type()?;
+                if kind.is_dir() {
+                    folders.push(entry.path());
+                } else if kind.is_file() && wanted(&entry.path()) {
+                    return Ok(Some(entry.path()));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Adds a module behind those that it needs. One that there is no file of is built in.
+    fn module(&self, name: &str, loaded: &mut Vec<(String, Vec<u8>)>) -> Result<()> {
+        if loaded.iter().any(|(there, _)| there == name) {
+            return Ok(());
+        }
+        let file = self.find(|path| {
+            let file = name_of(path);
+            file.contains(".ko") && file.split('.').next().is_some_and(|stem| stem.replace('-', "_") == name)
+        })?;
+        let Some(file) = file else { return Ok(()) };
+        let bytes = uncompressed(&file)?;
+        for need in depends(&bytes) {
+            self.module(&need, loaded)?;
+        }
+        loaded.push((name.to_owned(), bytes));
+        Ok(())
+    }
+}
+
+impl Drop for Unpacked {
+    fn drop(&mut self) {
+        // Left behind, it is removed before the next is unpacked.
+        let _ = remove(&self.dir);
+    }
+}
+
+fn uncompressed(file: &Path) -> Result<Vec<u8>> {
+    let tool = match file.extension().and_then(|extension| extension.to_str()) {
+        Some("xz") => "xz",
+        Some("zst") => "zstd",
+        _ => return std::fs::read(file).with_context(|| file.display().to_string()),
+    };
+    let output =
+        Command::new(tool).arg("-dc").arg(file).output().with_context(|| format!("{tool}: cannot be started"))?;
+    if !output.status.success() {
+        bail!("{tool} -dc {}: {}", file.display(), output.status);
+    }
+    Ok(output.stdout)
+}
+
+/// What a module says that it needs, in the kernel's spelling.
+fn depends(module: &[u8]) -> Vec<String> {
+    let lines = module.split(|&byte| byte == 0).filter_map(|line| line.strip_prefix(b"depends="));
+    lines
+        .flat_map(|line| {
+            String::from_utf8_lossy(line).split(',').map(|name| name.replace('-', "_")).collect::<Vec<_>>()
+        })
+        .filter(|name| !name.is_empty())
+        .collect()
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn remove(dir: &Path) -> Result<()> {
+    if dir.exists() {
+        std::fs::remove_dir_all(dir).with_context(|| dir.display().to_string())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn the_newest_plain_kernel_is_taken() {
+        let found = names(&[
+            "linux-image-6.1.0-9-amd64",
+            "linux-image-6.1.0-50-amd64",
+            "linux-image-6.1.0-50-amd64-unsigned",
+            "linux-image-6.1.0-50-amd64-dbg",
+            "linux-image-6.1.0-51-cloud-amd64",
+            "linux-image-6.1.0-51-rt-amd64",
+        ]);
+        assert_eq!(newest(&found, "linux-image-6.1.").expect("one"), "linux-image-6.1.0-50-amd64");
+        let found = names(&["linux-image-6.12.9+bpo-amd64", "linux-image-6.12.95+deb12-amd64"]);
+        assert_eq!(newest(&found, "linux-image-6.12.").expect("one"), "linux-image-6.12.95+deb12-amd64");
+        assert!(newest(&[], "linux-image-6.1.").is_err());
+    }
+
+    #[test]
+    fn what_a_module_needs_is_read_from_it() {
+        let module = b"\x7fELF\0\0license=GPL\0depends=mbcache,jbd2,crc16\0retpoline=Y\0";
+        assert_eq!(depends(module), ["mbcache", "jbd2", "crc16"]);
+        assert!(depends(b"name=loop\0depends=\0").is_empty());
+    }
+}

@@ -1,0 +1,239 @@
+//! What a guest gets: the agent, the tests and the programs that they call, each with its loader and libraries, a busybox,
+//! the kernel's modules, and the init that `init` writes.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::initramfs::Archive;
+use super::kernels::{self, Kernel};
+use super::{SUITES, init};
+use crate::{build, build_ebpf, program, setup, test, workspace};
+
+/// Where the tests look for the agent: above the folder that they stand in.
+pub(crate) const AGENT: &str = "/t/sysops-agent";
+const TESTS: &str = "/t/deps";
+
+/// Programs that tests call and that are not left to busybox: it lacks them, or an option that is needed.
+const TOOLS: &[&str] =
+    &["blkdiscard", "dd", "fsfreeze", "losetup", "mkfs.ext4", "mount", "setpriv", "truncate", "umount", "unshare"];
+
+/// The kernel's types are megabytes, and they are read anew by almost every test: without optimisation a guest without KVM
+/// takes half an hour for that alone. Names of packages, whose dev build is optimised for the guests.
+const OPTIMISED: &[&str] = &["sysops-agent", "aya", "aya-obj", "object"];
+
+/// Every feature here is known to all kernels that are booted, whatever the machine's own mkfs would choose.
+const MKE2FS: &str = "[defaults]\nbase_features = sparse_super,filetype,resize_inode,dir_index,ext_attr\nblocksize = 4096\n\
+                      [fs_types]\next4 = {\nfeatures = has_journal,extent,huge_file,flex_bg,dir_nlink,extra_isize\n}\n";
+
+/// What is the same in every guest.
+pub(crate) struct Payload {
+    files: Vec<(String, Vec<u8>)>,
+    /// Suite and name of each test.
+    pub(crate) tests: Vec<(String, String)>,
+    /// Each probe with the rungs that can be forced.
+    pub(crate) probes: Vec<(String, Vec<String>)>,
+}
+
+impl Payload {
+    /// Builds what is to be tested and collects what it needs.
+    ///
+    /// # Errors
+    /// When something does not build or cannot be fetched. A tool that this machine lacks is no error: the tests say so.
+    pub(crate) fn build(dev: bool) -> Result<Self> {
+        let agent = agent(dev)?;
+        let suites = program::step("tests for the guests", suites)?;
+        let probes = probes(&agent)?;
+        let mut payload = Self { files: Vec::new(), tests: Vec::new(), probes };
+        let mut wanted: Vec<(PathBuf, String)> = vec![(agent, AGENT.to_owned())];
+        for (suite, file) in suites {
+            for name in names(&file)? {
+                payload.tests.push((suite.clone(), name));
+            }
+            wanted.push((file, format!("{TESTS}/{suite}")));
+        }
+        test::get_tools();
+        for tool in TOOLS {
+            match program::find(tool) {
+                Some(file) => wanted.push((file, format!("/usr/bin/{tool}"))),
+                None => program::say(format!("{tool}: not on this machine; tests that need it will not run")),
+            }
+        }
+        let mut libraries = BTreeSet::new();
+        for (file, path) in &wanted {
+            libraries.extend(self::libraries(file)?);
+            payload.files.push((path.clone(), stripped(file)?));
+        }
+        for library in libraries {
+            let bytes = std::fs::read(&library).with_context(|| library.clone())?;
+            payload.files.push((library, bytes));
+        }
+        let busybox = kernels::busybox()?;
+        payload.files.push(("/bin/busybox".to_owned(), std::fs::read(&busybox)?));
+        payload.files.push(("/etc/mke2fs.conf".to_owned(), MKE2FS.as_bytes().to_vec()));
+        payload
+            .files
+            .push(("/etc/passwd".to_owned(), b"root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n".to_vec()));
+        Ok(payload)
+    }
+
+    /// The first file system of a guest with `kernel`.
+    ///
+    /// # Errors
+    /// When a module cannot be read.
+    pub(crate) fn initramfs(&self, kernel: &Kernel) -> Result<Vec<u8>> {
+        let mut archive = Archive::default();
+        for folder in ["proc", "sys", "dev", "tmp", "run", "etc", "modules", "bin"] {
+            archive.folder(folder);
+        }
+        for (path, bytes) in &self.files {
+            archive.file(path, bytes);
+        }
+        for module in &kernel.modules {
+            let name = module.file_name().context("a module has a name")?.to_string_lossy().into_owned();
+            archive.file(&format!("/modules/{name}"), &std::fs::read(module)?);
+        }
+        for (path, text) in init::configurations(&self.probes) {
+            archive.file(&path, text.as_bytes());
+        }
+        let has_setpriv = archive.has("/usr/bin/setpriv");
+        archive.file("/init", init::script(self, TESTS, has_setpriv).as_bytes());
+        if !archive.has("/bin/sh") {
+            archive.link("/bin/sh", "busybox");
+        }
+        Ok(archive.finish())
+    }
+}
+
+fn agent(dev: bool) -> Result<PathBuf> {
+    if !dev {
+        build::release()?;
+        return Ok(workspace::agent());
+    }
+    build_ebpf::objects(setup::ensure())?;
+    program::step("dev agent", || {
+        program::show(optimised(workspace::cargo().args(["build", "--locked", "--package", "sysops-agent"])))
+    })?;
+    Ok(workspace::target().join("debug/sysops-agent"))
+}
+
+fn optimised(cargo: &mut Command) -> &mut Command {
+    for package in OPTIMISED {
+        cargo.arg("--config").arg(format!("profile.dev.package.{package}.opt-level=1"));
+    }
+    cargo
+}
+
+/// Builds the suites; gives the name and executable of each.
+fn suites() -> Result<Vec<(String, PathBuf)>> {
+    let mut cargo = workspace::cargo();
+    cargo.args(["test", "--locked", "--no-run", "--package", "sysops-tests"]);
+    cargo.arg("--message-format=json-render-diagnostics");
+    for suite in SUITES {
+        cargo.args(["--test", suite.name]);
+    }
+    let output = optimised(&mut cargo)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cargo cannot be started")?;
+    if !output.status.success() {
+        bail!("cargo test --no-run: {}", output.status);
+    }
+    let mut found = executables(&String::from_utf8_lossy(&output.stdout));
+    if let Some(missing) = SUITES.iter().find(|suite| found.iter().all(|(name, _)| name != suite.name)) {
+        bail!("cargo test --no-run: named no executable of {}", missing.name);
+    }
+    // cargo names them as they are ready.
+    found.sort_by_key(|(name, _)| SUITES.iter().position(|suite| suite.name == name));
+    Ok(found)
+}
+
+/// Names and executables of the tests in cargo's messages.
+fn executables(messages: &str) -> Vec<(String, PathBuf)> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["reason"] == "compiler-artifact" && message["profile"]["test"] == true)
+        .filter_map(|message| {
+            Some((message["target"]["name"].as_str()?.to_owned(), PathBuf::from(message["executable"].as_str()?)))
+        })
+        .collect()
+}
+
+/// Names of the tests in a test's executable, without those that others start.
+fn names(executable: &Path) -> Result<Vec<String>> {
+    let list = program::capture(Command::new(executable).args(["--list", "--format=terse"]))?;
+    let names = list.lines().filter_map(|line| line.strip_suffix(": test"));
+    Ok(names.filter(|name| !["child", "victim"].contains(name)).map(str::to_owned).collect())
+}
+
+/// Probes and rungs as the agent's own schema of its configuration lists them.
+fn probes(agent: &Path) -> Result<Vec<(String, Vec<String>)>> {
+    let text = program::capture(Command::new(agent).args(["config", "schema"]))?;
+    let schema: Value = serde_json::from_str(&text).context("config schema: not JSON")?;
+    let probes = schema["properties"]["kernel"]["properties"].as_object().context("config schema: no table kernel")?;
+    let words = |probe: &Value| -> Option<Vec<String>> {
+        let words = probe["properties"]["rung"]["anyOf"].as_array()?.iter().find_map(|one| one["enum"].as_array())?;
+        let words = words.iter().filter_map(Value::as_str).filter(|word| !["auto", "off"].contains(word));
+        Some(words.map(str::to_owned).collect())
+    };
+    Ok(probes.iter().filter_map(|(name, probe)| Some((name.clone(), words(probe)?))).collect())
+}
+
+/// Loader and libraries of a program, by the paths at which they are looked for. None of a static one.
+fn libraries(file: &Path) -> Result<Vec<String>> {
+    let output = Command::new("ldd").arg(file).env("LC_ALL", "C").output().context("ldd cannot be started")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    if let Some(missing) = text.lines().find(|line| line.contains("not found")) {
+        bail!("{}: {}", file.display(), missing.trim());
+    }
+    Ok(paths(&text))
+}
+
+/// Paths in the output of ldd: `name => /path (address)` and `/path (address)`.
+fn paths(ldd: &str) -> Vec<String> {
+    let words = ldd.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    words.map(str::to_owned).collect()
+}
+
+/// A program without its symbols, which would not fit into a small guest; with them, where there is no strip.
+fn stripped(file: &Path) -> Result<Vec<u8>> {
+    let smaller = kernels::home().join("stripped");
+    let strip = Command::new("strip").arg("-o").arg(&smaller).arg(file).stderr(Stdio::null()).status();
+    let bytes = if strip.is_ok_and(|status| status.success()) {
+        let bytes = std::fs::read(&smaller);
+        std::fs::remove_file(&smaller).with_context(|| smaller.display().to_string())?;
+        bytes
+    } else {
+        std::fs::read(file)
+    };
+    bytes.with_context(|| file.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loader_and_libraries_are_taken_from_ldd() {
+        let ldd = "\tlinux-vdso.so.1 (0x00007ffd)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\
+                   \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
+        assert_eq!(paths(ldd), ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]);
+        assert!(paths("\tstatically linked\n").is_empty());
+    }
+
+    #[test]
+    fn tests_are_taken_from_cargos_messages() {
+        let messages = concat!(
+            "{\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"sysops-tests\"},\"profile\":{\"test\":false},\"executable\":null}\n",
+            "{\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"sysops-agent\"},\"profile\":{\"test\":false},\"executable\":\"/t/a\"}\n",
+            "{\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"kernel_fd\"},\"profile\":{\"test\":true},\"executable\":\"/t/fd-1\"}\n",
+            "not json\n",
+        );
+        assert_eq!(executables(messages), [("kernel_fd".to_owned(), PathBuf::from("/t/fd-1"))]);
+    }
+}
