@@ -9,7 +9,7 @@ use super::said::{BEGIN, DONE, END};
 /// Seconds after which a test, or a look at the agent, is killed.
 const LIMIT_SECONDS: u32 = 240;
 
-/// The unit's capabilities, as setpriv spells them.
+/// The unit's capabilities, as setpriv spells them. It is called by its path: busybox takes its own applet before what is in PATH.
 const CAPABILITIES: &str = "+bpf,+perfmon,+syslog,+dac_read_search,+sys_ptrace";
 
 /// Conditions under which the probes choose for themselves, in the order in which they are made: the last ones stay.
@@ -81,7 +81,7 @@ pub(crate) fn script(payload: &Payload, tests: &str, has_setpriv: bool) -> Strin
     }
     for (condition, command) in CONDITIONS {
         let user = format!(
-            "setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps {CAPABILITIES} --ambient-caps {CAPABILITIES} "
+            "/usr/bin/setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps {CAPABILITIES} --ambient-caps {CAPABILITIES} "
         );
         let (prefix, possible) = if *condition == USER { (user.as_str(), has_setpriv) } else { ("", true) };
         let agent = format!("{prefix}{AGENT} --config /etc/auto.toml doctor --json");

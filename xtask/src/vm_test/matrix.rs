@@ -47,7 +47,8 @@ impl Tables<'_> {
     fn kernels(&mut self) -> String {
         let mut text = String::new();
         for guest in self.guests {
-            let version = guest.section("kernel").map_or("it did not say which", |section| section.body.trim());
+            let version = guest.section("kernel").and_then(|section| version(&section.body));
+            let version = version.unwrap_or_else(|| "it did not say which".to_owned());
             let _ = writeln!(text, "{:<5} {version}", guest.series);
             if let Some(why) = &guest.stopped {
                 self.failures.push(format!("{}: {why}", guest.series));
@@ -215,6 +216,12 @@ impl Tables<'_> {
     }
 }
 
+/// Release and build of /proc/version, without who compiled it with what.
+fn version(text: &str) -> Option<String> {
+    let release = text.strip_prefix("Linux version ")?.split_whitespace().next()?;
+    Some(format!("{release} {}", text.get(text.find('#')?..)?.trim()))
+}
+
 /// A probe that stands by has a reason, and it is not one for a lower rung.
 fn worth_a_note(standing: &Standing) -> bool {
     !standing.reason.is_empty() && standing.rung != "tp_btf"
@@ -302,6 +309,13 @@ mod tests {
         let matrix = of(&[guest("6.1", &said)], &[("fd".to_owned(), vec!["tp_btf".to_owned()])]);
         assert!(matrix.text.contains("| stands |"), "{}", matrix.text);
         assert_eq!(matrix.failures, ["6.1: fd passed on no rung"]);
+    }
+
+    #[test]
+    fn a_version_is_release_and_build() {
+        let text = "Linux version 6.1.0-50-amd64 (someone@example.org) (gcc-12 12.2.0, GNU ld 2.40) #1 SMP Debian 6.1.176-1\n\n";
+        assert_eq!(version(text).as_deref(), Some("6.1.0-50-amd64 #1 SMP Debian 6.1.176-1"));
+        assert_eq!(version("nothing of the kind"), None);
     }
 
     #[test]

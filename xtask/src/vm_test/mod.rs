@@ -1,4 +1,4 @@
-//! `cargo xtask vm-test [5.10 6.1 6.12 7.x | all] [--dev]`: boots Debian's kernels in QEMU without KVM, forces each probe
+//! `cargo xtask vm-test [5.10 6.1 6.12 7.x | all] [--dev] [--kept]`: boots Debian's kernels in QEMU without KVM, forces each probe
 //! to each rung in them, runs the kernel tests, and prints what passed and what was refused for which reason.
 
 mod guest;
@@ -9,6 +9,7 @@ mod matrix;
 mod payload;
 mod said;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -35,22 +36,23 @@ static SUITES: &[Suite] = &[
 /// All tests of a guest together; most of it is the emulated processor's.
 const DEADLINE: Duration = Duration::from_secs(25 * 60);
 
-/// The command. Without a kernel's name it takes the oldest and the newest; `--dev` takes the agent's dev build.
+/// The command. Without a kernel's name it takes the oldest and the newest. `--dev` takes the agent's dev build; `--kept`
+/// boots nothing and prints the tables of what each guest said when it ran last.
 pub(crate) fn main(args: &[String]) -> Result<()> {
     let (options, names): (Vec<&str>, Vec<&str>) =
         after_dashes(args).iter().map(String::as_str).partition(|arg| arg.starts_with('-'));
-    if let Some(unknown) = options.iter().find(|option| **option != "--dev") {
-        bail!("vm-test has no option {unknown:?}; it has --dev");
+    if let Some(unknown) = options.iter().find(|option| !["--dev", "--kept"].contains(option)) {
+        bail!("vm-test has no option {unknown:?}; it has --dev and --kept");
     }
+    let dev = options.contains(&"--dev");
     let names = chosen(&names, &kernels::all());
-    let kernels: Vec<Kernel> = names.iter().map(|name| kernels::get(name)).collect::<Result<_>>()?;
-    guest::ensure_qemu()?;
-    let payload = Payload::build(!options.is_empty())?;
-    let mut guests = Vec::new();
-    for kernel in &kernels {
-        guests.push(program::step(&format!("guest {}", kernel.series), || test(kernel, &payload))?);
-    }
-    let matrix = matrix::of(&guests, &payload.probes);
+    let (guests, probes) = if options.contains(&"--kept") {
+        let guests = names.iter().map(|name| kept(name)).collect::<Result<Vec<Guest>>>()?;
+        (guests, payload::probes(&payload::agent(dev)?)?)
+    } else {
+        boot(&names, dev)?
+    };
+    let matrix = matrix::of(&guests, &probes);
     print!("{}", matrix.text);
     if !matrix.failures.is_empty() {
         bail!(
@@ -63,6 +65,35 @@ pub(crate) fn main(args: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Each probe with its rungs.
+type Probes = Vec<(String, Vec<String>)>;
+
+/// Boots the kernels one after the other.
+fn boot(names: &[&str], dev: bool) -> Result<(Vec<Guest>, Probes)> {
+    let kernels: Vec<Kernel> = names.iter().map(|name| kernels::get(name)).collect::<Result<_>>()?;
+    guest::ensure_qemu()?;
+    let payload = Payload::build(dev)?;
+    let mut guests = Vec::new();
+    for kernel in &kernels {
+        guests.push(program::step(&format!("guest {}", kernel.series), || test(kernel, &payload))?);
+    }
+    Ok((guests, payload.probes))
+}
+
+/// What the guest of a kernel said when it ran last.
+fn kept(name: &str) -> Result<Guest> {
+    let series =
+        kernels::all().into_iter().find(|series| *series == name).with_context(|| format!("no kernel {name}"))?;
+    let file = guests_dir().join(format!("{series}.said"));
+    let said = std::fs::read(&file).with_context(|| format!("{}: has its guest run?", file.display()))?;
+    let (sections, done) = said::sections(&String::from_utf8_lossy(&said));
+    Ok(Guest { series, sections, stopped: (!done).then(|| "the guest had not come to its end".to_owned()) })
+}
+
+fn guests_dir() -> PathBuf {
+    kernels::home().join("guests")
+}
+
 /// Names of kernels as given, `all`, or the oldest and the newest.
 fn chosen<'a>(given: &[&'a str], all: &[&'a str]) -> Vec<&'a str> {
     match given {
@@ -73,7 +104,7 @@ fn chosen<'a>(given: &[&'a str], all: &[&'a str]) -> Vec<&'a str> {
 }
 
 fn test(kernel: &Kernel, payload: &Payload) -> Result<Guest> {
-    let dir = kernels::home().join("guests");
+    let dir = guests_dir();
     std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
     let initramfs = dir.join(format!("{}.cpio", kernel.series));
     std::fs::write(&initramfs, payload.initramfs(kernel)?).with_context(|| initramfs.display().to_string())?;

@@ -108,7 +108,11 @@ impl Payload {
     }
 }
 
-fn agent(dev: bool) -> Result<PathBuf> {
+/// The agent, built.
+///
+/// # Errors
+/// When it does not build.
+pub(crate) fn agent(dev: bool) -> Result<PathBuf> {
     if !dev {
         build::release()?;
         return Ok(workspace::agent());
@@ -172,7 +176,10 @@ fn names(executable: &Path) -> Result<Vec<String>> {
 }
 
 /// Probes and rungs as the agent's own schema of its configuration lists them.
-fn probes(agent: &Path) -> Result<Vec<(String, Vec<String>)>> {
+///
+/// # Errors
+/// When the agent does not print it.
+pub(crate) fn probes(agent: &Path) -> Result<Vec<(String, Vec<String>)>> {
     let text = program::capture(Command::new(agent).args(["config", "schema"]))?;
     let schema: Value = serde_json::from_str(&text).context("config schema: not JSON")?;
     let probes = schema["properties"]["kernel"]["properties"].as_object().context("config schema: no table kernel")?;
