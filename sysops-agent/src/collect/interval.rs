@@ -33,3 +33,12 @@ pub(super) static DISK: Key<Duration> = Key::secs(
     MAX_SECS,
     "Seconds between two readings of file systems and disk I/O.",
 );
+
+/// network, conntrack.
+pub(super) static NETWORK: Key<Duration> = Key::secs(
+    "collector.network_interval_secs",
+    10,
+    1,
+    MAX_SECS,
+    "Seconds between two readings of network interfaces and tracked connections.",
+);

@@ -3,6 +3,7 @@
 
 mod agent;
 mod bytes;
+mod conntrack;
 mod cpu;
 mod cpu_times;
 mod diskstats;
@@ -111,6 +112,7 @@ pub static ALL: &[&Entry] = &[
     &filesystem::ENTRY,
     &diskstats::ENTRY,
     &network::ENTRY,
+    &conntrack::ENTRY,
     &process::ENTRY,
     &fd::ENTRY,
     &agent::ENTRY,

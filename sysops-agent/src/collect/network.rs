@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use self::link::{Attribute, Link};
 use super::bytes::{complete, lines, next_u64, text, trim};
-use super::{CollectError, Collector, Entry, Outcome};
+use super::{CollectError, Collector, Entry, Outcome, interval};
 use crate::host::{Host, Source};
 use crate::model::{Batch, Desc, Metric, Unit};
 use crate::spec::Key;
@@ -42,8 +42,6 @@ static DROPPED: Metric<0> = Metric::gauge(
     "Interfaces that were not read, as there are more than collector.max_network_devices.",
     &[],
 );
-static INTERVAL: Key<Duration> =
-    Key::secs("collector.network_interval_secs", 10, 1, 86_400, "Seconds between two readings of network interfaces.");
 static MAX_DEVICES: Key<i64> = Key::int(
     "collector.max_network_devices",
     512,
@@ -58,8 +56,8 @@ const FILE: &str = "/proc/net/dev";
 pub(super) static ENTRY: Entry = Entry {
     name: "network",
     metrics: &METRICS,
-    keys: &[INTERVAL.spec(), MAX_DEVICES.spec()],
-    interval: &INTERVAL,
+    keys: &[interval::NETWORK.spec(), MAX_DEVICES.spec()],
+    interval: &interval::NETWORK,
     deadline: Duration::from_secs(5),
     new: |host, values| {
         let max_devices = usize::try_from(values.get(&MAX_DEVICES)).unwrap_or(usize::MAX);
