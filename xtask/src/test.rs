@@ -37,6 +37,10 @@ pub(crate) fn main(args: &[String]) -> Result<()> {
 /// When a test fails. What could not be installed is said, and the tests that need it say what they miss.
 pub(crate) fn all(args: &[String]) -> Result<()> {
     get_tools();
+    // Some tests run the agent as an operator does; cargo builds a binary for the tests of its own package only.
+    program::step("agent for the tests", || {
+        program::show(workspace::cargo().args(["build", "--locked", "--package", "sysops-agent"]))
+    })?;
     program::step("tests", || {
         if has_nextest() {
             let nextest = ["nextest", "run", "--locked", "--workspace"];
