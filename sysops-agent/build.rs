@@ -23,16 +23,18 @@ fn main() {
 /// `static OBJECTS: &[(&str, &[u8])]`, each aligned as an ELF file must be.
 #[expect(clippy::disallowed_methods, reason = "a build script reads its own surroundings")]
 fn list(directory: &Path) -> String {
-    let mut objects: Vec<PathBuf> = fs::read_dir(directory)
-        .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
-        .unwrap_or_default();
+    let entries = fs::read_dir(directory).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+    let mut objects: Vec<PathBuf> = entries.unwrap_or_else(|error| {
+        println!("cargo::warning={}: {error}: the agent is built without probes", directory.display());
+        Vec::new()
+    });
     objects.retain(|path| path.extension().is_some_and(|extension| extension == "o"));
     objects.sort();
     let mut text =
         String::from("/// The objects, by the names of their probes.\nstatic OBJECTS: &[(&str, &[u8])] = &[\n");
     for path in objects {
         let path = fs::canonicalize(&path).unwrap_or(path);
-        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let name = path.file_stem().expect("a name that ends in .o").to_string_lossy();
         writeln!(text, "    ({name:?}, ::aya::include_bytes_aligned!({path:?})),").expect("text grows");
         println!("cargo::rerun-if-changed={}", path.display());
     }

@@ -78,8 +78,7 @@ pub fn schema() -> String {
         }
         properties(node).insert(key.name().to_owned(), key_schema(key));
     }
-    // Serializing a tree of maps and texts cannot fail.
-    serde_json::to_string_pretty(&root).unwrap_or_default() + "\n"
+    pretty(&root)
 }
 
 /// docs/CONFIGURATION.md.
@@ -137,7 +136,12 @@ pub fn metrics_json() -> String {
         })
     };
     let all: Vec<Value> = metrics().into_iter().map(one).collect();
-    serde_json::to_string_pretty(&json!({ "schema": 1, "metrics": all })).unwrap_or_default() + "\n"
+    pretty(&json!({ "schema": 1, "metrics": all }))
+}
+
+/// The value as it is written to a file or a terminal.
+fn pretty(value: &Value) -> String {
+    serde_json::to_string_pretty(value).expect("a JSON value has a JSON form") + "\n"
 }
 
 /// The metrics as a table for a terminal.
