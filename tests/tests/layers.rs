@@ -15,6 +15,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("logs", &["model", "spec", "host"]),
     ("inventory", &["model", "spec", "host"]),
     ("kernel", &["model", "spec", "host"]),
+    ("symbolize", &["model", "host"]),
     ("correlate", &["model", "spec"]),
     ("store", &["model", "spec"]),
     ("analyze", &["model", "spec", "store::view"]),
@@ -57,6 +58,8 @@ const GUARDED: &[(&str, &[&str], &str)] = &[
         &["sysops-agent/src/kernel/loader.rs"],
         "loading and reading BPF objects is kernel/loader.rs; give it what the probe needs",
     ),
+    ("blazesym", &["sysops-agent/src/symbolize/"], "names of functions and lines are symbolize/'s; hand it frames"),
+    ("framehop", &["sysops-agent/src/kernel/"], "unwinding ends in kernel/; hand on frames"),
     (
         "sysops_common",
         &["sysops-agent/src/kernel/"],

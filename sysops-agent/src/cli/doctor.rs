@@ -179,6 +179,7 @@ fn print(report: &Report, style: Style, out: &mut dyn Write) -> io::Result<()> {
 /// When `out` cannot be written.
 pub fn probe_line(probe: &kernel::Standing, style: Style, out: &mut dyn Write) -> io::Result<()> {
     let (word, colour) = match probe.rung {
+        Rung::Fentry => ("fentry", Colour::Green),
         Rung::TpBtf => ("tp_btf", Colour::Green),
         Rung::RawTracepoint => ("raw_tracepoint", Colour::Green),
         Rung::Tracepoint => ("tracepoint", Colour::Green),

@@ -46,7 +46,7 @@ impl Tracepoint {
                 ("on_raw_tracepoint", Point::Raw(self.name), Some(("check_raw_tracepoint", Point::Raw(RENAME))))
             }
             Rung::Tracepoint => ("on_tracepoint", Point::Plain(self.group, self.name), None),
-            Rung::Kmsg | Rung::Off => return Err(Refusal::new("nothing to attach on this rung", "")),
+            Rung::Fentry | Rung::Kmsg | Rung::Off => return Err(Refusal::new("nothing to attach on this rung", "")),
         };
         if let Some((program, point)) = self_check {
             let look = || Own::read(host, facts.initial_pids);
@@ -64,6 +64,8 @@ const RENAME: &str = "task_rename";
 /// What a program is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Point<'a> {
+    /// The entry of a kernel function and the number of its type in the kernel's BTF.
+    Function(&'a str, u32),
     /// A tracepoint and the number of its type in the kernel's BTF.
     Typed(&'a str, u32),
     /// A raw tracepoint.

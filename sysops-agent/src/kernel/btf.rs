@@ -53,6 +53,7 @@ const TYPEDEF: u8 = 8;
 const VOLATILE: u8 = 9;
 const CONST: u8 = 10;
 const RESTRICT: u8 = 11;
+const FUNC: u8 = 12;
 const FUNC_PROTO: u8 = 13;
 const FLOAT: u8 = 16;
 const TYPE_TAG: u8 = 18;
@@ -218,11 +219,36 @@ impl Btf {
         let missing = || BtfError::Missing(format!("tracepoint {name}"));
         let pointer = self.get(self.resolve(self.tracepoint(name).ok_or_else(missing)?).ok_or_else(missing)?);
         let prototype = pointer.and_then(|pointer| self.get(self.resolve(pointer.size_or_type)?));
-        let prototype = prototype.filter(|found| found.kind == FUNC_PROTO).ok_or_else(missing)?;
         // The first parameter is the tracepoint's own `void *__data`.
-        (1..prototype.vlen)
+        self.parameters(prototype, 1, missing)
+    }
+
+    /// Number of the kernel function `name`, by which a program attaches to its entry.
+    #[must_use]
+    pub(super) fn function(&self, name: &str) -> Option<TypeId> {
+        self.find(name, &[FUNC])
+    }
+
+    /// What the kernel function `name` takes.
+    ///
+    /// # Errors
+    /// [`BtfError::Missing`] when this kernel has no such function, or has inlined it everywhere.
+    pub(super) fn function_arguments(&self, name: &str) -> Result<Vec<Argument>, BtfError> {
+        let missing = || BtfError::Missing(format!("function {name}"));
+        let function = self.function(name).and_then(|id| self.get(id));
+        self.parameters(function.and_then(|function| self.get(function.size_or_type)), 0, missing)
+    }
+
+    fn parameters(
+        &self,
+        prototype: Option<Type>,
+        first: usize,
+        missing: impl Fn() -> BtfError,
+    ) -> Result<Vec<Argument>, BtfError> {
+        let prototype = prototype.filter(|found| found.kind == FUNC_PROTO).ok_or_else(&missing)?;
+        (first..prototype.vlen)
             .map(|index| {
-                let id = u32_at(&self.data, prototype.tail + index * 8 + 4).ok_or_else(missing)?;
+                let id = u32_at(&self.data, prototype.tail + index * 8 + 4).ok_or_else(&missing)?;
                 Ok(self.pointed_structure(id).map_or(Argument::Value, |name| Argument::Pointer(name.to_owned())))
             })
             .collect()

@@ -233,7 +233,7 @@ impl Fds {
         let (program, point) = self.program(rung)?;
         match point {
             Point::Plain(group, _) => object.attach_to_each(program, group, &self.calls)?,
-            Point::Typed(..) | Point::Raw(_) => object.attach(program, point)?,
+            Point::Function(..) | Point::Typed(..) | Point::Raw(_) => object.attach(program, point)?,
         }
         Ok(Armed { object, counts })
     }
@@ -244,7 +244,7 @@ impl Fds {
             Rung::TpBtf => Ok(("on_tp_btf", Point::Typed("sys_exit", self.sys_exit.ok_or_else(missing)?))),
             Rung::RawTracepoint => Ok(("on_raw_tracepoint", Point::Raw("sys_exit"))),
             Rung::Tracepoint => Ok(("on_tracepoint", Point::Plain("syscalls", "sys_exit_close"))),
-            Rung::Kmsg | Rung::Off => Err(Refusal::new("nothing to attach on this rung", "")),
+            Rung::Fentry | Rung::Kmsg | Rung::Off => Err(Refusal::new("nothing to attach on this rung", "")),
         }
     }
 }

@@ -44,13 +44,13 @@ pub(super) struct Choice {
 }
 
 /// The words of the key `kernel.<probe>.rung`.
-pub(super) const WORDS: &[&str] = &["auto", "tp_btf", "raw_tracepoint", "tracepoint", "kmsg", "off"];
+pub(super) const WORDS: &[&str] = &["auto", "fentry", "tp_btf", "raw_tracepoint", "tracepoint", "kmsg", "off"];
 
 /// The rung that the configuration asks for; `None` for `auto`.
 #[must_use]
 pub(super) fn forced(values: &Values, key: &'static Key<String>) -> Option<Rung> {
     let word = values.get(key);
-    [Rung::TpBtf, Rung::RawTracepoint, Rung::Tracepoint, Rung::Kmsg, Rung::Off].into_iter().find(|r| r.word() == word)
+    Rung::ALL.into_iter().find(|rung| rung.word() == word)
 }
 
 /// Takes the first step that stands, or the one that is forced.

@@ -2,10 +2,11 @@
 //! what the records mean, is left to the probes.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::maps::{Array, HashMap, MapData, RingBuf};
-use aya::programs::{BtfTracePoint, ProgramError, RawTracePoint, TracePoint};
+use aya::programs::{BtfTracePoint, FEntry, Iter, ProgramError, RawTracePoint, TracePoint};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
 use sysops_common::check::Check;
 use sysops_common::counters::Counters;
@@ -67,8 +68,13 @@ impl Object {
     /// When the verifier or the kernel refuses.
     pub(super) fn attach(&mut self, name: &str, point: Point<'_>) -> Result<(), Refusal> {
         match point {
+            Point::Function(function, id) => {
+                let btf = types_up_to(BtfName::Function(function), id)?;
+                let program: &mut FEntry = self.program(name)?;
+                program.load(function, &btf).and_then(|()| program.attach().map(drop))
+            }
             Point::Typed(tracepoint, id) => {
-                let btf = types_up_to(tracepoint, id)?;
+                let btf = types_up_to(BtfName::Tracepoint(tracepoint), id)?;
                 let program: &mut BtfTracePoint = self.program(name)?;
                 program.load(tracepoint, &btf).and_then(|()| program.attach().map(drop))
             }
@@ -148,8 +154,12 @@ impl Object {
     /// When the verifier or the kernel refuses.
     pub(super) fn verify(&mut self, name: &str, point: Point<'_>) -> Result<(), Refusal> {
         match point {
+            Point::Function(function, id) => {
+                let btf = types_up_to(BtfName::Function(function), id)?;
+                self.program::<FEntry>(name)?.load(function, &btf)
+            }
             Point::Typed(tracepoint, id) => {
-                let btf = types_up_to(tracepoint, id)?;
+                let btf = types_up_to(BtfName::Tracepoint(tracepoint), id)?;
                 self.program::<BtfTracePoint>(name)?.load(tracepoint, &btf)
             }
             Point::Raw(_) => self.program::<RawTracePoint>(name)?.load(),
@@ -157,6 +167,27 @@ impl Object {
         }
         .map_err(|error| refused(name, &error))?;
         self.unload(name, point)
+    }
+
+    /// Loads the program `name` as an iterator over what the kernel has of `kind` (`task`, `task_file`), whose function
+    /// `bpf_iter_<kind>` has the number `id` in the kernel's BTF. Nothing runs before it is [`Self::iterate`]d.
+    ///
+    /// # Errors
+    /// When the verifier or the kernel refuses.
+    pub(super) fn load_iterator(&mut self, name: &str, kind: &str, id: u32) -> Result<(), Refusal> {
+        let btf = types_up_to(BtfName::Function(&format!("bpf_iter_{kind}")), id)?;
+        let program: &mut Iter = self.program(name)?;
+        program.load(kind, &btf).map_err(|error| refused(name, &error))
+    }
+
+    /// Runs the iterator `name` once: what the program writes is read from the file, four system calls in all.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn iterate(&mut self, name: &str) -> Result<File, Refusal> {
+        let program: &mut Iter = self.program(name)?;
+        let link = program.attach().and_then(|link| program.take_link(link)).map_err(|error| refused(name, &error))?;
+        link.into_file().map_err(|error| refused(name, &error))
     }
 
     /// The hash map `name`, taken out of the object.
@@ -179,6 +210,7 @@ impl Object {
 
     fn unload(&mut self, name: &str, point: Point<'_>) -> Result<(), Refusal> {
         match point {
+            Point::Function(..) => self.program::<FEntry>(name)?.unload(),
             Point::Typed(..) => self.program::<BtfTracePoint>(name)?.unload(),
             Point::Raw(..) => self.program::<RawTracePoint>(name)?.unload(),
             Point::Plain(..) => self.program::<TracePoint>(name)?.unload(),
@@ -253,13 +285,26 @@ fn rename_and_back(check_name: u64) -> Result<(), Refusal> {
     os::rename_thread(&own).map_err(failed)
 }
 
-/// A BTF in which only the type with the number `id` means anything: `btf_trace_<tracepoint>`. aya asks nothing else of it,
-/// and to read the kernel's whole BTF into aya's types costs tens of megabytes.
-fn types_up_to(tracepoint: &str, id: u32) -> Result<Btf, Refusal> {
-    let strings = format!("\0btf_trace_{tracepoint}\0");
+/// What aya looks a number up by.
+#[derive(Clone, Copy)]
+enum BtfName<'a> {
+    /// The function of that name.
+    Function(&'a str),
+    /// The typedef `btf_trace_<name>`.
+    Tracepoint(&'a str),
+}
+
+/// A BTF in which only the type with the number `id` means anything. aya asks nothing else of it, and to read the
+/// kernel's whole BTF into aya's types costs tens of megabytes.
+fn types_up_to(name: BtfName<'_>, id: u32) -> Result<Btf, Refusal> {
+    let (text, kind) = match name {
+        BtfName::Function(name) => (name.to_owned(), 12 << 24),
+        BtfName::Tracepoint(name) => (format!("btf_trace_{name}"), 8 << 24),
+    };
+    let strings = format!("\0{text}\0");
     let words = |info: u32, name: u32| [name, info, 0].into_iter().flat_map(u32::to_ne_bytes);
-    let (pointer, typedef) = (2 << 24, 8 << 24);
-    let types_len = id.checked_mul(12).ok_or_else(|| no_such("type", tracepoint))?;
+    let pointer = 2 << 24;
+    let types_len = id.checked_mul(12).ok_or_else(|| no_such("type", &text))?;
     let strings_len = u32::try_from(strings.len()).map_err(|error| refused("BTF", &error))?;
     let mut data = Vec::with_capacity(24 + types_len as usize + strings.len());
     for word in [0x0001_eb9f, 24, 0, types_len, types_len, strings_len] {
@@ -268,7 +313,7 @@ fn types_up_to(tracepoint: &str, id: u32) -> Result<Btf, Refusal> {
     for _ in 1..id {
         data.extend(words(pointer, 0));
     }
-    data.extend(words(typedef, 1));
+    data.extend(words(kind, 1));
     data.extend(strings.as_bytes());
     Btf::parse(&data, Endianness::default()).map_err(|error| refused("BTF", &error))
 }

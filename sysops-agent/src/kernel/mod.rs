@@ -40,6 +40,8 @@ use crate::spec::{Key, KeySpec, Values};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rung {
+    /// BPF program at the entry of kernel functions, typed by BTF.
+    Fentry,
     /// BPF program on a tracepoint typed by BTF.
     TpBtf,
     /// BPF program on a raw tracepoint, offsets from BTF.
@@ -73,10 +75,15 @@ pub struct Standing {
 }
 
 impl Rung {
+    /// All of them, best first.
+    pub const ALL: [Self; 6] =
+        [Self::Fentry, Self::TpBtf, Self::RawTracepoint, Self::Tracepoint, Self::Kmsg, Self::Off];
+
     /// Its name, as the configuration and the JSON have it.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
+            Self::Fentry => "fentry",
             Self::TpBtf => "tp_btf",
             Self::RawTracepoint => "raw_tracepoint",
             Self::Tracepoint => "tracepoint",
@@ -89,6 +96,7 @@ impl Rung {
     #[must_use]
     pub const fn source(self) -> Option<Source> {
         match self {
+            Self::Fentry => Some(Source::Fentry),
             Self::TpBtf => Some(Source::TpBtf),
             Self::RawTracepoint => Some(Source::RawTracepoint),
             Self::Tracepoint => Some(Source::Tracepoint),
@@ -155,7 +163,7 @@ static DROPPED: Metric<2> = Metric::counter(
 static RUNG: Metric<2> = Metric::gauge(
     "kernel_probe_rung",
     Unit::Bool,
-    "1 for the rung on which a probe stands: tp_btf, raw_tracepoint, tracepoint, kmsg, off.",
+    "1 for the rung on which a probe stands: fentry, tp_btf, raw_tracepoint, tracepoint, kmsg, off.",
     &["probe", "rung"],
 );
 

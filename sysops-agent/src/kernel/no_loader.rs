@@ -1,6 +1,7 @@
 //! Stands in for `loader` in a build without the feature `ebpf`: nothing can be loaded, and every probe says so.
 
 use std::convert::Infallible;
+use std::fs::File;
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 
@@ -91,6 +92,22 @@ impl Object {
     /// # Errors
     /// Never.
     pub(super) fn verify(&mut self, _name: &str, _point: Point<'_>) -> Result<(), Refusal> {
+        match *self {}
+    }
+
+    /// There is no object to load from.
+    ///
+    /// # Errors
+    /// Never.
+    pub(super) fn load_iterator(&mut self, _name: &str, _kind: &str, _id: u32) -> Result<(), Refusal> {
+        match *self {}
+    }
+
+    /// There is no object to iterate with.
+    ///
+    /// # Errors
+    /// Never.
+    pub(super) fn iterate(&mut self, _name: &str) -> Result<File, Refusal> {
         match *self {}
     }
 

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
+    /// BPF program at the entry of a kernel function, typed by BTF.
+    Fentry,
     /// BPF program on a tracepoint, typed by BTF.
     TpBtf,
     /// BPF program on a raw tracepoint.
