@@ -11,3 +11,4 @@ pub mod offset;
 pub mod oom_kill;
 pub mod plain;
 pub mod task;
+pub mod tasks;

@@ -183,7 +183,9 @@ pub fn probe_line(probe: &kernel::Standing, style: Style, out: &mut dyn Write) -
         Rung::TpBtf => ("tp_btf", Colour::Green),
         Rung::RawTracepoint => ("raw_tracepoint", Colour::Green),
         Rung::Tracepoint => ("tracepoint", Colour::Green),
+        Rung::Iter => ("iter", Colour::Green),
         Rung::Kmsg => ("kmsg", Colour::Yellow),
+        Rung::Proc => ("proc", Colour::Yellow),
         Rung::Off => ("off", Colour::Red),
     };
     line(probe.name, (word, colour), &probe.reason, &probe.remedy, style, out)

@@ -10,6 +10,7 @@ pub mod os;
 pub mod processes;
 pub mod space;
 pub mod systemd;
+pub mod task_table;
 
 pub use clock::Clock;
 pub use events::EventSource;
@@ -18,6 +19,7 @@ pub use open_fds::OpenFds;
 pub use processes::{Kept, Listing, Process, Processes};
 pub use rustix::io::Errno;
 pub use systemd::Systemd;
+pub use task_table::{ReadTasks, TaskRow, TaskTables, TaskWalk};
 
 use std::path::{Path, PathBuf};
 
@@ -30,6 +32,8 @@ pub struct Host {
     pub clock: Clock,
     /// The newest listing of its processes.
     pub listing: Listing,
+    /// The table of its processes, where the kernel gives one.
+    pub tasks: TaskTables,
 }
 
 /// Where to find the machine's file systems; what is not given comes from `HOST_PROC`, `HOST_SYS`, `HOST_ROOT`.
@@ -49,13 +53,13 @@ impl Host {
         let below = |name: &str| roots.root.as_ref().map(|root| root.join(name));
         let proc = below("proc").or_else(|| env("HOST_PROC")).unwrap_or_else(|| root.join("proc"));
         let sys = below("sys").or_else(|| env("HOST_SYS")).unwrap_or_else(|| root.join("sys"));
-        Self { files: Files::new(proc, sys, root), clock: Clock::Live, listing: Listing::default() }
+        Self { files: Files::new(proc, sys, root), clock: Clock::Live, listing: Listing::default(), tasks: TaskTables::default() }
     }
 
     /// A recorded machine in `dir` (`dir/proc`, `dir/sys`, the rest as root), with a clock that stands still.
     #[must_use]
     pub fn fixture(dir: &Path) -> Self {
         let files = Files::new(dir.join("proc"), dir.join("sys"), dir.to_owned());
-        Self { files, clock: Clock::fixed(), listing: Listing::default() }
+        Self { files, clock: Clock::fixed(), listing: Listing::default(), tasks: TaskTables::default() }
     }
 }

@@ -165,7 +165,7 @@ pub(super) fn near(name: &str, read: u64, truth: u64, slack: u64) -> Result<(), 
     if read.abs_diff(truth) <= slack { Ok(()) } else { Err(contradiction(name, read, truth)) }
 }
 
-fn contradiction(name: &str, read: impl std::fmt::Display, truth: impl std::fmt::Display) -> Refusal {
+pub(super) fn contradiction(name: &str, read: impl std::fmt::Display, truth: impl std::fmt::Display) -> Refusal {
     Refusal::new(
         format!("self-check: {name}: read {read}, but it is {truth}"),
         "the kernel's BTF does not fit the kernel: report it with /proc/version",

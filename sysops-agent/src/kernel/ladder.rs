@@ -44,7 +44,8 @@ pub(super) struct Choice {
 }
 
 /// The words of the key `kernel.<probe>.rung`.
-pub(super) const WORDS: &[&str] = &["auto", "fentry", "tp_btf", "raw_tracepoint", "tracepoint", "kmsg", "off"];
+pub(super) const WORDS: &[&str] =
+    &["auto", "fentry", "tp_btf", "raw_tracepoint", "tracepoint", "iter", "kmsg", "proc", "off"];
 
 /// The rung that the configuration asks for; `None` for `auto`.
 #[must_use]
@@ -92,8 +93,8 @@ fn choose_forced(steps: &[Step], rung: Rung) -> Choice {
     }
 }
 
-/// Chooses, attaches, and on failure goes on to the next rung, with the failure as one more reason. `Kmsg` and `Off`
-/// attach nothing.
+/// Chooses, attaches, and on failure goes on to the next rung, with the failure as one more reason. `Kmsg`,
+/// `Proc` and `Off` attach nothing.
 pub(super) fn climb(
     mut steps: Vec<Step>,
     forced: Option<Rung>,
@@ -101,7 +102,7 @@ pub(super) fn climb(
 ) -> Choice {
     loop {
         let choice = choose(&steps, forced);
-        if matches!(choice.rung, Rung::Kmsg | Rung::Off) {
+        if matches!(choice.rung, Rung::Kmsg | Rung::Proc | Rung::Off) {
             return choice;
         }
         match attach(choice.rung) {

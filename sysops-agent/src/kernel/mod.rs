@@ -22,6 +22,7 @@ mod oom_kill;
 mod process;
 mod record;
 mod syscalls;
+mod tasks;
 mod tracefs;
 mod watched;
 
@@ -48,8 +49,12 @@ pub enum Rung {
     RawTracepoint,
     /// BPF program on a tracepoint, offsets from its tracefs format.
     Tracepoint,
+    /// BPF program that the kernel calls for each task, offsets from BTF.
+    Iter,
     /// Text of /dev/kmsg, read by `logs`.
     Kmsg,
+    /// Files of /proc, read by `collect`.
+    Proc,
     /// Not at all.
     Off,
 }
@@ -76,8 +81,16 @@ pub struct Standing {
 
 impl Rung {
     /// All of them, best first.
-    pub const ALL: [Self; 6] =
-        [Self::Fentry, Self::TpBtf, Self::RawTracepoint, Self::Tracepoint, Self::Kmsg, Self::Off];
+    pub const ALL: [Self; 8] = [
+        Self::Fentry,
+        Self::TpBtf,
+        Self::RawTracepoint,
+        Self::Tracepoint,
+        Self::Iter,
+        Self::Kmsg,
+        Self::Proc,
+        Self::Off,
+    ];
 
     /// Its name, as the configuration and the JSON have it.
     #[must_use]
@@ -87,7 +100,9 @@ impl Rung {
             Self::TpBtf => "tp_btf",
             Self::RawTracepoint => "raw_tracepoint",
             Self::Tracepoint => "tracepoint",
+            Self::Iter => "iter",
             Self::Kmsg => "kmsg",
+            Self::Proc => "proc",
             Self::Off => "off",
         }
     }
@@ -100,7 +115,7 @@ impl Rung {
             Self::TpBtf => Some(Source::TpBtf),
             Self::RawTracepoint => Some(Source::RawTracepoint),
             Self::Tracepoint => Some(Source::Tracepoint),
-            Self::Kmsg | Self::Off => None,
+            Self::Iter | Self::Kmsg | Self::Proc | Self::Off => None,
         }
     }
 }
@@ -109,7 +124,7 @@ impl Rung {
 trait Probe: Send {
     /// The ladder, best rung first, as far as facts tell.
     fn steps(&self) -> Vec<Step>;
-    /// Loads, checks and attaches the programs of one rung; never called for `Kmsg` and `Off`. Returns only when the rung
+    /// Loads, checks and attaches the programs of one rung; never called for `Kmsg`, `Proc` and `Off`. Returns only when the rung
     /// stands or has failed.
     fn attach(&mut self, rung: Rung, host: &Host, facts: &Facts) -> Result<(), Refusal>;
     /// Becomes readable when there may be events.
@@ -146,7 +161,7 @@ pub struct Entry {
 }
 
 /// All probes.
-pub static ALL: &[&Entry] = &[&oom_kill::ENTRY, &hung_task::ENTRY, &block_io::ENTRY, &fd::ENTRY];
+pub static ALL: &[&Entry] = &[&oom_kill::ENTRY, &hung_task::ENTRY, &block_io::ENTRY, &fd::ENTRY, &tasks::ENTRY];
 
 static RECEIVED: Metric<1> = Metric::counter(
     "kernel_probe_received_total",
@@ -163,7 +178,7 @@ static DROPPED: Metric<2> = Metric::counter(
 static RUNG: Metric<2> = Metric::gauge(
     "kernel_probe_rung",
     Unit::Bool,
-    "1 for the rung on which a probe stands: fentry, tp_btf, raw_tracepoint, tracepoint, kmsg, off.",
+    "1 for the rung on which a probe stands: fentry, tp_btf, raw_tracepoint, tracepoint, iter, kmsg, proc, off.",
     &["probe", "rung"],
 );
 

@@ -159,7 +159,7 @@ fn offsets(btf: &Btf) -> Result<Offsets, Refusal> {
 
 /// Where a counter of resident pages lies: up to 6.1 in `struct mm_rss_stat` as one of an array of numbers, since 6.2
 /// in an array of `struct percpu_counter`, whose `count` the kernel itself prints when it kills.
-fn counter(btf: &Btf, enumerator: &str) -> Result<Offset, Refusal> {
+pub(super) fn counter(btf: &Btf, enumerator: &str) -> Result<Offset, Refusal> {
     let index = btf.enumerator(enumerator).ok_or_else(|| layout::contradiction(format!("no {enumerator} in BTF")))?;
     if btf.member("mm_struct", "rss_stat.count").is_ok() {
         return layout::element(btf, "mm_struct", "rss_stat.count", index, 8);

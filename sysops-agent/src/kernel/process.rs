@@ -101,7 +101,7 @@ fn number_in_status(status: &str, name: &str) -> Option<u32> {
 
 /// Field `number` (from 1, as proc(5) counts) of a stat line. The name may hold anything, so fields are counted
 /// from its last parenthesis.
-fn stat_field(stat: &str, number: usize) -> Option<u64> {
+pub(super) fn stat_field(stat: &str, number: usize) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
 }
