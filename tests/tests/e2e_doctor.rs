@@ -35,7 +35,7 @@ fn capabilities(report: &Value, list: &str) -> usize {
 fn assert_probes_stand(report: &Value) {
     for probe in report["probes"].as_array().expect("a list") {
         let rung = probe["rung"].as_str().expect("text");
-        assert!(["tp_btf", "raw_tracepoint", "tracepoint"].contains(&rung), "{probe}");
+        assert!(["tp_btf", "raw_tracepoint", "tracepoint", "iter"].contains(&rung), "{probe}");
         if ["oom_kill", "hung_task"].contains(&probe["name"].as_str().expect("text")) {
             assert_eq!((rung, &probe["reason"]), ("tp_btf", &"".into()), "{probe}");
         }
@@ -87,7 +87,7 @@ fn an_ordinary_user_is_told_what_is_missing() {
     let report = report(&output);
     assert_eq!((capabilities(&report, "effective"), capabilities(&report, "missing")), (0, 5));
     for probe in report["probes"].as_array().expect("a list") {
-        assert!(["kmsg", "off"].contains(&probe["rung"].as_str().expect("text")), "{probe}");
+        assert!(["kmsg", "proc", "off"].contains(&probe["rung"].as_str().expect("text")), "{probe}");
         let (reason, remedy) = (&probe["reason"], &probe["remedy"]);
         assert!(reason.as_str().is_some_and(|reason| reason.contains("CAP_BPF")), "{probe}");
         assert!(remedy.as_str().is_some_and(|remedy| remedy.contains("CAP_BPF")), "{probe}");
@@ -138,7 +138,7 @@ fn a_forced_rung_is_the_one_that_stands() {
     let mount = "mountpoint -q /sys/kernel/tracing || mount -t tracefs none /sys/kernel/tracing; exec \"$@\"";
     let scratch = Scratch::new();
     let mut seen = BTreeSet::new();
-    for rung in ["tp_btf", "raw_tracepoint", "tracepoint", "kmsg", "off"] {
+    for rung in ["tp_btf", "raw_tracepoint", "tracepoint", "iter", "kmsg", "proc", "off"] {
         let tables: String =
             kernel::ALL.iter().map(|probe| format!("[kernel.{}]\nrung = \"{rung}\"\n", probe.name)).collect();
         let file = scratch.file("config.toml", &tables).display().to_string();
@@ -157,6 +157,9 @@ fn a_forced_rung_is_the_one_that_stands() {
     }
     for rung in ["tp_btf", "raw_tracepoint", "tracepoint", "kmsg", "off"] {
         assert!(seen.contains(&("\"oom_kill\"".to_owned(), rung)), "{rung}: {seen:?}");
+    }
+    for rung in ["iter", "proc", "off"] {
+        assert!(seen.contains(&("\"tasks\"".to_owned(), rung)), "{rung}: {seen:?}");
     }
 }
 

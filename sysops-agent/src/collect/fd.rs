@@ -1,14 +1,15 @@
-//! Reads /proc/sys/fs/file-nr and counts the open files of every process: who has most, and who is nearest its limit.
+//! Reads /proc/sys/fs/file-nr and counts the open files of every process: who has most, and who is nearest its limit. The
+//! kernel's table of processes tells both where there is one, else /proc/<pid>/fd and /proc/<pid>/limits of each do.
 //! Which code opens and never closes them is left to the kernel probe `fd`.
 
 use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::pids::PidText;
+use super::pids::{PidText, comm_of};
 use super::top::{TOP_N, Top};
 use super::{CollectError, Collector, Entry, Outcome, bytes};
-use crate::host::{Host, OpenFds, Process, Processes, Source};
+use crate::host::{Host, OpenFds, Process, Processes, Source, TaskRow, TaskWalk, Walked};
 use crate::model::{Batch, Metric, Unit};
 use crate::spec::{Key, Values};
 
@@ -73,6 +74,7 @@ const LIMITS_BYTES: usize = 2048;
 
 struct FdCollector {
     file_nr: Source,
+    tasks: TaskWalk,
     processes: Processes,
     open_fds: OpenFds,
     scan: Scan,
@@ -93,6 +95,7 @@ impl FdCollector {
         let limit = usize::try_from(values.get(&TOP_N)).expect("the key's bounds are 0 and 50");
         Self {
             file_nr: Source::single(host.files.proc("sys/fs/file-nr")),
+            tasks: TaskWalk::new(host),
             processes: Processes::new(host),
             open_fds: OpenFds::new(&host.files.proc("")),
             scan: Scan { counted: 0, refused: 0, all_listed: false, open: Top::new(limit), used: Top::new(limit) },
@@ -102,9 +105,24 @@ impl FdCollector {
 
 impl Collector for FdCollector {
     fn collect(&mut self, _host: &Host, out: &mut Batch) -> Result<Outcome, CollectError> {
-        let scan = &mut self.scan;
+        let (scan, processes, open_fds) = (&mut self.scan, &mut self.processes, &mut self.open_fds);
         scan.start();
-        self.processes.walk(|process| scan.see(process, &mut self.open_fds))?;
+        let mut looked = Ok(());
+        let from_table = self.tasks.walk(|walked| {
+            let pid = match walked {
+                Walked::Row(row) => match row.open_files {
+                    Some(open) => return scan.take_row(row, open),
+                    None => row.pid,
+                },
+                Walked::Elsewhere(pid) => pid,
+            };
+            let result = processes.look(pid, |process| scan.see(process, open_fds));
+            looked = std::mem::replace(&mut looked, Ok(())).and(result);
+        });
+        looked?;
+        if !from_table {
+            processes.walk(|process| scan.see(process, open_fds))?;
+        }
         let has_totals = emit_totals(&mut self.file_nr, out)?;
         if scan.counted + scan.refused > 0 {
             scan.emit(out);
@@ -134,22 +152,36 @@ impl Scan {
                 return;
             }
         };
-        self.counted += 1;
-        #[expect(clippy::cast_precision_loss, reason = "a process has fewer than 2^53 open files")]
-        let count = open as f64;
-        let used = if open < LIMIT_READ_MIN { None } else { soft_limit(process).map(|limit| 100.0 * count / limit) };
-        let in_used = used.filter(|&used| self.used.takes(used, process.pid));
+        let limit = || soft_limit(process);
+        let (count, in_used) = self.count(process.pid, open, limit);
         if in_used.is_none() && !self.open.takes(count, process.pid) {
             return;
         }
         let mut buffer = [0; 256];
         // Without a name it ended meanwhile.
-        let Ok(comm) = process.read("comm", &mut buffer) else { return };
-        // The kernel adds one newline; one before it belongs to the name.
-        let comm = comm.strip_suffix(b"\n").unwrap_or(comm);
-        self.open.add(count, process.pid, comm);
+        let Some(comm) = comm_of(process, &mut buffer) else { return };
+        self.add(process.pid, comm, count, in_used);
+    }
+
+    fn take_row(&mut self, row: &TaskRow, open: u32) {
+        self.all_listed |= row.pid == 1;
+        let (count, in_used) = self.count(row.pid, u64::from(open), || share_of(row.open_files_max));
+        self.add(row.pid, row.comm(), count, in_used);
+    }
+
+    /// The count as a number, and its share of the limit if that is among the greatest.
+    fn count(&mut self, pid: u32, open: u64, limit: impl FnOnce() -> Option<f64>) -> (f64, Option<f64>) {
+        self.counted += 1;
+        #[expect(clippy::cast_precision_loss, reason = "a process has fewer than 2^53 open files")]
+        let count = open as f64;
+        let used = if open < LIMIT_READ_MIN { None } else { limit().map(|limit| 100.0 * count / limit) };
+        (count, used.filter(|&used| self.used.takes(used, pid)))
+    }
+
+    fn add(&mut self, pid: u32, comm: &[u8], count: f64, in_used: Option<f64>) {
+        self.open.add(count, pid, comm);
         if let Some(used) = in_used {
-            self.used.add(used, process.pid, comm);
+            self.used.add(used, pid, comm);
         }
     }
 
@@ -175,11 +207,14 @@ fn soft_limit(process: Process<'_>) -> Option<f64> {
 /// The soft limit in the line `Max open files            1024                 524288               files`.
 fn parse_soft_limit(limits: &[u8]) -> Option<f64> {
     let line = bytes::lines(limits).find_map(|line| line.strip_prefix(b"Max open files "))?;
-    let limit = bytes::u64(bytes::fields(line).next()?)?;
+    share_of(bytes::u64(bytes::fields(line).next()?)?)
+}
+
+/// What a share can be told of: a limit there is (`u64::MAX` is none), and it is not 0, with which the process can open
+/// nothing more in any case.
+fn share_of(limit: u64) -> Option<f64> {
     #[expect(clippy::cast_precision_loss, reason = "fs.nr_open bounds it below 2^31")]
-    let limit = limit as f64;
-    // With the limit 0 no share can be told, and the process can open nothing more in any case.
-    (limit > 0.0).then_some(limit)
+    (limit > 0 && limit < u64::MAX).then_some(limit as f64)
 }
 
 /// Open files of the whole machine; false when this /proc does not tell.

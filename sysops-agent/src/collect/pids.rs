@@ -4,6 +4,7 @@
 use std::io::Write;
 
 use super::bytes;
+use crate::host::Process;
 
 /// Enough for every `stat` line: 52 numbers of at most 20 digits, and a name of at most 64 bytes.
 pub(super) const STAT_BYTES: usize = 2048;
@@ -79,6 +80,13 @@ impl Comm {
         self.length += end;
         end == text.len()
     }
+}
+
+/// The name in `/proc/<pid>/comm`, which the kernel ends with one newline; one before it belongs to the name. `None` when
+/// the process has ended.
+pub(super) fn comm_of<'b>(process: Process<'_>, buffer: &'b mut [u8; 256]) -> Option<&'b [u8]> {
+    let comm = process.read("comm", buffer).ok()?;
+    Some(comm.strip_suffix(b"\n").unwrap_or(comm))
 }
 
 /// A process id as a label, without allocation.

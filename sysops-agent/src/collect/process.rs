@@ -1,15 +1,15 @@
-//! Reads /proc/<pid>/stat of every process: counts by state, and who uses most CPU and resident memory.
-//! Open files are left to `fd`, what is too much to the analyzers.
+//! Counts processes by state, and finds who uses most CPU and resident memory: from the kernel's table of processes where
+//! there is one, else from /proc/<pid>/stat of each. Open files are left to `fd`, what is too much to the analyzers.
 
 use std::time::Duration;
 
 use rustix::io::Errno;
 
 use super::cpu_times::{CpuTime, CpuTimes};
-use super::pids::{PidText, STAT_BYTES, parse_stat};
+use super::pids::{Comm, PidText, STAT_BYTES, Stat, comm_of, parse_stat};
 use super::top::{TOP_N, Top};
 use super::{CollectError, Collector, Entry, Outcome, bytes};
-use crate::host::{Host, Kept, Process, Processes, ReadError, Source, os};
+use crate::host::{Host, Kept, Process, Processes, ReadError, Source, TaskRow, TaskWalk, Walked, os};
 use crate::model::{Batch, Metric, Tick, Unit};
 use crate::spec::{Key, Values};
 
@@ -110,6 +110,7 @@ const PID_MAX: &str = "sys/kernel/pid_max";
 const THREADS_MAX: &str = "sys/kernel/threads-max";
 
 struct ProcessCollector {
+    tasks: TaskWalk,
     processes: Processes,
     pid_max: Source,
     threads_max: Source,
@@ -128,6 +129,8 @@ struct Scan {
     rss: Top,
     times: CpuTimes,
     init_was_read: bool,
+    /// A tick of USER_HZ.
+    tick_ns: u64,
     first_odd: Option<CollectError>,
 }
 
@@ -135,6 +138,7 @@ impl ProcessCollector {
     fn new(host: &Host, values: &Values) -> Self {
         let limit = usize::try_from(values.get(&TOP_N)).expect("the key's bounds are 0 and 50");
         Self {
+            tasks: TaskWalk::new(host),
             processes: Processes::new(host),
             pid_max: Source::single(host.files.proc(PID_MAX)),
             threads_max: Source::single(host.files.proc(THREADS_MAX)),
@@ -147,8 +151,22 @@ impl Collector for ProcessCollector {
     fn collect(&mut self, host: &Host, out: &mut Batch) -> Result<Outcome, CollectError> {
         let tick = host.clock.now();
         self.scan.start();
-        self.processes.walk(|process| self.scan.see(process, &tick))?;
-        self.scan.times.finish(tick);
+        let (scan, processes) = (&mut self.scan, &mut self.processes);
+        let mut looked = Ok(());
+        let from_table = self.tasks.walk(|walked| match walked {
+            Walked::Row(row) => scan.take_row(row, &tick),
+            Walked::Elsewhere(pid) => {
+                let result = processes.look(pid, |process| scan.see(process, &tick));
+                looked = std::mem::replace(&mut looked, Ok(())).and(result);
+            }
+        });
+        looked?;
+        if from_table {
+            scan.cpu.lengthen(|pid, comm| whole_name(processes, pid, comm));
+        } else {
+            processes.walk(|process| scan.see(process, &tick))?;
+        }
+        scan.times.finish(tick);
         if let Some(absent) = self.scan.absence() {
             return Ok(absent);
         }
@@ -175,6 +193,7 @@ impl Scan {
             rss: Top::new(limit),
             times: CpuTimes::default(),
             init_was_read: false,
+            tick_ns: 1_000_000_000 / os::ticks_per_second().max(1),
             first_odd: None,
         }
     }
@@ -211,17 +230,33 @@ impl Scan {
             let file = format!("/proc/{}/stat", process.pid);
             return self.odd(|| CollectError::parse(&file, "line", "pid (comm) state and 21 numbers", line));
         };
+        self.take(process.pid, &stat, false, tick);
+    }
+
+    fn take_row(&mut self, row: &TaskRow, tick: &Tick) {
+        let stat = Stat {
+            comm: row.comm(),
+            state: row.state,
+            cpu_ticks: row.cpu_ns / self.tick_ns,
+            threads: u64::from(row.threads),
+            start_ticks: row.start_ticks,
+            rss_pages: row.rss_pages,
+        };
+        self.take(row.pid, &stat, row.is_kernel, tick);
+    }
+
+    fn take(&mut self, pid: u32, stat: &Stat<'_>, is_short: bool, tick: &Tick) {
         self.listed += 1;
-        self.init_was_read |= process.pid == 1;
+        self.init_was_read |= pid == 1;
         self.threads = self.threads.saturating_add(stat.threads);
         let state = STATE_NAMES.iter().position(|&(letter, ..)| letter == stat.state).unwrap_or(OTHER);
         self.states[state] += 1;
         #[expect(clippy::cast_precision_loss, reason = "memory of a process is below 2^53 bytes")]
         let rss_bytes = stat.rss_pages.saturating_mul(os::page_size()) as f64;
-        self.rss.add(rss_bytes, process.pid, stat.comm);
-        let now = CpuTime { pid: process.pid, ticks: stat.cpu_ticks, start_ticks: stat.start_ticks };
+        self.rss.add(rss_bytes, pid, stat.comm);
+        let now = CpuTime { pid, ticks: stat.cpu_ticks, start_ticks: stat.start_ticks };
         if let Some(percent) = self.times.add(now, tick) {
-            self.cpu.add(percent, process.pid, stat.comm);
+            self.cpu.add_short(percent, pid, stat.comm, is_short);
         }
     }
 
@@ -271,6 +306,16 @@ impl Scan {
             }
         }
     }
+}
+
+/// The name of a thread of the kernel as /proc has it, with what it works on. When it has ended the short one stays.
+fn whole_name(processes: &mut Processes, pid: u32, comm: &mut Comm) {
+    // An error is one of opening /proc: then the short name stays, too.
+    _ = processes.look(pid, |process| {
+        if let Some(name) = comm_of(process, &mut [0; 256]) {
+            *comm = Comm::new(name);
+        }
+    });
 }
 
 fn emit_limit(

@@ -24,6 +24,8 @@ pub(super) struct Row {
     pub value: f64,
     pub pid: u32,
     pub comm: Comm,
+    /// /proc may have a longer name.
+    pub is_short: bool,
 }
 
 impl Top {
@@ -45,14 +47,31 @@ impl Top {
 
     /// Adds the process if it is among the greatest.
     pub(super) fn add(&mut self, value: f64, pid: u32, comm: &[u8]) {
-        if !self.takes(value, pid) {
-            return;
+        if self.takes(value, pid) {
+            self.insert(Row { value, pid, comm: Comm::new(comm), is_short: false });
         }
-        let place = self.place(value, pid);
+    }
+
+    /// The same with a name that /proc may have longer: [`Top::lengthen`] asks, once it is known who is in the list.
+    pub(super) fn add_short(&mut self, value: f64, pid: u32, comm: &[u8], is_short: bool) {
+        if self.takes(value, pid) {
+            self.insert(Row { value, pid, comm: Comm::new(comm), is_short });
+        }
+    }
+
+    /// Asks `name` for the whole name of each process that was added with a short one; it leaves what it cannot tell.
+    pub(super) fn lengthen(&mut self, mut name: impl FnMut(u32, &mut Comm)) {
+        for row in self.rows.iter_mut().filter(|row| row.is_short) {
+            name(row.pid, &mut row.comm);
+        }
+    }
+
+    fn insert(&mut self, row: Row) {
+        let place = self.place(row.value, row.pid);
         if self.rows.len() == self.limit {
             self.rows.pop();
         }
-        self.rows.insert(place, Row { value, pid, comm: Comm::new(comm) });
+        self.rows.insert(place, row);
     }
 
     /// The processes, greatest first.
@@ -77,6 +96,14 @@ mod tests {
         }
         let rows: Vec<(f64, u32)> = top.rows().iter().map(|row| (row.value, row.pid)).collect();
         assert_eq!(rows, [(8.0, 6), (7.0, 3), (5.0, 2)]);
+        top.add_short(9.0, 8, b"kworker/0:1", true);
+        top.lengthen(|pid, comm| *comm = Comm::new(format!("{pid}-events").as_bytes()));
+        let names: Vec<&str> = top.rows().iter().map(|row| row.comm.as_str()).collect();
+        assert_eq!(names, ["8-events", "x", "x"]);
+        let mut top = Top::new(3);
+        for (value, pid) in [(7.0, 3), (8.0, 6), (5.0, 2)] {
+            top.add(value, pid, b"x");
+        }
         assert!(!top.takes(5.0, 3) && top.takes(5.0, 1));
         let mut none = Top::new(0);
         none.add(1.0, 1, b"x");

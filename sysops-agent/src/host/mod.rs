@@ -19,7 +19,7 @@ pub use open_fds::OpenFds;
 pub use processes::{Kept, Listing, Process, Processes};
 pub use rustix::io::Errno;
 pub use systemd::Systemd;
-pub use task_table::{ReadTasks, TaskRow, TaskTables, TaskWalk};
+pub use task_table::{ReadTasks, TaskRow, TaskTables, TaskWalk, Walked};
 
 use std::path::{Path, PathBuf};
 

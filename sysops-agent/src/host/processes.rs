@@ -86,14 +86,7 @@ impl Processes {
     /// # Errors
     /// With the path, when /proc cannot be opened or listed.
     pub fn walk(&mut self, mut each: impl FnMut(Process<'_>)) -> Result<(), ReadError> {
-        let proc = match self.proc.take() {
-            Some(fd) => fd,
-            None => {
-                let fd = open_file(&self.path)?.into();
-                self.live = fstatfs(&fd).is_ok_and(|fs| fs.f_type == PROC_SUPER_MAGIC);
-                fd
-            }
-        };
+        let proc = self.take_proc()?;
         let now = self.clock.now().monotonic;
         if !self.take_newest(now) {
             self.list(&proc)?;
@@ -104,6 +97,26 @@ impl Processes {
         }
         self.proc = Some(proc);
         Ok(())
+    }
+
+    /// Calls `look` for one process, listed or not.
+    ///
+    /// # Errors
+    /// With the path, when /proc cannot be opened.
+    pub fn look(&mut self, pid: u32, look: impl FnOnce(Process<'_>)) -> Result<(), ReadError> {
+        let proc = self.take_proc()?;
+        look(Process { pid, proc: proc.as_fd(), live: self.live });
+        self.proc = Some(proc);
+        Ok(())
+    }
+
+    fn take_proc(&mut self) -> Result<OwnedFd, ReadError> {
+        if let Some(fd) = self.proc.take() {
+            return Ok(fd);
+        }
+        let fd = open_file(&self.path)?.into();
+        self.live = fstatfs(&fd).is_ok_and(|fs| fs.f_type == PROC_SUPER_MAGIC);
+        Ok(fd)
     }
 
     /// Takes a listing of another walker that this one has not seen; false when there is none, or it is too old.
@@ -364,5 +377,12 @@ mod tests {
             })
             .expect("listed");
         assert_eq!(seen, 1);
+        let mut processes = Processes::new(&host(dir.path()));
+        let mut found = |pid: u32| {
+            let mut found = false;
+            processes.look(pid, |process| found = process.read("comm", &mut [0; 4]).is_ok()).expect("opened");
+            found
+        };
+        assert_eq!([found(5), found(6), found(5)], [true, false, true]);
     }
 }

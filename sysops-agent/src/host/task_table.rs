@@ -29,9 +29,10 @@ pub struct TaskRow {
     pub is_kernel: bool,
     /// Name, padded with NUL; any other bytes.
     pub comm: [u8; 16],
-    /// CPU time of all threads, ended ones included. `None` when a thread ended while the table was read: only /proc
-    /// can tell then.
-    pub cpu: Option<CpuTicks>,
+    /// CPU time of all threads, ended ones included.
+    pub cpu: CpuTicks,
+    /// The same, user and system together, before it is cut into two and to ticks: it never goes back.
+    pub cpu_ns: u64,
     /// When it started, in ticks of USER_HZ since boot.
     pub start_ticks: u64,
     /// Resident pages.
@@ -44,7 +45,7 @@ pub struct TaskRow {
     pub cgroup_id: Option<u64>,
     /// The same in the hierarchy of the memory controller; the nearest above it that has the controller.
     pub memory_cgroup_id: Option<u64>,
-    /// What all its threads have read and written, ended ones included. `None` as with `cpu`.
+    /// What all its threads have read and written, ended ones included. `None` on a kernel that does not count it.
     pub io: Option<TaskIo>,
 }
 
@@ -85,11 +86,42 @@ impl TaskRow {
     }
 }
 
+/// All processes at one moment. Its memory is used again.
+#[derive(Default)]
+pub struct TaskTable {
+    /// In the order of their ids.
+    pub rows: Vec<TaskRow>,
+    /// Processes that are not among the rows and must be read from /proc: one whose threads came or went meanwhile.
+    pub elsewhere: Vec<u32>,
+}
+
+impl TaskTable {
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.rows.clear();
+        self.elsewhere.clear();
+    }
+
+    /// The row of the process `pid`.
+    #[must_use]
+    pub fn row(&self, pid: u32) -> Option<&TaskRow> {
+        self.rows.binary_search_by_key(&pid, |row| row.pid).ok().map(|place| &self.rows[place])
+    }
+}
+
+/// A process as a walk comes to it.
+#[derive(Clone, Copy, Debug)]
+pub enum Walked<'a> {
+    /// All that there is to know.
+    Row(&'a TaskRow),
+    /// Only its id: read it from /proc.
+    Elsewhere(u32),
+}
+
 /// Who can read the table.
 pub trait ReadTasks: Send {
-    /// Puts all processes into `rows`, which is empty, in the order of their ids. False when it could not be read whole;
-    /// why, is the reader's to say.
-    fn read(&mut self, rows: &mut Vec<TaskRow>) -> bool;
+    /// Fills `table`, which is empty. False when it could not be read whole; why, is the reader's to say.
+    fn read(&mut self, table: &mut TaskTable) -> bool;
 }
 
 /// The slot. Clones share it.
@@ -105,7 +137,7 @@ struct Shared {
     /// 0 before the first.
     number: u64,
     at: Duration,
-    rows: Vec<TaskRow>,
+    table: TaskTable,
 }
 
 impl std::fmt::Debug for TaskTables {
@@ -131,12 +163,13 @@ impl Shared {
     fn read(&mut self, now: Duration) -> bool {
         let reader = self.readers.iter().rev().find_map(Weak::upgrade);
         let Some(reader) = reader else { return false };
-        self.rows.clear();
-        let is_whole = reader.lock().expect("no reader panics").read(&mut self.rows) && !self.rows.is_empty();
+        self.table.clear();
+        let is_whole = reader.lock().expect("no reader panics").read(&mut self.table) && !self.table.rows.is_empty();
+        self.table.elsewhere.sort_unstable();
         self.number += 1;
         self.at = now;
         if !is_whole {
-            self.rows.clear();
+            self.table.clear();
         }
         is_whole
     }
@@ -160,18 +193,23 @@ impl TaskWalk {
 
     /// Calls `each` for every process that there is, or was within the last second, in the order of their ids. False,
     /// and nothing called, when no table can be had: ask /proc then.
-    pub fn walk(&mut self, mut each: impl FnMut(&TaskRow)) -> bool {
+    pub fn walk(&mut self, mut each: impl FnMut(Walked<'_>)) -> bool {
         let now = self.clock.now().monotonic;
         let mut shared = self.tables.lock();
         // The first walk is of its own: who begins wants to see what there is.
         let is_new = self.number > 0 && shared.number != self.number && now.saturating_sub(shared.at) < SHARED_FOR;
-        if !(is_new && !shared.rows.is_empty()) && !shared.read(now) {
+        if !(is_new && !shared.table.rows.is_empty()) && !shared.read(now) {
             return false;
         }
         self.number = shared.number;
-        for row in &shared.rows {
-            each(row);
+        let mut elsewhere = shared.table.elsewhere.iter().copied().peekable();
+        for row in &shared.table.rows {
+            while let Some(pid) = elsewhere.next_if(|&pid| pid < row.pid) {
+                each(Walked::Elsewhere(pid));
+            }
+            each(Walked::Row(row));
         }
+        elsewhere.for_each(|pid| each(Walked::Elsewhere(pid)));
         true
     }
 }
@@ -186,14 +224,16 @@ pub(crate) mod tests {
     #[derive(Default)]
     pub(crate) struct Made {
         pub(crate) rows: Vec<TaskRow>,
+        pub(crate) elsewhere: Vec<u32>,
         pub(crate) is_broken: bool,
         pub(crate) reads: u32,
     }
 
     impl ReadTasks for Made {
-        fn read(&mut self, rows: &mut Vec<TaskRow>) -> bool {
+        fn read(&mut self, table: &mut TaskTable) -> bool {
             self.reads += 1;
-            rows.extend(&self.rows);
+            table.rows.extend(&self.rows);
+            table.elsewhere.extend(&self.elsewhere);
             !self.is_broken
         }
     }
@@ -208,7 +248,8 @@ pub(crate) mod tests {
             state: b'S',
             is_kernel: false,
             comm: *b"made\0\0\0\0\0\0\0\0\0\0\0\0",
-            cpu: Some(CpuTicks::default()),
+            cpu: CpuTicks::default(),
+            cpu_ns: 0,
             start_ticks: 7,
             rss_pages: 1,
             open_files: Some(0),
@@ -244,6 +285,22 @@ pub(crate) mod tests {
         assert_eq!(count(&mut walk), Some(2));
         drop(first);
         assert_eq!(count(&mut walk), None);
+    }
+
+    #[test]
+    fn what_is_elsewhere_comes_in_its_place() {
+        let host = Host::fixture(Path::new("/nonexistent"));
+        let (made, _held) = offered(&host);
+        made.lock().expect("ours").rows.push(row(9));
+        made.lock().expect("ours").elsewhere = vec![12, 5];
+        let mut seen = Vec::new();
+        assert!(TaskWalk::new(&host).walk(|walked| {
+            seen.push(match walked {
+                Walked::Row(row) => (row.pid, true),
+                Walked::Elsewhere(pid) => (pid, false),
+            });
+        }));
+        assert_eq!(seen, [(1, true), (2, true), (5, false), (9, true), (12, false)]);
     }
 
     #[test]

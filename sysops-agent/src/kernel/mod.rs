@@ -138,7 +138,7 @@ trait Probe: Send {
     fn contradiction(&mut self) -> Option<Refusal> {
         None
     }
-    /// Why a probe that stands watches nothing just now.
+    /// Why a probe that stands watches nothing just now, or not all.
     fn stands_by(&self) -> Option<&'static str> {
         None
     }

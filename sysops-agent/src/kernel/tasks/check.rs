@@ -5,10 +5,11 @@ use sysops_common::tasks::Process;
 
 use super::super::check::{contradiction, equal};
 use super::super::ladder::Refusal;
+use super::super::layout::contradiction as contradicted;
 use super::super::process::stat_field;
 use super::table::Table;
-use crate::host::task_table::CpuTicks;
-use crate::host::{Host, TaskRow};
+use crate::host::task_table::{CpuTicks, TaskRow, TaskTable};
+use crate::host::{Host, Processes};
 
 /// What moves between two looks at /proc is not held against it: one turn of these must be quiet.
 const TURNS: u32 = 16;
@@ -19,33 +20,59 @@ const CHECKED: [&str; 3] = ["self", "1", "2"];
 /// The id of the root of every hierarchy of cgroups, which kernel threads do not leave.
 const ROOT_CGROUP: u64 = 1;
 
-/// Holds the table against /proc.
+/// Some kernels hide a process from programs, as one that guards the machine; many hidden ones are another thing.
+const HIDDEN_MAX: usize = 8;
+
+/// Holds the table against /proc, and finds the processes that it does not show.
 ///
 /// # Errors
 /// The first contradiction: which field of which process, what was read, what is true.
 pub(super) fn check(host: &Host, table: &mut Table) -> Result<(), Refusal> {
-    let mut rows = Vec::new();
+    let mut read = TaskTable::default();
+    table.hidden = hidden(host, table, &mut read)?;
     for name in CHECKED {
-        check_process(host, table, name, &mut rows)?;
+        check_process(host, table, name, &mut read)?;
     }
-    let kernel = rows.iter().find(|row| row.pid == 2 && row.is_kernel);
+    let kernel = read.row(2).filter(|row| row.is_kernel);
     for id in kernel.iter().flat_map(|row| [row.cgroup_id, row.memory_cgroup_id]).flatten() {
         equal("cgroup of kthreadd", id, ROOT_CGROUP)?;
     }
-    check_ended(host, table)
+    check_ended(host, table, &mut read)
 }
 
-fn check_process(host: &Host, table: &mut Table, name: &str, rows: &mut Vec<TaskRow>) -> Result<(), Refusal> {
+/// Processes that /proc lists before and after the table is read, and that are not in it.
+fn hidden(host: &Host, table: &mut Table, read: &mut TaskTable) -> Result<Vec<u32>, Refusal> {
+    let list = || {
+        let mut pids = Vec::new();
+        let walked = Processes::new(host).walk(|process| pids.push(process.pid));
+        walked.map(|()| pids).map_err(|error| Refusal::new(format!("{error}: {}", error.source), ""))
+    };
+    let before = list()?;
+    read.clear();
+    table.try_read(read)?;
+    let after = list()?;
+    let is_left_out = |pid: &u32| read.row(*pid).is_none() && !read.elsewhere.contains(pid) && after.contains(pid);
+    let hidden: Vec<u32> = before.into_iter().filter(is_left_out).collect();
+    if hidden.len() > HIDDEN_MAX {
+        let count = hidden.len();
+        return Err(contradicted(format!("the task iterator does not show {count} processes that /proc lists")));
+    }
+    Ok(hidden)
+}
+
+fn check_process(host: &Host, table: &mut Table, name: &str, read: &mut TaskTable) -> Result<(), Refusal> {
     let mut last = Ok(());
     for _ in 0..TURNS {
         // hidepid, or a kernel without such a process.
         let Some(before) = Truth::read(host, name) else { return Ok(()) };
+        if table.hidden.contains(&before.pid) {
+            return Ok(());
+        }
         table.watched = before.pid;
-        rows.clear();
-        table.try_read(rows)?;
+        read.clear();
+        table.try_read(read)?;
         let Some(after) = Truth::read(host, name) else { return Ok(()) };
-        let row = rows.iter().find(|row| row.pid == before.pid);
-        last = match (row, &table.seen) {
+        last = match (read.row(before.pid), &table.seen) {
             (Some(row), Some(raw)) => compare(row, raw, &before, &after),
             _ => Err(contradiction("pid", "nothing", before.pid)),
         };
@@ -139,9 +166,8 @@ fn compare(row: &TaskRow, raw: &Process, before: &Truth, after: &Truth) -> Resul
     if let (Some(before), Some(after)) = (before.runtime, after.runtime) {
         between("se.sum_exec_runtime", raw.own.runtime, before, after)?;
     }
-    let Some(cpu) = row.cpu else { return Err(contradiction("threads", "a part of them", before.threads)) };
-    between("utime", cpu.user, before.cpu.user, after.cpu.user)?;
-    between("stime", cpu.system, before.cpu.system, after.cpu.system)?;
+    between("utime", row.cpu.user, before.cpu.user, after.cpu.user)?;
+    between("stime", row.cpu.system, before.cpu.system, after.cpu.system)?;
     if let (Some(io), Some(before), Some(after)) = (row.io, before.rchar, after.rchar) {
         between("ioac.rchar", io.rchar, before, after)?;
     }
@@ -149,17 +175,16 @@ fn compare(row: &TaskRow, raw: &Process, before: &Truth, after: &Truth) -> Resul
 }
 
 /// Lets a thread of the agent run and end: what it has used is from then on counted with its process.
-fn check_ended(host: &Host, table: &mut Table) -> Result<(), Refusal> {
+fn check_ended(host: &Host, table: &mut Table, rows: &mut TaskTable) -> Result<(), Refusal> {
     let Some(own) = Truth::read(host, "self") else { return Ok(()) };
-    let mut ended = |rows: &mut Vec<TaskRow>| {
+    let mut ended = || {
         rows.clear();
         table.watched = own.pid;
         let read = table.try_read(rows).map(|()| table.seen.map_or(0, |seen| seen.ended.runtime));
         table.watched = 0;
         read
     };
-    let mut rows = Vec::new();
-    let before = ended(&mut rows)?;
+    let before = ended()?;
     let path = host.files.proc("thread-self/schedstat");
     let files = host.files.clone();
     let thread = std::thread::Builder::new().name("self-check".to_owned()).spawn(move || {
@@ -171,7 +196,7 @@ fn check_ended(host: &Host, table: &mut Table) -> Result<(), Refusal> {
     // The kernel frees the thread a moment after it is joined.
     let mut rise = 0;
     for _ in 0..TURNS {
-        rise = ended(&mut rows)?.saturating_sub(before);
+        rise = ended()?.saturating_sub(before);
         if rise >= used {
             break;
         }
@@ -192,7 +217,7 @@ mod tests {
     use crate::host::task_table::tests::row;
 
     fn truth() -> (TaskRow, Process, Truth) {
-        let row = TaskRow { cpu: Some(CpuTicks { user: 5, system: 6 }), ..row(9) };
+        let row = TaskRow { cpu: CpuTicks { user: 5, system: 6 }, ..row(9) };
         let mut raw = process(9, 1);
         raw.own.runtime = 77;
         let truth = Truth {
@@ -225,9 +250,8 @@ mod tests {
             ("nr_threads", TaskRow { threads: 2, ..row }),
             ("rss_stat", TaskRow { rss_pages: 2, ..row }),
             ("rlim", TaskRow { open_files_max: 1, ..row }),
-            ("utime", TaskRow { cpu: Some(CpuTicks { user: 4, system: 6 }), ..row }),
-            ("stime", TaskRow { cpu: Some(CpuTicks { user: 5, system: 7 }), ..row }),
-            ("threads", TaskRow { cpu: None, ..row }),
+            ("utime", TaskRow { cpu: CpuTicks { user: 4, system: 6 }, ..row }),
+            ("stime", TaskRow { cpu: CpuTicks { user: 5, system: 7 }, ..row }),
         ];
         for (name, lie) in lies {
             let refused = compare(&lie, &raw, &truth, &truth).expect_err(name);
@@ -243,7 +267,7 @@ mod tests {
         let (row, raw, before) = truth();
         let after = Truth { rss_pages: 4, cpu: CpuTicks { user: 9, system: 6 }, ..before.clone() };
         let of = |rss_pages: u64, user: u64| {
-            let moved = TaskRow { rss_pages, cpu: Some(CpuTicks { user, system: 6 }), ..row };
+            let moved = TaskRow { rss_pages, cpu: CpuTicks { user, system: 6 }, ..row };
             compare(&moved, &raw, &before, &after).is_ok()
         };
         assert!(of(1, 5) && of(4, 9) && of(2, 7) && !of(5, 7) && !of(2, 10));

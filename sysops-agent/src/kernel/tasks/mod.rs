@@ -46,6 +46,7 @@ struct Tasks {
     table: Option<Arc<Mutex<Table>>>,
     /// Collectors are let in by this, and out when it is dropped.
     offered: Option<Arc<Mutex<dyn ReadTasks>>>,
+    hides: bool,
 }
 
 fn new(host: &Host, facts: &Facts, _values: &Values) -> Tasks {
@@ -71,6 +72,7 @@ fn new(host: &Host, facts: &Facts, _values: &Values) -> Tasks {
         function: function.ok(),
         table: None,
         offered: None,
+        hides: false,
     }
 }
 
@@ -110,6 +112,7 @@ impl Probe for Tasks {
         object.load_iterator(table::PROGRAM, "task", function)?;
         let mut table = Table::new(object, &self.offsets);
         check::check(host, &mut table)?;
+        self.hides = !table.hidden.is_empty();
         let table = Arc::new(Mutex::new(table));
         let offered: Arc<Mutex<dyn ReadTasks>> = table.clone();
         host.tasks.offer(&offered);
@@ -125,8 +128,12 @@ impl Probe for Tasks {
 
     fn contradiction(&mut self) -> Option<Refusal> {
         let refusal = self.table()?.given_up()?;
-        (self.table, self.offered) = (None, None);
+        (self.table, self.offered, self.hides) = (None, None, false);
         Some(refusal)
+    }
+
+    fn stands_by(&self) -> Option<&'static str> {
+        self.hides.then_some("this kernel hides a process from programs: it is read from /proc")
     }
 
     fn counters(&self) -> Option<Counters> {

@@ -1,11 +1,10 @@
 //! Makes a process of what the iterator tells of its threads, by the kernel's own reckoning, so that each field is what
-//! /proc shows. Reading is left to `table`.
+//! /proc shows. Reading is left to `table`; what cannot be reckoned, to who asks /proc.
 
 use sysops_common::tasks::{IO_MEMBERS, Io, NOT_COUNTED, Process, Thread, Times};
 
 use super::super::ladder::Refusal;
-use crate::host::TaskRow;
-use crate::host::task_table::{CpuTicks, ROWS_MAX, TaskIo};
+use crate::host::task_table::{CpuTicks, ROWS_MAX, TaskIo, TaskRow, TaskTable};
 
 /// What holds for all records.
 pub(super) struct Known {
@@ -29,7 +28,6 @@ pub(super) struct Records {
 struct Several {
     row: usize,
     tgid: u32,
-    threads: u32,
     missing: u32,
     ended_runtime: u64,
     is_torn: bool,
@@ -50,18 +48,17 @@ impl Records {
     ///
     /// # Errors
     /// When there is no room for more.
-    pub(super) fn process(&mut self, read: &Process, known: &Known, rows: &mut Vec<TaskRow>) -> Result<(), Refusal> {
+    pub(super) fn process(&mut self, read: &Process, known: &Known, table: &mut TaskTable) -> Result<(), Refusal> {
         self.count += 1;
-        if rows.len() == ROWS_MAX {
+        if table.rows.len() == ROWS_MAX {
             return Err(Refusal::new(format!("task iterator: more than {ROWS_MAX} processes"), ""));
         }
         let times = sum(read.own, read.ended);
         let told = Times { user: read.told_utime, system: read.told_stime, runtime: 0 };
         if read.threads > 1 {
             self.several.push(Several {
-                row: rows.len(),
+                row: table.rows.len(),
                 tgid: read.tgid,
-                threads: read.threads,
                 missing: read.threads - 1,
                 ended_runtime: read.ended.runtime,
                 is_torn: false,
@@ -70,7 +67,7 @@ impl Records {
                 io: read.io,
             });
         }
-        rows.push(row(read, times, told, known));
+        table.rows.push(row(read, times, told, known));
         Ok(())
     }
 
@@ -91,7 +88,8 @@ impl Records {
         several.missing = several.missing.saturating_sub(1);
     }
 
-    /// Ends the reading: `end` is the number of records by the kernel's count, `rest` the bytes after the last.
+    /// Ends the reading: `end` is the number of records by the kernel's count, `rest` the bytes after the last. A process of
+    /// which not all threads were seen is left to /proc.
     ///
     /// # Errors
     /// When the kernel did not tell all.
@@ -100,7 +98,7 @@ impl Records {
         end: Option<u64>,
         rest: usize,
         known: &Known,
-        rows: &mut [TaskRow],
+        table: &mut TaskTable,
     ) -> Result<(), Refusal> {
         let count = self.count;
         match end {
@@ -111,21 +109,34 @@ impl Records {
             Some(_) if rest > 0 => return Err(Refusal::new("task iterator: the last record is cut off", "")),
             Some(_) => {}
         }
+        let mut is_torn = false;
         for several in &self.several {
-            let Some(row) = rows.get_mut(several.row) else { continue };
-            let is_whole = several.missing == 0 && !several.is_torn && several.threads == row.threads;
-            row.cpu = is_whole.then(|| ticks(several.times, several.told, known));
-            row.io = (is_whole && known.io).then(|| io(several.io));
+            let Some(row) = table.rows.get_mut(several.row) else { continue };
+            if several.missing > 0 || several.is_torn {
+                table.elsewhere.push(several.tgid);
+                row.pid = TORN;
+                is_torn = true;
+                continue;
+            }
+            (row.cpu, row.cpu_ns) = cpu(several.times, several.told, known);
+            row.io = known.io.then(|| io(several.io));
+        }
+        if is_torn {
+            table.rows.retain(|row| row.pid != TORN);
         }
         Ok(())
     }
 }
+
+/// No process has this id.
+const TORN: u32 = 0;
 
 /// `PF_KTHREAD` (include/linux/sched.h).
 const PF_KTHREAD: u32 = 0x0020_0000;
 
 fn row(read: &Process, times: Times, told: Times, known: &Known) -> TaskRow {
     let is_kernel = read.flags & PF_KTHREAD != 0;
+    let (cpu, cpu_ns) = cpu(times, told, known);
     // A thread of the kernel that works for a process borrows its memory.
     let pages = if is_kernel { [0; 3] } else { [read.file_pages, read.anon_pages, read.shmem_pages] };
     TaskRow {
@@ -136,7 +147,8 @@ fn row(read: &Process, times: Times, told: Times, known: &Known) -> TaskRow {
         state: state(read.state, read.exit_state),
         is_kernel,
         comm: read.comm,
-        cpu: Some(ticks(times, told, known)),
+        cpu,
+        cpu_ns,
         start_ticks: read.start_boottime_ns / known.tick_ns,
         // The counters may be below zero for a moment: the kernel shows that as none.
         rss_pages: pages.into_iter().fold(0, |sum: u64, pages| sum.saturating_add(u64::try_from(pages).unwrap_or(0))),
@@ -160,9 +172,9 @@ fn io([rchar, wchar, syscr, syscw, read_bytes, write_bytes, cancelled_write_byte
     TaskIo { rchar, wchar, syscr, syscw, read_bytes, write_bytes, cancelled_write_bytes }
 }
 
-fn ticks(times: Times, told: Times, known: &Known) -> CpuTicks {
+fn cpu(times: Times, told: Times, known: &Known) -> (CpuTicks, u64) {
     let (user, system) = adjusted(times, told);
-    CpuTicks { user: user / known.tick_ns, system: system / known.tick_ns }
+    (CpuTicks { user: user / known.tick_ns, system: system / known.tick_ns }, user.saturating_add(system))
 }
 
 /// User and system time of a process, as the kernel tells it (cputime_adjust, kernel/sched/cputime.c): the scheduler's
@@ -246,18 +258,22 @@ pub(super) mod tests {
         Thread { kind: kind::THREAD, tgid, own: times(2, 2, 4), ended_runtime: 0, io: [10; 7] }
     }
 
-    fn rows(processes: &[Process], threads: &[Thread]) -> Vec<TaskRow> {
-        let (mut records, mut rows) = (Records::default(), Vec::new());
+    fn table(processes: &[Process], threads: &[Thread]) -> TaskTable {
+        let (mut records, mut table) = (Records::default(), TaskTable::default());
         records.start();
         for read in processes {
-            records.process(read, &KNOWN, &mut rows).expect("there is room");
+            records.process(read, &KNOWN, &mut table).expect("there is room");
         }
         for read in threads {
             records.thread(read);
         }
         let count = processes.len() + threads.len();
-        records.finish(Some(count as u64), 0, &KNOWN, &mut rows).expect("all told");
-        rows
+        records.finish(Some(count as u64), 0, &KNOWN, &mut table).expect("all told");
+        table
+    }
+
+    fn rows(processes: &[Process], threads: &[Thread]) -> Vec<TaskRow> {
+        table(processes, threads).rows
     }
 
     #[test]
@@ -265,7 +281,7 @@ pub(super) mod tests {
         let row = rows(&[process(9, 1)], &[])[0];
         assert_eq!((row.pid, row.comm(), row.state, row.start_ticks), (9, &b"a) S 1 (b"[..], b'S', 5));
         assert_eq!((row.rss_pages, row.open_files, row.cgroup_id, row.memory_cgroup_id), (12, Some(3), Some(1), None));
-        assert_eq!(row.cpu, Some(CpuTicks { user: 3, system: 1 }));
+        assert_eq!((row.cpu, row.cpu_ns), (CpuTicks { user: 3, system: 1 }, 4 * TICK));
         assert_eq!(row.io.map(|io| (io.rchar, io.cancelled_write_bytes)), Some((1, 7)));
         let kernel = rows(&[Process { flags: PF_KTHREAD, open_files: NOT_COUNTED, ..process(2, 1) }], &[])[0];
         assert_eq!((kernel.is_kernel, kernel.rss_pages, kernel.open_files), (true, 0, None));
@@ -274,18 +290,19 @@ pub(super) mod tests {
     #[test]
     fn threads_are_added_to_their_process_in_whichever_order() {
         let both = rows(&[process(9, 3), process(20, 2), process(21, 1)], &[thread(9), thread(20), thread(9)]);
-        assert_eq!(both[0].cpu, Some(CpuTicks { user: 7, system: 5 }));
-        assert_eq!(both[1].cpu, Some(CpuTicks { user: 5, system: 3 }));
+        assert_eq!(both[0].cpu, CpuTicks { user: 7, system: 5 });
+        assert_eq!(both[1].cpu, CpuTicks { user: 5, system: 3 });
         assert_eq!(both[0].io.map(|io| (io.rchar, io.wchar)), Some((21, 22)));
-        assert_eq!(both[2].cpu, Some(CpuTicks { user: 3, system: 1 }));
+        assert_eq!(both[2].cpu, CpuTicks { user: 3, system: 1 });
     }
 
     #[test]
     fn a_process_whose_threads_come_and_go_meanwhile_is_told_by_proc_alone() {
         let ended = Thread { ended_runtime: 5, ..thread(9) };
         for threads in [&[thread(9)][..], &[thread(9), ended], &[thread(9), thread(9), thread(9)], &[]] {
-            let row = rows(&[process(9, 3)], threads)[0];
-            assert_eq!((row.cpu, row.io), (None, None), "{} threads", threads.len());
+            let table = table(&[process(8, 1), process(9, 3), process(10, 1)], threads);
+            let pids: Vec<u32> = table.rows.iter().map(|row| row.pid).collect();
+            assert_eq!((pids, table.elsewhere), (vec![8, 10], vec![9]), "{} threads", threads.len());
         }
         // A thread whose process is not known ended with it, or came before it.
         assert_eq!(rows(&[process(9, 1)], &[thread(700)]).len(), 1);
@@ -294,9 +311,9 @@ pub(super) mod tests {
     #[test]
     fn what_is_not_whole_is_an_error() {
         let refused = |end, rest| {
-            let (mut records, mut rows) = (Records::default(), Vec::new());
-            records.process(&process(9, 1), &KNOWN, &mut rows).expect("there is room");
-            records.finish(end, rest, &KNOWN, &mut rows).err().map(|refusal| refusal.reason)
+            let (mut records, mut table) = (Records::default(), TaskTable::default());
+            records.process(&process(9, 1), &KNOWN, &mut table).expect("there is room");
+            records.finish(end, rest, &KNOWN, &mut table).err().map(|refusal| refusal.reason)
         };
         assert_eq!(refused(Some(1), 0), None);
         assert!(refused(None, 0).is_some_and(|reason| reason.contains("without an end")));
@@ -306,11 +323,11 @@ pub(super) mod tests {
 
     #[test]
     fn more_processes_than_there_is_room_for_are_an_error() {
-        let (mut records, mut rows) = (Records::default(), Vec::new());
+        let (mut records, mut table) = (Records::default(), TaskTable::default());
         for tgid in 0..u32::try_from(ROWS_MAX).expect("small") {
-            records.process(&process(tgid, 1), &KNOWN, &mut rows).expect("there is room");
+            records.process(&process(tgid, 1), &KNOWN, &mut table).expect("there is room");
         }
-        assert!(records.process(&process(0, 1), &KNOWN, &mut rows).is_err());
+        assert!(records.process(&process(0, 1), &KNOWN, &mut table).is_err());
     }
 
     /// Numbers worked out by hand from the kernel's function.

@@ -9,7 +9,8 @@ use sysops_common::tasks::{End, Offsets, Process, Thread, kind};
 use super::super::ladder::Refusal;
 use super::super::loader::Object;
 use super::records::{Known, Records};
-use crate::host::{ReadTasks, TaskRow, os};
+use crate::host::task_table::{ReadTasks, TaskTable};
+use crate::host::os;
 
 /// The program in the object.
 pub(super) const PROGRAM: &str = "on_task";
@@ -24,11 +25,15 @@ const FAILURES_MAX: u32 = 3;
 pub(super) struct Table {
     object: Object,
     known: Known,
+    /// The agent's process.
+    own: u32,
     part: Vec<u8>,
     records: Records,
     /// The process whose record is kept as the kernel wrote it: 0 for none.
     pub(super) watched: u32,
     pub(super) seen: Option<Process>,
+    /// Processes that /proc shows and the iterator does not.
+    pub(super) hidden: Vec<u32>,
     failures: u32,
     failure: Option<Refusal>,
 }
@@ -43,10 +48,12 @@ impl Table {
         Self {
             object,
             known,
+            own: std::process::id(),
             part: vec![0; PART_BYTES + align_of::<Process>()],
             records: Records::default(),
             watched: 0,
             seen: None,
+            hidden: Vec::new(),
             failures: 0,
             failure: None,
         }
@@ -66,7 +73,7 @@ impl Table {
     ///
     /// # Errors
     /// When the kernel refuses, or does not tell all.
-    pub(super) fn try_read(&mut self, rows: &mut Vec<TaskRow>) -> Result<(), Refusal> {
+    pub(super) fn try_read(&mut self, table: &mut TaskTable) -> Result<(), Refusal> {
         self.seen = None;
         self.records.start();
         let mut file = self.object.iterate(PROGRAM)?;
@@ -91,7 +98,7 @@ impl Table {
                         end = Some(last.records);
                         Ok(())
                     }
-                    Record::Process(process) => self.records.process(process, &self.known, rows),
+                    Record::Process(process) => self.records.process(process, &self.known, table),
                     Record::Thread(thread) => {
                         self.records.thread(thread);
                         Ok(())
@@ -101,13 +108,22 @@ impl Table {
             part.copy_within(taken..filled, 0);
             filled -= taken;
         }
-        self.records.finish(end, filled, &self.known, rows)
+        self.records.finish(end, filled, &self.known, table)?;
+        // The open iterator is the agent's own file, and there for this moment only.
+        let own = table.rows.binary_search_by_key(&self.own, |row| row.pid).ok().map(|place| &mut table.rows[place]);
+        if let Some(open) = own.and_then(|row| row.open_files.as_mut()) {
+            *open = open.saturating_sub(1);
+        }
+        // One that has ended may have left its id to a process that is not hidden.
+        self.hidden.retain(|&pid| table.row(pid).is_none());
+        table.elsewhere.extend(&self.hidden);
+        Ok(())
     }
 }
 
 impl ReadTasks for Table {
-    fn read(&mut self, rows: &mut Vec<TaskRow>) -> bool {
-        match self.try_read(rows) {
+    fn read(&mut self, table: &mut TaskTable) -> bool {
+        match self.try_read(table) {
             Ok(()) => {
                 self.failures = 0;
                 true
@@ -161,8 +177,7 @@ mod tests {
     }
 
     fn kinds(bytes: &[u8]) -> (Vec<u32>, Result<usize, String>) {
-        let start = bytes.as_ptr().align_offset(8);
-        assert_eq!(start, 0, "the allocator aligns to eight bytes");
+        assert_eq!(bytes.as_ptr().align_offset(8), 0, "the allocator aligns to eight bytes");
         let mut seen = Vec::new();
         let taken = take(bytes, |record| {
             seen.push(match record {
@@ -187,7 +202,7 @@ mod tests {
         let whole = [0, size_of::<Process>(), size_of::<Process>() + size_of::<Thread>(), all.len()];
         for cut in 0..all.len() {
             let taken = whole.iter().copied().filter(|&end| end <= cut).max().expect("0 is there");
-            assert_eq!(kinds(&all[..cut].to_vec()).1, Ok(taken), "cut at {cut}");
+            assert_eq!(kinds(&all[..cut]).1, Ok(taken), "cut at {cut}");
         }
     }
 
