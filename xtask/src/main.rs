@@ -47,7 +47,7 @@ static COMMANDS: &[Command] = &[
     Command {
         name: "bench",
         args: "[PART…]",
-        about: "cost beside node_exporter, delays, forks, block I/O",
+        about: "cost beside node_exporter, delays, forks, block I/O, table of processes",
         run: bench::main,
     },
     Command {

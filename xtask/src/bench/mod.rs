@@ -7,6 +7,7 @@ mod forks;
 mod http;
 mod oom;
 mod process;
+mod process_table;
 pub(crate) mod victim;
 
 use std::path::PathBuf;
@@ -25,14 +26,19 @@ struct Row {
 
 type Part = (&'static str, fn() -> Result<Vec<Row>>);
 
-const PARTS: &[Part] =
-    &[("cost", cost::measure), ("oom", oom::measure), ("forks", forks::measure), ("block", block_io::measure)];
+const PARTS: &[Part] = &[
+    ("cost", cost::measure),
+    ("oom", oom::measure),
+    ("forks", forks::measure),
+    ("block", block_io::measure),
+    ("process", process_table::measure),
+];
 
 /// The command.
 pub(crate) fn main(args: &[String]) -> Result<()> {
     let args = after_dashes(args);
     if let Some(unknown) = args.iter().find(|arg| PARTS.iter().all(|(name, _)| name != arg)) {
-        bail!("bench has no part {unknown:?}; it has cost, oom, forks, block");
+        bail!("bench has no part {unknown:?}; it has cost, oom, forks, block, process");
     }
     build::release()?;
     test::get_tools();
