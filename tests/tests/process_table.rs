@@ -200,7 +200,10 @@ impl Mounts {
                 parts.next().filter(|_| is)
             })
         };
-        [path("").and_then(|path| inode(&self.unified, path)), path("memory").and_then(|path| inode(&self.memory, path))]
+        [
+            path("").and_then(|path| inode(&self.unified, path)),
+            path("memory").and_then(|path| inode(&self.memory, path)),
+        ]
     }
 }
 
@@ -236,9 +239,11 @@ fn compare(walk: &mut TaskWalk) -> Table {
     let mut elsewhere_always: Option<Vec<u32>> = None;
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
-        let before: BTreeMap<u32, Truth> = left.iter().filter_map(|&pid| Some((pid, Truth::of(pid, &mounts)?))).collect();
+        let before: BTreeMap<u32, Truth> =
+            left.iter().filter_map(|&pid| Some((pid, Truth::of(pid, &mounts)?))).collect();
         let table = read(walk);
-        let after: BTreeMap<u32, Truth> = left.iter().filter_map(|&pid| Some((pid, Truth::of(pid, &mounts)?))).collect();
+        let after: BTreeMap<u32, Truth> =
+            left.iter().filter_map(|&pid| Some((pid, Truth::of(pid, &mounts)?))).collect();
         failing.clear();
         for (pid, before) in &before {
             let Some(after) = after.get(pid).filter(|after| after.start_ticks == before.start_ticks) else { continue };

@@ -53,7 +53,12 @@ impl Host {
         let below = |name: &str| roots.root.as_ref().map(|root| root.join(name));
         let proc = below("proc").or_else(|| env("HOST_PROC")).unwrap_or_else(|| root.join("proc"));
         let sys = below("sys").or_else(|| env("HOST_SYS")).unwrap_or_else(|| root.join("sys"));
-        Self { files: Files::new(proc, sys, root), clock: Clock::Live, listing: Listing::default(), tasks: TaskTables::default() }
+        Self {
+            files: Files::new(proc, sys, root),
+            clock: Clock::Live,
+            listing: Listing::default(),
+            tasks: TaskTables::default(),
+        }
     }
 
     /// A recorded machine in `dir` (`dir/proc`, `dir/sys`, the rest as root), with a clock that stands still.

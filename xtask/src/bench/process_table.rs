@@ -109,9 +109,8 @@ struct Crowd {
 impl Crowd {
     fn start(count: usize) -> Result<Self> {
         // Each waits for input that never comes; the byte says that all are there.
-        let script = format!(
-            "exec 3<&0; i=0; while [ $i -lt {count} ]; do {{ read line <&3; }} & i=$((i+1)); done; echo; wait"
-        );
+        let script =
+            format!("exec 3<&0; i=0; while [ $i -lt {count} ]; do {{ read line <&3; }} & i=$((i+1)); done; echo; wait");
         let mut shell = Command::new("sh")
             .args(["-c", &script])
             .stdin(Stdio::piped())

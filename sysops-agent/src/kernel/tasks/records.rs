@@ -333,7 +333,8 @@ pub(super) mod tests {
     /// Numbers worked out by hand from the kernel's function.
     #[test]
     fn time_is_divided_as_the_kernel_does() {
-        let of = |times, told_user, told_system| adjusted(times, Times { user: told_user, system: told_system, runtime: 0 });
+        let of =
+            |times, told_user, told_system| adjusted(times, Times { user: told_user, system: told_system, runtime: 0 });
         let plain = |user, system, runtime| Times { user, system, runtime };
         assert_eq!(of(plain(30, 10, 100), 0, 0), (75, 25));
         assert_eq!(of(plain(30, 0, 100), 0, 0), (100, 0));

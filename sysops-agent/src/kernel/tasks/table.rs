@@ -9,8 +9,8 @@ use sysops_common::tasks::{End, Offsets, Process, Thread, kind};
 use super::super::ladder::Refusal;
 use super::super::loader::Object;
 use super::records::{Known, Records};
-use crate::host::task_table::{ReadTasks, TaskTable};
 use crate::host::os;
+use crate::host::task_table::{ReadTasks, TaskTable};
 
 /// The program in the object.
 pub(super) const PROGRAM: &str = "on_task";
@@ -41,10 +41,7 @@ pub(super) struct Table {
 impl Table {
     /// Of an object whose program is loaded with `offsets`.
     pub(super) fn new(object: Object, offsets: &Offsets) -> Self {
-        let known = Known {
-            io: offsets.io.bytes().is_some(),
-            tick_ns: 1_000_000_000 / os::ticks_per_second().max(1),
-        };
+        let known = Known { io: offsets.io.bytes().is_some(), tick_ns: 1_000_000_000 / os::ticks_per_second().max(1) };
         Self {
             object,
             known,
