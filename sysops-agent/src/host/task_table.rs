@@ -198,7 +198,8 @@ impl TaskWalk {
         let mut shared = self.tables.lock();
         // The first walk is of its own: who begins wants to see what there is.
         let is_new = self.number > 0 && shared.number != self.number && now.saturating_sub(shared.at) < SHARED_FOR;
-        if !(is_new && !shared.table.rows.is_empty()) && !shared.read(now) {
+        let can_share = is_new && !shared.table.rows.is_empty();
+        if !can_share && !shared.read(now) {
             return false;
         }
         self.number = shared.number;

@@ -1,7 +1,11 @@
 //! The fd collector against generated hosts; what it does is in `fd`.
 
+use std::sync::{Arc, Mutex};
+
 use super::*;
 use crate::collect::made_host::{MadeHost, MadeProcess, shown, shown_of};
+use crate::host::task_table::tests::{Made, row};
+use crate::host::{ReadTasks, TaskTables};
 use crate::spec::Value;
 
 fn collector(host: &Host, top_n: i64) -> FdCollector {
@@ -46,6 +50,30 @@ fn who_has_most_and_who_is_nearest_its_limit() {
         "process_fd_used_percent{7,less} 1.66015625",
     ];
     assert_eq!(shown(&batch), expected);
+}
+
+#[test]
+fn the_table_gives_what_the_files_give() {
+    let made = MadeHost::new();
+    let mut table = Made::default();
+    for (pid, open, limit) in
+        [(1, 50, "1000"), (2, 20, "25"), (3, 60, "unlimited"), (4, 15, "16"), (6, 30, "0"), (8, 900, "1024")]
+    {
+        made.process(pid, MadeProcess::default());
+        made.open_files(pid, open, limit);
+        let open_files_max = limit.parse().unwrap_or(u64::MAX);
+        // One that has room for more than the table counts.
+        let open_files = (pid != 8).then_some(open);
+        table.rows.push(TaskRow { open_files, open_files_max, ..row(pid) });
+    }
+    table.rows.remove(1);
+    table.elsewhere = vec![2];
+    let by_files = shown(&cycle(&mut collector(&made.host, 10), &made.host));
+    let host = Host { tasks: TaskTables::default(), ..made.host.clone() };
+    let reader: Arc<Mutex<dyn ReadTasks>> = Arc::new(Mutex::new(table));
+    host.tasks.offer(&reader);
+    assert_eq!(shown(&cycle(&mut collector(&host, 10), &host)), by_files);
+    assert!(by_files.contains(&"process_open_fds{8,made} 900".to_owned()), "{by_files:?}");
 }
 
 #[test]

@@ -2,10 +2,12 @@
 
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::collect::made_host::{MadeHost, MadeProcess, shown, shown_of};
-use crate::host::Clock;
+use crate::host::task_table::tests::{Made, row};
+use crate::host::{Clock, ReadTasks, TaskTables};
 use crate::spec::Value;
 
 fn collector(host: &Host, top_n: i64) -> ProcessCollector {
@@ -168,6 +170,80 @@ fn a_steady_cycle_allocates_nothing() {
     }
     assert_eq!(shown_of(&batch, "process_top_cpu_percent").len(), 10);
     assert_eq!(allocations, 0);
+}
+
+/// The host of `made` with a table of processes, which is there as long as the reader is held.
+fn with_table(made: &MadeHost, table: Made) -> (Host, Arc<Mutex<dyn ReadTasks>>) {
+    let host = Host { tasks: TaskTables::default(), ..made.host.clone() };
+    let reader: Arc<Mutex<dyn ReadTasks>> = Arc::new(Mutex::new(table));
+    host.tasks.offer(&reader);
+    (host, reader)
+}
+
+#[test]
+fn the_table_gives_what_the_files_give() {
+    let made = MadeHost::new();
+    let mut table = Made::default();
+    let mut process = |pid: u32, comm: &'static [u8], state: char, ticks: u64, threads: u32, pages: u64| {
+        let process = MadeProcess {
+            comm,
+            state,
+            cpu_ticks: ticks,
+            threads: threads.into(),
+            rss_pages: pages,
+            start_ticks: 600_100,
+        };
+        made.process(pid, process);
+        let mut name = [0; 16];
+        name[..comm.len().min(15)].copy_from_slice(&comm[..comm.len().min(15)]);
+        let state = u8::try_from(state).expect("ASCII");
+        let cpu_ns = ticks * 10_000_000 + 9_999_999;
+        let found = TaskRow {
+            comm: name,
+            state,
+            cpu_ns,
+            threads,
+            rss_pages: pages,
+            start_ticks: 600_100,
+            is_kernel: pages == 0,
+            ..row(pid)
+        };
+        table.rows.push(found);
+    };
+    process(1, b"init", 'S', 900, 1, 100);
+    process(2, b"kworker/0:1-events_power", 'I', 700, 1, 0);
+    process(7, b"a) S 1 (b\n\xff", 'R', 5000, 300, 7000);
+    process(8, b"torn", 'D', 400, 3, 50);
+    process(9, b"ended", 'Z', 1, 1, 1);
+    table.rows.remove(3);
+    table.elsewhere = vec![8, 4_000_000];
+    let (host, _held) = with_table(&made, table);
+    let read = |host: &Host| {
+        let mut collector = collector(host, 10);
+        // Both see the processes begin after the cycle before.
+        collector.scan.times.finish(host.clock.now());
+        let now = Clock::fixed();
+        now.advance(Duration::from_secs(10));
+        shown(&cycle(&mut collector, &Host { clock: now, ..host.clone() }))
+    };
+    let (by_table, by_files) = (read(&host), read(&made.host));
+    assert_eq!(by_table, by_files);
+    for line in ["processes 5", "processes_threads 306", "process_top_cpu_percent{2,kworker/0:1-events_power} 70"] {
+        assert!(by_table.iter().any(|found| found == line), "{line} is not in {by_table:#?}");
+    }
+}
+
+#[test]
+fn where_the_table_breaks_off_the_files_are_read() {
+    let made = MadeHost::new();
+    for pid in [1, 2, 3] {
+        made.process(pid, MadeProcess::default());
+    }
+    let (host, held) = with_table(&made, Made { rows: vec![row(1)], is_broken: true, ..Made::default() });
+    let mut collector = collector(&host, 10);
+    assert_eq!(shown_of(&cycle(&mut collector, &host), "processes"), [" 3"]);
+    drop(held);
+    assert_eq!(shown_of(&cycle(&mut collector, &host), "processes"), [" 3"]);
 }
 
 /// A child that is ended with the test.
