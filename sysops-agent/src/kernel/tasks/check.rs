@@ -14,6 +14,9 @@ use crate::host::{Host, Processes};
 /// What moves between two looks at /proc is not held against it: one turn of these must be quiet.
 const TURNS: u32 = 16;
 
+/// A thread that looks so often at its own time sees that some has passed.
+const LOOKS: u32 = 1000;
+
 /// The process of the agent is `self`; 1 is in every pid namespace; 2 is the parent of the kernel's threads.
 const CHECKED: [&str; 3] = ["self", "1", "2"];
 
@@ -188,8 +191,16 @@ fn check_ended(host: &Host, table: &mut Table, rows: &mut TaskTable) -> Result<(
     let path = host.files.proc("thread-self/schedstat");
     let files = host.files.clone();
     let thread = std::thread::Builder::new().name("self-check".to_owned()).spawn(move || {
-        let text = files.read_text(&path).ok()?;
-        text.split_whitespace().next()?.parse::<u64>().ok()
+        // The kernel adds up what a thread runs when it looks at it, as when it lets others run.
+        for _ in 0..LOOKS {
+            let text = files.read_text(&path).ok()?;
+            let used = text.split_whitespace().next()?.parse::<u64>().ok()?;
+            if used > 0 {
+                return Some(used);
+            }
+            std::thread::yield_now();
+        }
+        None
     });
     let Ok(used) = thread.map(|thread| thread.join().ok().flatten()) else { return Ok(()) };
     let Some(used) = used else { return Ok(()) };
