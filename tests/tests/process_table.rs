@@ -351,7 +351,7 @@ impl Drop for Ends<'_> {
 }
 
 #[test]
-fn the_table_is_whole_while_processes_and_threads_come_and_go() {
+fn the_table_is_whole_while_processes_and_threads_come_and_go_on_iter() {
     let host = live();
     let Some(probe) = iterator(&host) else { return };
     let end = AtomicBool::new(false);
@@ -451,7 +451,7 @@ fn types_that_lie_leave_the_table_to_proc_with_the_reason() {
 }
 
 #[test]
-fn the_files_of_proc_are_read_where_they_are_asked_for() {
+fn the_files_of_proc_are_read_where_they_are_asked_for_on_proc() {
     let host = live();
     let probe = OneProbe::start(&host, "tasks", "proc", Values::default());
     assert_eq!(probe.standing().rung, Rung::Proc);
