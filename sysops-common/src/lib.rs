@@ -7,6 +7,7 @@ pub mod check;
 pub mod counters;
 pub mod fd;
 pub mod hung_task;
+pub mod memory_leak;
 pub mod offset;
 pub mod oom_kill;
 pub mod plain;

@@ -18,6 +18,7 @@ mod loader;
 #[cfg(not(feature = "ebpf"))]
 #[path = "no_loader.rs"]
 mod loader;
+mod memory_leak;
 mod oom_kill;
 mod process;
 mod record;
@@ -170,7 +171,7 @@ pub struct Entry {
 }
 
 /// All probes.
-pub static ALL: &[&Entry] = &[&oom_kill::ENTRY, &hung_task::ENTRY, &block_io::ENTRY, &fd::ENTRY];
+pub static ALL: &[&Entry] = &[&oom_kill::ENTRY, &hung_task::ENTRY, &block_io::ENTRY, &fd::ENTRY, &memory_leak::ENTRY];
 
 static RECEIVED: Metric<1> = Metric::counter(
     "kernel_probe_received_total",

@@ -1,0 +1,104 @@
+//! Remembers who first touched the pages of watched processes: page faults that write, with the stack that did. Which
+//! pages are still held, and what that comes to in bytes, is left to the agent.
+#![no_std]
+#![no_main]
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::macros::{btf_tracepoint, map, raw_tracepoint, tracepoint};
+use aya_ebpf::maps::HashMap;
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext, TracePointContext};
+use sysops_common::memory_leak::{Offsets, PAGES_MAX, PageKey, Touched, WATCHED_MAX, is_chosen};
+use sysops_ebpf::counters::{Fate, count};
+use sysops_ebpf::memory::member;
+use sysops_ebpf::{clock_ns, stack};
+
+#[unsafe(no_mangle)]
+static OFFSETS: Offsets = Offsets::ABSENT;
+
+// By process id: the mask by which blocks are chosen. One more than are watched, for the self-check.
+#[map]
+static WATCHED: HashMap<u32, u64> = HashMap::with_max_entries(WATCHED_MAX as u32 + 1, 0);
+
+#[map]
+static PAGES: HashMap<PageKey, Touched> = HashMap::with_max_entries(PAGES_MAX as u32, 0);
+
+/// The fault is a write (X86_PF_WRITE, arch/x86/include/asm/trap_pf.h): a page that was only read is the zero page, which
+/// costs nothing.
+const WRITE: u64 = 1 << 1;
+
+/// A page fault in user mode.
+#[btf_tracepoint]
+pub fn user_tp_btf(ctx: BtfTracePointContext) -> i32 {
+    on_fault(ctx.arg(0), ctx.arg(2));
+    0
+}
+
+/// A page fault in the kernel, on the user's behalf.
+#[btf_tracepoint]
+pub fn kernel_tp_btf(ctx: BtfTracePointContext) -> i32 {
+    on_fault(ctx.arg(0), ctx.arg(2));
+    0
+}
+
+/// A page fault in user mode.
+#[raw_tracepoint]
+pub fn user_raw_tracepoint(ctx: RawTracePointContext) -> i32 {
+    on_fault(ctx.arg(0), ctx.arg(2));
+    0
+}
+
+/// A page fault in the kernel, on the user's behalf.
+#[raw_tracepoint]
+pub fn kernel_raw_tracepoint(ctx: RawTracePointContext) -> i32 {
+    on_fault(ctx.arg(0), ctx.arg(2));
+    0
+}
+
+/// A page fault in user mode: what its record says.
+#[tracepoint]
+pub fn user_tracepoint(ctx: TracePointContext) -> u32 {
+    on_record(ctx.as_ptr() as u64)
+}
+
+/// A page fault in the kernel, on the user's behalf: what its record says.
+#[tracepoint]
+pub fn kernel_tracepoint(ctx: TracePointContext) -> u32 {
+    on_record(ctx.as_ptr() as u64)
+}
+
+#[inline(always)]
+fn on_record(base: u64) -> u32 {
+    let address = member::<u64>(base, &OFFSETS.format_address);
+    match address.zip(member::<u64>(base, &OFFSETS.format_error)) {
+        Some((address, error)) => on_fault(address, error),
+        None => count(Fate::ReadFault),
+    }
+    0
+}
+
+/// Most faults are of processes that no one watches: that is asked first.
+#[inline(always)]
+fn on_fault(address: u64, error: u64) {
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: the value is copied at once.
+    let Some(mask) = (unsafe { WATCHED.get(tgid) }).copied() else { return };
+    if error & WRITE == 0 || address >> 63 != 0 || !is_chosen(address, mask) {
+        return;
+    }
+    // SAFETY: a reference is valid to read. Volatile, as the loader writes the value after compilation.
+    let page_shift = unsafe { core::ptr::read_volatile(&OFFSETS.page_shift) } & 31;
+    let key = PageKey { tgid, reserved: 0, address: address >> page_shift << page_shift };
+    // A page that is known is written again after a fork or a migration: it stays with who touched it first.
+    if PAGES.get_ptr(key).is_some() {
+        return;
+    }
+    let touched = Touched { stack: stack::capture(&OFFSETS.stack), at_ns: clock_ns() };
+    match PAGES.insert(key, touched, u64::from(BPF_NOEXIST)) {
+        Ok(()) => count(Fate::Received),
+        // Another thread was quicker, or the map is full.
+        Err(_) if PAGES.get_ptr(key).is_some() => {}
+        Err(_) => count(Fate::MapFull),
+    }
+}
