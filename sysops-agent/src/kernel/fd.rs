@@ -16,7 +16,7 @@ use super::loader::{self, Object, Table};
 use super::process::Process;
 use super::syscalls::{self, EFFECTS};
 use super::watched::{Change, Watched};
-use super::{Entry, Probe, Rung, layout, tracefs};
+use super::{other_pids, Entry, Probe, Rung, layout, tracefs};
 use crate::host::Host;
 use crate::host::files::open_file;
 use crate::model::{Batch, Desc, Event, Metric, Unit};
@@ -120,13 +120,6 @@ fn new(host: &Host, facts: &Facts, values: &Values) -> Fds {
         standing: None,
         contradiction: None,
     }
-}
-
-fn other_pids() -> Refusal {
-    Refusal::new(
-        "the agent's /proc does not number processes as the kernel does",
-        "run the agent in the host's pid namespace, or mount the host's /proc and set HOST_PROC",
-    )
 }
 
 impl Probe for Fds {

@@ -349,6 +349,14 @@ impl EventSource for Kernel {
     }
 }
 
+/// Why a probe that is told process ids by /proc cannot stand where /proc has other numbers.
+fn other_pids() -> Refusal {
+    Refusal::new(
+        "the agent's /proc does not number processes as the kernel does",
+        "run the agent in the host's pid namespace, or mount the host's /proc and set HOST_PROC",
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -114,7 +114,7 @@ fn new(host: &Host, facts: &Facts, values: &Values) -> MemoryLeaks {
     let stack = facts.btf.as_ref().map_err(Clone::clone).and_then(stacks::offsets);
     let formats = facts.format(host, "exceptions/page_fault_user").and_then(|format| fields(&format));
     let ground = |found: Result<(), Refusal>| {
-        let pids = if facts.initial_pids { Ok(()) } else { Err(stacks::other_pids()) };
+        let pids = if facts.initial_pids { Ok(()) } else { Err(super::other_pids()) };
         let stack = stack.as_ref().map(drop).map_err(Clone::clone);
         loader::embedded("memory_leak").map(drop).and(facts.privilege.clone()).and(pids).and(found).and(stack)
     };
