@@ -24,8 +24,9 @@ pub struct Offsets {
     pub format_error: Offset,
     /// log2 of the size of a page.
     pub page_shift: u16,
-    /// Keeps the size a multiple of the alignment without hidden bytes.
-    pub reserved: u16,
+    /// 1 when a page that is not present was given back: its old owner is forgotten. 0 where the kernel takes pages away for
+    /// a while to see who uses them (NUMA balancing).
+    pub absent_is_free: u16,
 }
 
 /// A page of a process.
@@ -59,7 +60,7 @@ impl Offsets {
         format_address: Offset::ABSENT,
         format_error: Offset::ABSENT,
         page_shift: 12,
-        reserved: 0,
+        absent_is_free: 0,
     };
 }
 

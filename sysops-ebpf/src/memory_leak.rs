@@ -4,7 +4,6 @@
 #![no_main]
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::{btf_tracepoint, map, raw_tracepoint, tracepoint};
 use aya_ebpf::maps::HashMap;
@@ -24,6 +23,8 @@ static WATCHED: HashMap<u32, u64> = HashMap::with_max_entries(WATCHED_MAX as u32
 #[map]
 static PAGES: HashMap<PageKey, Touched> = HashMap::with_max_entries(PAGES_MAX as u32, 0);
 
+/// The page is there, and the fault is about what may be done with it (X86_PF_PROT).
+const PRESENT: u64 = 1;
 /// The fault is a write (X86_PF_WRITE, arch/x86/include/asm/trap_pf.h): a page that was only read is the zero page, which
 /// costs nothing.
 const WRITE: u64 = 1 << 1;
@@ -88,17 +89,18 @@ fn on_fault(address: u64, error: u64) {
         return;
     }
     // SAFETY: a reference is valid to read. Volatile, as the loader writes the value after compilation.
-    let page_shift = unsafe { core::ptr::read_volatile(&OFFSETS.page_shift) } & 31;
+    let (page_shift, absent_is_free) = unsafe {
+        (core::ptr::read_volatile(&OFFSETS.page_shift) & 31, core::ptr::read_volatile(&OFFSETS.absent_is_free))
+    };
     let key = PageKey { tgid, reserved: 0, address: address >> page_shift << page_shift };
-    // A page that is known is written again after a fork or a migration: it stays with who touched it first.
-    if PAGES.get_ptr(key).is_some() {
+    // A page that is known and there is written again after a fork: it stays with who touched it first.
+    let is_known = PAGES.get_ptr(key).is_some();
+    if is_known && (absent_is_free == 0 || error & PRESENT != 0) {
         return;
     }
     let touched = Touched { stack: stack::capture(&OFFSETS.stack), at_ns: clock_ns() };
-    match PAGES.insert(key, touched, u64::from(BPF_NOEXIST)) {
+    match PAGES.insert(key, touched, 0) {
         Ok(()) => count(Fate::Received),
-        // Another thread was quicker, or the map is full.
-        Err(_) if PAGES.get_ptr(key).is_some() => {}
         Err(_) => count(Fate::MapFull),
     }
 }

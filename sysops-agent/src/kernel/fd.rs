@@ -16,7 +16,7 @@ use super::loader::{self, Object, Table};
 use super::process::Process;
 use super::syscalls::{self, EFFECTS};
 use super::watched::{Change, Watched};
-use super::{other_pids, Entry, Probe, Rung, layout, tracefs};
+use super::{Entry, Probe, Rung, layout, other_pids, tracefs};
 use crate::host::Host;
 use crate::host::files::open_file;
 use crate::model::{Batch, Desc, Event, Metric, Unit};

@@ -133,9 +133,10 @@ mod tests {
         let held = Held::of_entries(&entries, 12);
         assert_eq!(held.count(), 3);
         let base = 0x7f00_0020_0000;
-        assert_eq!([0, 1, 2, 3, 4, 5, 511].map(|page| held.has(base + page * 4096)), [
-            true, true, false, false, true, false, false
-        ]);
+        assert_eq!(
+            [0, 1, 2, 3, 4, 5, 511].map(|page| held.has(base + page * 4096)),
+            [true, true, false, false, true, false, false]
+        );
         assert_eq!(Held::of_entries(&[0xff; 8 * 4096], 12).count(), 0, "of files");
         assert_eq!(Held::of_entries(&[1, 2, 3], 12).count(), 0);
     }

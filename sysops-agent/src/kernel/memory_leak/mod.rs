@@ -78,6 +78,8 @@ const FAULTS: [&str; 2] = ["page_fault_user", "page_fault_kernel"];
 const GROUP: &str = "exceptions";
 /// Of the room for pages, how much may be taken before fewer blocks are looked at.
 const PAGES_FULL: usize = PAGES_MAX / 4 * 3;
+/// Memory for the self-check: above the largest threshold from which glibc maps memory anew (mallopt(3), M_MMAP_THRESHOLD).
+const UNTOUCHED: usize = 40 << 20;
 /// Stacks in a report.
 const STACKS_MAX: usize = 64;
 
@@ -125,8 +127,14 @@ fn new(host: &Host, facts: &Facts, values: &Values) -> MemoryLeaks {
         Step { rung: Rung::RawTracepoint, stands: typed },
         Step { rung: Rung::Tracepoint, stands: traced },
     ];
-    let page_shift = u16::try_from(held::page_shift()).unwrap_or(12);
-    let known = Offsets { stack: stack.unwrap_or(sysops_common::stack::StackOffsets::ABSENT), page_shift, ..Offsets::ABSENT };
+    let balancing = host.files.read_text(&host.files.proc("sys/kernel/numa_balancing"));
+    let known = Offsets {
+        stack: stack.unwrap_or(sysops_common::stack::StackOffsets::ABSENT),
+        page_shift: u16::try_from(held::page_shift()).unwrap_or(12),
+        // Without the file the kernel has no NUMA balancing.
+        absent_is_free: u16::from(!balancing.is_ok_and(|mode| mode != "0")),
+        ..Offsets::ABSENT
+    };
     let format = formats.unwrap_or(Offsets::ABSENT);
     let id = |name: &str| facts.btf.as_ref().ok().and_then(|btf| btf.tracepoint(name));
     MemoryLeaks {
@@ -326,9 +334,6 @@ impl Armed {
                 self.pages.remove(key);
                 continue;
             };
-            if target.knows(key) {
-                continue;
-            }
             if let Some(touched) = self.pages.get(key) {
                 target.add(key, touched);
             }
@@ -351,7 +356,8 @@ impl Armed {
         let target = self.targets.get(&pid)?;
         let open = held::anonymous_bytes(host, pid)?;
         let bytes_each = os::page_size().saturating_mul(self.mask + 1);
-        let since = |then_ns: u64| Duration::from_nanos(u64::try_from(now_ns).unwrap_or(u64::MAX).saturating_sub(then_ns));
+        let since =
+            |then_ns: u64| Duration::from_nanos(u64::try_from(now_ns).unwrap_or(u64::MAX).saturating_sub(then_ns));
         let hours = since(target.armed_ns).as_secs_f64() / 3600.0;
         let mut stacks: Vec<(StackId, u64, f64)> = account
             .shares
@@ -378,7 +384,11 @@ impl Armed {
             attributed,
             coverage: ratio(attributed, open),
             rung,
-            unattributed: unattributed(target.bytes_before.min(open), account.unknown_pages * bytes_each, self.mask + 1),
+            unattributed: unattributed(
+                target.bytes_before.min(open),
+                account.unknown_pages * bytes_each,
+                self.mask + 1,
+            ),
             stacks: stacks.collect(),
         })
     }
@@ -389,25 +399,27 @@ impl Armed {
             .status("Tgid")
             .ok_or_else(|| Refusal::new("self-check: /proc/thread-self/status: no Tgid", ""))?;
         self.masks.insert(&own, &0)?;
-        // Large enough that it comes from the kernel and not from what the allocator kept.
-        let mut memory = Vec::<u8>::with_capacity(4 << 20);
-        memory.resize(4 << 20, 1);
+        // More than any allocator keeps, so that it comes from the kernel, and of all that one page is touched.
+        let mut memory = vec![0_u8; UNTOUCHED];
+        let middle = std::hint::black_box(&mut memory[UNTOUCHED / 2]);
+        *middle = 1;
         let shift = held::page_shift();
-        let first = (memory.as_ptr() as u64 >> shift) + 1;
-        let address = (first + 1) << shift;
-        let blocks = |key: &PageKey| account::block(key.address) == account::block(address);
+        let address = std::ptr::from_mut(middle) as u64 >> shift << shift;
         self.masks.remove(&own);
-        self.pages.keys(&mut self.keys);
-        let seen = self.keys.iter().any(|key| key.tgid == own && blocks(key));
-        for key in std::mem::take(&mut self.keys) {
-            self.pages.remove(&key);
-        }
+        let touched = self.pages.get(&PageKey { tgid: own, reserved: 0, address });
         self.stacks.drain(host);
-        self.stacks.forget_process(own);
-        if seen && memory.last() == Some(&1) {
-            return Ok(());
+        self.pages.keys(&mut self.keys);
+        for key in &self.keys {
+            self.pages.remove(key);
         }
-        Err(layout::contradiction("self-check: memory was touched and no page fault was seen".to_owned()))
+        self.stacks.forget_process(own);
+        match touched {
+            Some(Touched { stack: 0, .. }) => {
+                Err(layout::contradiction("self-check: memory was touched and its page fault had no stack".into()))
+            }
+            Some(_) => Ok(()),
+            None => Err(layout::contradiction("self-check: memory was touched and no page fault was seen".into())),
+        }
     }
 }
 
