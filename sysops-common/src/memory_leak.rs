@@ -1,4 +1,5 @@
-//! Pages of anonymous memory that watched processes touch for the first time, with the stack that did.
+//! Pages of anonymous memory that watched processes touch for the first time, and pieces that their allocators hand out,
+//! with the stack that did or asked.
 
 use crate::offset::Offset;
 use crate::plain::plain;
@@ -8,6 +9,8 @@ use crate::stack::StackOffsets;
 pub const WATCHED_MAX: usize = 16;
 /// Pages that are remembered, of all watched processes together.
 pub const PAGES_MAX: usize = 65_536;
+/// Pieces that are remembered when allocators are watched.
+pub const PIECES_MAX: usize = 1 << 18;
 /// Memory is chosen in blocks of this size, 2 to the power of 21 bytes: what one fault brings at most where huge pages
 /// are on, so that the pages of a block can be shared out among the faults in it.
 pub const BLOCK_SHIFT: u32 = 21;
@@ -51,7 +54,43 @@ pub struct Touched {
     pub at_ns: u64,
 }
 
-plain!(Offsets, PageKey, Touched);
+/// A piece of memory that an allocator handed out.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PieceKey {
+    /// Process id in the initial pid namespace.
+    pub tgid: u32,
+    /// Keeps the size a multiple of the alignment without hidden bytes.
+    pub reserved: u32,
+    /// Address.
+    pub address: u64,
+}
+
+/// Who asked for a piece.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The stack, as `stack` refers to it; 0 when none could be taken.
+    pub stack: u64,
+    /// CLOCK_MONOTONIC.
+    pub at_ns: u64,
+    /// Bytes that were asked for.
+    pub bytes: u64,
+}
+
+/// A call of an allocator that has not returned yet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// What it asks for.
+    pub piece: Piece,
+    /// The piece that it replaces; 0 for none.
+    pub replaces: u64,
+    /// Where the address is left (posix_memalign); 0 when it is returned.
+    pub result_at: u64,
+}
+
+plain!(Offsets, PageKey, Touched, PieceKey, Piece, Call);
 
 impl Offsets {
     /// Nothing is known.

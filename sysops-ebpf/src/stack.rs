@@ -196,8 +196,9 @@ fn step(rule: &Rule, place: &Place, address_bits: u32) -> Option<Place> {
     Some(Place { ip: stack::place(ip, address_bits), sp, bp, lr: 0 })
 }
 
+/// Eight bytes of the user program's memory.
 #[inline(always)]
-fn read_user(address: u64) -> Option<u64> {
+pub fn read_user(address: u64) -> Option<u64> {
     let mut value = 0_u64;
     // SAFETY: `value` has eight bytes; the helper checks the address.
     let failed = unsafe { generated::bpf_probe_read_user((&raw mut value).cast(), 8, address as *const _) };

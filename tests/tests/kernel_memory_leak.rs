@@ -16,7 +16,8 @@ use sysops_agent::symbolize::{Symbolizer, Trust};
 use sysops_tests::one_probe::{has_tracefs, key};
 use sysops_tests::require::{self, require};
 
-/// Leaks 40 × 64 KiB in `leak_here`, gives back as much in `churn`, and leaks 8 × 1 MiB of its own mappings in `map_here`, at
+/// Told "small" at the start, its allocator keeps what `churn` gives back and hands it to `leak_here`: no page fault tells of
+/// that. Leaks 40 × 64 KiB in `leak_here`, gives back as much in `churn`, and leaks 8 × 1 MiB of its own mappings in `map_here`, at
 /// each line that it is told.
 const PROGRAM: &str = r#"
 #include <stdio.h>
@@ -41,10 +42,10 @@ __attribute__((noinline)) void churn(void) {
     __asm__ volatile("" : : "r"(p) : "memory");
     free(p);
 }
-int main(void) {
+int main(int argc, char **argv) {
     char line[16];
     // What is large is mapped each time: the allocator keeps nothing of what churn gives back, for others to take.
-    mallopt(M_MMAP_THRESHOLD, 131072);
+    mallopt(M_MMAP_THRESHOLD, argc > 1 ? 1 << 25 : 131072);
     puts("ready"); fflush(stdout);
     while (fgets(line, sizeof line, stdin)) {
         for (int i = 0; i < 40; i++) { handler(); if (i % 4 == 0) churn(); }
@@ -67,15 +68,19 @@ struct Leaker {
 }
 
 impl Leaker {
-    fn start(name: &str) -> Self {
+    fn start(name: &str, arguments: &[&str]) -> Self {
         let directory = std::env::temp_dir().join(format!("sysops-memory-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&directory).expect("a directory of our own");
         let (source, program) = (directory.join("leaker.c"), directory.join("leaker"));
         std::fs::write(&source, PROGRAM).expect("a file of our own");
         let built = Command::new("cc").args(["-O1", "-g", "-fno-inline", "-o"]).arg(&program).arg(&source).status();
         assert!(built.expect("require() was asked").success());
-        let mut child =
-            Command::new(&program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it was built");
+        let mut child = Command::new(&program)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it was built");
         let said = BufReader::new(child.stdout.take().expect("piped"));
         let mut leaker = Self { child, said, directory };
         leaker.hears("ready");
@@ -148,10 +153,11 @@ fn is_told_on(rung: Rung) {
     if !require(require::root().or_else(|| require::programs(&["cc"]))) {
         return;
     }
-    let mut leaker = Leaker::start(rung.word());
+    let mut leaker = Leaker::start(rung.word(), &[]);
     let observation = Observation {
         resources: vec![Resource::Memory],
         pids: vec![leaker.child.id()],
+        malloc: false,
         length: Duration::from_secs(1),
     };
     let mut values = Values::default();
@@ -190,5 +196,49 @@ fn who_makes_it_grow_is_told_on_tracepoint() {
     let missing = require::root().or_else(|| require::programs(&["unshare", "mount"]));
     if require(missing) && has_tracefs("who_makes_it_grow_is_told_on_tracepoint") {
         is_told_on(Rung::Tracepoint);
+    }
+}
+
+/// Where the allocator hands out again what it kept, only its own calls tell who leaks.
+#[test]
+fn who_does_not_free_is_told_by_the_allocator() {
+    if !require(require::root().or_else(|| require::programs(&["cc"]))) {
+        return;
+    }
+    let mut leaker = Leaker::start("malloc", &["small"]);
+    let observation = Observation {
+        resources: vec![Resource::Memory],
+        pids: vec![leaker.child.id()],
+        malloc: true,
+        length: Duration::from_secs(1),
+    };
+    let mut kernel = Kernel::observe(&host(), &Values::default(), &observation);
+    let standing = kernel.standings().remove(0);
+    assert_eq!(standing.rung, Rung::Uprobe, "{standing:?}");
+    let before = go_on(&mut kernel, &mut leaker, 1);
+    let after = go_on(&mut kernel, &mut leaker, 3);
+    println!("{before:?}\n{after:?}");
+    assert_eq!(after.within("leak_here") - before.within("leak_here"), 3 * 40 << 16, "to the byte");
+    assert_eq!(after.within("churn"), 0, "it freed all");
+    let leak = after.by_names.keys().find(|names| names.contains(&"leak_here".to_owned())).expect("it leaks");
+    assert_eq!(leak, &["leak_here", "handler", "main"]);
+}
+
+#[test]
+fn an_allocator_is_followed_in_one_process_that_has_one() {
+    if !require(require::root()) {
+        return;
+    }
+    let of = |pids: Vec<u32>| {
+        let observation =
+            Observation { resources: vec![Resource::Memory], pids, malloc: true, length: Duration::from_secs(1) };
+        Kernel::observe(&host(), &Values::default(), &observation).standings().remove(0)
+    };
+    for (pids, reason) in
+        [(vec![], "one process"), (vec![u32::MAX >> 1], "no process"), (vec![2], "no file of process 2")]
+    {
+        let standing = of(pids);
+        assert_eq!(standing.rung, Rung::Off);
+        assert!(standing.reason.contains(reason) && !standing.remedy.is_empty(), "{standing:?}");
     }
 }

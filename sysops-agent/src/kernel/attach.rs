@@ -46,7 +46,9 @@ impl Tracepoint {
                 ("on_raw_tracepoint", Point::Raw(self.name), Some(("check_raw_tracepoint", Point::Raw(RENAME))))
             }
             Rung::Tracepoint => ("on_tracepoint", Point::Plain(self.group, self.name), None),
-            Rung::Fentry | Rung::Kmsg | Rung::Off => return Err(Refusal::new("nothing to attach on this rung", "")),
+            Rung::Fentry | Rung::Uprobe | Rung::Kmsg | Rung::Off => {
+                return Err(Refusal::new("nothing to attach on this rung", ""));
+            }
         };
         if let Some((program, point)) = self_check {
             let look = || Own::read(host, facts.initial_pids);

@@ -237,7 +237,9 @@ impl Fds {
             Rung::TpBtf => Ok(("on_tp_btf", Point::Typed("sys_exit", self.sys_exit.ok_or_else(missing)?))),
             Rung::RawTracepoint => Ok(("on_raw_tracepoint", Point::Raw("sys_exit"))),
             Rung::Tracepoint => Ok(("on_tracepoint", Point::Plain("syscalls", "sys_exit_close"))),
-            Rung::Fentry | Rung::Kmsg | Rung::Off => Err(Refusal::new("nothing to attach on this rung", "")),
+            Rung::Fentry | Rung::Uprobe | Rung::Kmsg | Rung::Off => {
+                Err(Refusal::new("nothing to attach on this rung", ""))
+            }
         }
     }
 }

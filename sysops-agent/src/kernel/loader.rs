@@ -3,10 +3,13 @@
 
 use std::ffi::CString;
 use std::fs::File;
+use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
 use aya::maps::{Array, HashMap, MapData, RingBuf};
-use aya::programs::{BtfTracePoint, FEntry, Iter, ProgramError, RawTracePoint, TracePoint};
+use aya::programs::uprobe::UProbeScope;
+use aya::programs::{BtfTracePoint, FEntry, Iter, ProgramError, RawTracePoint, TracePoint, UProbe};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
 use sysops_common::check::Check;
 use sysops_common::counters::Counters;
@@ -146,6 +149,27 @@ impl Object {
             program.attach(group, tracepoint).map_err(|error| refused(name, &error))?;
         }
         Ok(())
+    }
+
+    /// Loads the program `name`, if it is not yet, and attaches it to the function `function` of the program or library `file`,
+    /// at its entry or its end as the program is made for, for the process `pid` alone.
+    ///
+    /// # Errors
+    /// When the file has no such function, or the verifier or the kernel refuses.
+    pub(super) fn attach_to_function(
+        &mut self,
+        name: &str,
+        file: &Path,
+        function: &str,
+        pid: u32,
+    ) -> Result<(), Refusal> {
+        let pid = NonZeroU32::new(pid).ok_or_else(|| Refusal::new("process 0 has no functions", ""))?;
+        let program: &mut UProbe = self.program(name)?;
+        if program.fd().is_err() {
+            program.load().map_err(|error| refused(name, &error))?;
+        }
+        let attached = program.attach(function, file, UProbeScope::OneProcess(pid));
+        attached.map(drop).map_err(|error| refused(name, &error))
     }
 
     /// Hands the program `name` to the verifier and takes it out again; nothing is attached.

@@ -53,6 +53,8 @@ pub enum Rung {
     TpBtf,
     /// BPF program on a raw tracepoint, offsets from BTF.
     RawTracepoint,
+    /// BPF programs at functions of a user program.
+    Uprobe,
     /// BPF program on a tracepoint, offsets from its tracefs format.
     Tracepoint,
     /// Text of /dev/kmsg, read by `logs`.
@@ -83,8 +85,8 @@ pub struct Standing {
 
 impl Rung {
     /// All of them, best first.
-    pub const ALL: [Self; 6] =
-        [Self::Fentry, Self::TpBtf, Self::RawTracepoint, Self::Tracepoint, Self::Kmsg, Self::Off];
+    pub const ALL: [Self; 7] =
+        [Self::Fentry, Self::TpBtf, Self::RawTracepoint, Self::Uprobe, Self::Tracepoint, Self::Kmsg, Self::Off];
 
     /// Its name, as the configuration and the JSON have it.
     #[must_use]
@@ -93,6 +95,7 @@ impl Rung {
             Self::Fentry => "fentry",
             Self::TpBtf => "tp_btf",
             Self::RawTracepoint => "raw_tracepoint",
+            Self::Uprobe => "uprobe",
             Self::Tracepoint => "tracepoint",
             Self::Kmsg => "kmsg",
             Self::Off => "off",
@@ -107,7 +110,7 @@ impl Rung {
             Self::TpBtf => Some(Source::TpBtf),
             Self::RawTracepoint => Some(Source::RawTracepoint),
             Self::Tracepoint => Some(Source::Tracepoint),
-            Self::Kmsg | Self::Off => None,
+            Self::Uprobe | Self::Kmsg | Self::Off => None,
         }
     }
 }
@@ -119,6 +122,8 @@ pub struct Observation {
     pub resources: Vec<Resource>,
     /// The processes, by their ids in the /proc of the host. None: those that draw suspicion during the observation.
     pub pids: Vec<u32>,
+    /// Memory is followed from each call of the process's allocator, which slows it down, and not from its page faults.
+    pub malloc: bool,
     /// How long it is meant to last: what counts as growth is measured by it.
     pub length: Duration,
 }
@@ -188,7 +193,7 @@ static DROPPED: Metric<2> = Metric::counter(
 static RUNG: Metric<2> = Metric::gauge(
     "kernel_probe_rung",
     Unit::Bool,
-    "1 for the rung on which a probe stands: fentry, tp_btf, raw_tracepoint, tracepoint, kmsg, off.",
+    "1 for the rung on which a probe stands: fentry, tp_btf, raw_tracepoint, uprobe, tracepoint, kmsg, off.",
     &["probe", "rung"],
 );
 

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::fs::File;
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 
 use sysops_common::check::Check;
 use sysops_common::counters::Counters;
@@ -84,6 +85,20 @@ impl Object {
     /// # Errors
     /// Never.
     pub(super) fn attach_to_each(&mut self, _name: &str, _group: &str, _tracepoints: &[&str]) -> Result<(), Refusal> {
+        match *self {}
+    }
+
+    /// There is no object to attach.
+    ///
+    /// # Errors
+    /// Never.
+    pub(super) fn attach_to_function(
+        &mut self,
+        _name: &str,
+        _file: &Path,
+        _function: &str,
+        _pid: u32,
+    ) -> Result<(), Refusal> {
         match *self {}
     }
 

@@ -74,6 +74,11 @@ impl Target {
         self.touched.len()
     }
 
+    /// References to the stacks that touched them.
+    pub(super) fn references(&self) -> impl Iterator<Item = u64> {
+        self.touched.values().map(|touched| touched.stack)
+    }
+
     /// Forgets the pages that `keep` does not want, and tells each.
     pub(super) fn thin(&mut self, keep: impl Fn(u64) -> bool, mut forget: impl FnMut(PageKey)) {
         let pid = self.pid;

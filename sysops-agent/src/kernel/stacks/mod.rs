@@ -142,6 +142,12 @@ impl Stacks {
         self.lost
     }
 
+    /// References that are remembered.
+    #[must_use]
+    pub(super) fn references(&self) -> usize {
+        self.references.len()
+    }
+
     /// Forgets the captures of which `used` says no: their descriptors are closed. A stack that is captured again
     /// comes anew.
     pub(super) fn retain(&mut self, mut used: impl FnMut(u64) -> bool) {
