@@ -71,9 +71,8 @@ fn inlined_functions_are_frames_of_their_own() {
     let start = address(&image.path, "outer");
     let mut symbolizer = Symbolizer::new(Trust::All);
     let stacks: Vec<Vec<Frame>> = (start..start + 64).map(|offset| named(&mut symbolizer, &image, offset)).collect();
-    let names = |frames: &Vec<Frame>| {
-        frames.iter().map(|frame| frame.function.clone().unwrap_or_default()).collect::<Vec<_>>()
-    };
+    let names =
+        |frames: &Vec<Frame>| frames.iter().map(|frame| frame.function.clone().unwrap_or_default()).collect::<Vec<_>>();
     let nested = stacks.iter().find(|frames| names(frames) == ["inner", "outer"]).expect("it is inlined somewhere");
     assert_eq!((nested[0].line, nested[1].line), (Some(3), Some(6)), "each where it stands in its own function");
 }
