@@ -208,6 +208,15 @@ impl Object {
         Array::try_from(map).map(|map| Slot { map }).map_err(|error| refused(name, &error))
     }
 
+    /// The ring buffer `name`, taken out of the object.
+    ///
+    /// # Errors
+    /// When the object has no such map, or one of another type.
+    pub(super) fn ring(&mut self, name: &str) -> Result<Ring, Refusal> {
+        let map = take(&mut self.ebpf, name)?;
+        RingBuf::try_from(map).map(|map| Ring { map }).map_err(|error| refused(name, &error))
+    }
+
     fn unload(&mut self, name: &str, point: Point<'_>) -> Result<(), Refusal> {
         match point {
             Point::Function(..) => self.program::<FEntry>(name)?.unload(),
@@ -257,6 +266,24 @@ impl<K: Plain, V: Plain> Table<K, V> {
     pub(super) fn remove(&mut self, key: &K) {
         // The one error that can be is that it is not there.
         let _ = self.map.remove(key);
+    }
+}
+
+/// A ring buffer beside EVENTS.
+pub(super) struct Ring {
+    map: RingBuf<MapData>,
+}
+
+impl Ring {
+    /// Becomes readable when there are records.
+    #[must_use]
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.map.as_fd()
+    }
+
+    /// Takes the next record; `None` when there is none. `each` sees its bytes, aligned to 8.
+    pub(super) fn next<R>(&mut self, each: impl FnOnce(&[u8]) -> R) -> Option<R> {
+        self.map.next().map(|item| each(&item))
     }
 }
 
