@@ -192,7 +192,6 @@ pub const fn place(address: u64, address_bits: u32) -> u64 {
     if address_bits == 0 || address_bits >= 64 { address } else { address & ((1 << address_bits) - 1) }
 }
 
-
 impl StackHash {
     /// Of no frames.
     #[inline(always)]

@@ -60,7 +60,12 @@ impl Descriptors {
     ///
     /// # Errors
     /// ENOENT when it is not open any more, EACCES when this user may not know.
-    pub fn link<'b>(&self, pid: u32, fd: u32, buffer: &'b mut [MaybeUninit<u8>; LINK_BYTES]) -> Result<&'b [u8], Errno> {
+    pub fn link<'b>(
+        &self,
+        pid: u32,
+        fd: u32,
+        buffer: &'b mut [MaybeUninit<u8>; LINK_BYTES],
+    ) -> Result<&'b [u8], Errno> {
         let mut path = [0; 64];
         let (link, _) = readlinkat_raw(&self.proc, path_of(&mut path, pid, "fd", Some(fd))?, &mut buffer[..])?;
         Ok(link)

@@ -1,34 +1,47 @@
-//! File descriptors that chosen processes get and close, counted by the programs when system calls return. Nothing is
-//! attached while there is no process to watch. How many are open is told by the collector of file descriptors.
+//! File descriptors that processes take and do not give back, by the stack that took them. Processes whose open descriptors
+//! become more and more are watched by themselves, others by name; nothing is attached while none is. How many are open in
+//! all is told by the collector of file descriptors, names of functions are left to `symbolize`.
+
+mod floor;
+mod follow;
+mod groups;
+mod kind;
+mod open;
+mod rungs;
+mod suspects;
 
 use std::os::fd::BorrowedFd;
-use std::path::Path;
+use std::time::Duration;
 
 use sysops_common::counters::Counters;
-use sysops_common::fd::{Counts, Offsets, WATCHED_MAX};
-use sysops_common::offset::Offset;
+use sysops_common::fd::WATCHED_MAX;
 
-use super::attach::Point;
-use super::btf::{Btf, TypeId};
+use self::follow::{Followed, Measures};
+use self::rungs::Rungs;
+use self::suspects::{Measure, Suspects};
 use super::facts::Facts;
 use super::ladder::{Refusal, Step, WORDS};
-use super::loader::{self, Object, Table};
-use super::process::Process;
-use super::syscalls::{self, EFFECTS};
 use super::watched::{Change, Watched};
-use super::{Entry, Probe, Rung, layout, tracefs};
-use crate::host::Host;
-use crate::host::files::open_file;
-use crate::model::{Batch, Desc, Event, Metric, Unit};
+use super::{Entry, Observation, Probe, Rung};
+use crate::host::{Descriptors, Host, OpenFds};
+use crate::model::{Batch, Desc, Event, LeakReport, Metric, Resource, Unit};
 use crate::spec::{Key, Values};
 
 /// The probe in the list.
 pub(super) static ENTRY: Entry = Entry {
     name: "fd",
     metrics: METRICS,
-    keys: &[RUNG.spec(), WATCH.spec()],
+    keys: &[
+        RUNG.spec(),
+        WATCH.spec(),
+        SUSPECTS_MAX.spec(),
+        WINDOW.spec(),
+        RISE.spec(),
+        LIMIT_PERCENT.spec(),
+        DESCRIPTORS_MAX.spec(),
+    ],
     rung: &RUNG,
-    new: |host, facts, values| Box::new(new(host, facts, values)),
+    new: |host, facts, values| Box::new(Fds::new(host, facts, values)),
 };
 
 static RUNG: Key<String> = Key::choice(
@@ -41,318 +54,330 @@ static RUNG: Key<String> = Key::choice(
 static WATCH: Key<Vec<String>> = Key::list(
     "kernel.fd.watch",
     &[],
-    "Names of the processes whose new and closed file descriptors are counted, as in /proc/<pid>/comm. At most 64 processes are \
-     watched. While the list is empty, or names nothing that runs, nothing is attached and nothing is slowed down.",
+    "Names of the processes whose file descriptors are always followed, as in /proc/<pid>/comm, beside those that become \
+     suspicious by themselves. At most 64 processes are followed at once. While there is none, nothing is attached and \
+     nothing is slowed down.",
+);
+static SUSPECTS_MAX: Key<i64> = Key::int(
+    "kernel.fd.suspects_max",
+    8,
+    0,
+    WATCHED_MAX as i64,
+    "How many processes are followed at once because they look as if they leak file descriptors; 0 for none.",
+);
+static WINDOW: Key<Duration> = Key::secs(
+    "kernel.fd.window_secs",
+    300,
+    30,
+    86_400,
+    "How long the open descriptors of a process must rise, with all that comes and goes taken away, until it looks as if it \
+     leaks; and of a stack in it, until it is told as a leak. Slow leaks are looked for over a window twelve times as long.",
+);
+static RISE: Key<i64> =
+    Key::int("kernel.fd.rise", 16, 1, 1_000_000, "By how many descriptors they must rise in that time.");
+static LIMIT_PERCENT: Key<f64> = Key::float(
+    "kernel.fd.limit_percent",
+    80.0,
+    1.0,
+    100.0,
+    "From this share of the limit on open files (RLIMIT_NOFILE, the soft limit) on any rise over half of that time will do.",
+);
+static DESCRIPTORS_MAX: Key<i64> = Key::int(
+    "kernel.fd.descriptors_max",
+    65_536,
+    1024,
+    1 << 20,
+    "How many descriptors are followed at once, in all processes. Each takes some 120 bytes of the kernel's memory while any \
+     process is followed.",
 );
 
 static INSTALLS: Metric<2> = Metric::counter(
     "process_fd_installs_total",
     Unit::Count,
-    "File descriptors that a watched process got by system calls, since it is watched.",
+    "File descriptors that a followed process got, since it is followed.",
     &["pid", "comm"],
 );
 static CLOSES: Metric<2> = Metric::counter(
     "process_fd_closes_total",
     Unit::Count,
-    "File descriptors that a watched process closed by close(2), since it is watched.",
+    "File descriptors that a followed process closed by close(2), since it is followed.",
+    &["pid", "comm"],
+);
+static ATTRIBUTED: Metric<2> = Metric::gauge(
+    "process_fd_attributed",
+    Unit::Count,
+    "Open file descriptors of a followed process of which it is known which stack took them.",
+    &["pid", "comm"],
+);
+static UNATTRIBUTED: Metric<2> = Metric::gauge(
+    "process_fd_unattributed",
+    Unit::Count,
+    "Open file descriptors of a followed process of which it is not known which stack took them: open before it was \
+     followed, or come by a way that is not seen.",
     &["pid", "comm"],
 );
 static LEFT_OUT: Metric<0> = Metric::gauge(
     "process_fd_unwatched",
     Unit::Count,
-    "Processes that bear a name of kernel.fd.watch and are not watched, as 64 others are.",
+    "Processes that bear a name of kernel.fd.watch and are not followed, as 64 others are.",
     &[],
 );
-static METRICS: &[&Desc] = &[INSTALLS.desc(), CLOSES.desc(), LEFT_OUT.desc()];
+static SUSPECTS: Metric<0> =
+    Metric::gauge("process_fd_suspects", Unit::Count, "Processes that look as if they leak file descriptors.", &[]);
+static METRICS: &[&Desc] =
+    &[INSTALLS.desc(), CLOSES.desc(), ATTRIBUTED.desc(), UNATTRIBUTED.desc(), LEFT_OUT.desc(), SUSPECTS.desc()];
 
-/// Descriptors that the self-check opens and closes.
-const CHECKED: u64 = 16;
-/// Other threads of the agent may use descriptors at the same time: one quiet turn of these is enough.
-const TURNS: u32 = 8;
+/// Processes that are counted at a look where counting means listing, which is dear.
+const LISTED_MAX: u32 = 512;
 
 struct Fds {
-    steps: Vec<Step>,
-    types: Offsets,
-    formats: Offsets,
-    sys_exit: Option<TypeId>,
-    calls: Vec<&'static str>,
+    rungs: Rungs,
     watched: Watched,
+    /// None when only named processes are followed.
+    suspects: Option<Suspects>,
+    suspects_max: usize,
+    /// Suspects as of the last look, whose floor rose most first.
+    found: Vec<(u32, u32)>,
+    counter: OpenFds,
+    descriptors: Option<Descriptors>,
+    measures: Measures,
+    processes: u32,
+    round: u32,
     standing: Option<Standing>,
     contradiction: Option<Refusal>,
+    events: Vec<Event>,
 }
 
 struct Standing {
     rung: Rung,
     /// There only while there is something to watch.
-    armed: Option<Armed>,
+    followed: Option<Followed>,
 }
 
-/// Programs that run, and their table. Dropping it detaches them.
-struct Armed {
-    object: Object,
-    counts: Table<u32, Counts>,
-}
-
-fn new(host: &Host, facts: &Facts, values: &Values) -> Fds {
-    let types = facts.btf.as_ref().map_err(Clone::clone).and_then(offsets);
-    let calls = facts.tracefs.as_ref().map_or_else(|_| Vec::new(), |tracefs| syscalls::traced(host, tracefs));
-    let formats = facts.format(host, "syscalls/sys_exit_close").and_then(|format| fields(&format));
-    let ground = |found: Result<(), Refusal>| {
-        let pids = if facts.initial_pids { Ok(()) } else { Err(other_pids()) };
-        loader::embedded("fd").map(drop).and(facts.privilege.clone()).and(pids).and(found)
-    };
-    let typed = ground(types.as_ref().map(drop).map_err(Clone::clone));
-    let traced = ground(formats.as_ref().map(drop).map_err(Clone::clone));
-    // Every call of every process passes the others, at some 50 ns; here the kernel itself passes over those calls that
-    // do not matter, at some 10 ns.
-    let steps = vec![
-        Step { rung: Rung::Tracepoint, stands: traced },
-        Step { rung: Rung::TpBtf, stands: typed.clone() },
-        Step { rung: Rung::RawTracepoint, stands: typed },
-    ];
-    Fds {
-        steps,
-        types: types.unwrap_or(Offsets::ABSENT),
-        formats: formats.unwrap_or(Offsets::ABSENT),
-        sys_exit: facts.btf.as_ref().ok().and_then(|btf| btf.tracepoint("sys_exit")),
-        calls,
-        watched: Watched::new(host, &values.get(&WATCH), WATCHED_MAX),
-        standing: None,
-        contradiction: None,
+impl Fds {
+    fn new(host: &Host, facts: &Facts, values: &Values) -> Self {
+        let number = |key| u32::try_from(values.get(key)).expect("the key's bounds");
+        let measures =
+            Measures { window: values.get(&WINDOW), rise: number(&RISE), limit_percent: values.get(&LIMIT_PERCENT) };
+        let suspects_max = number(&SUSPECTS_MAX) as usize;
+        let mut fds = Self {
+            rungs: Rungs::new(host, facts, number(&DESCRIPTORS_MAX)),
+            watched: Watched::new(host, &values.get(&WATCH), WATCHED_MAX),
+            suspects: None,
+            suspects_max,
+            found: Vec::new(),
+            counter: OpenFds::new(&host.files.proc("")),
+            descriptors: Descriptors::new(host).ok(),
+            measures,
+            processes: 0,
+            round: 0,
+            standing: None,
+            contradiction: None,
+            events: Vec::new(),
+        };
+        fds.suspects = (suspects_max > 0).then(|| fds.new_suspects());
+        fds
     }
-}
 
-fn other_pids() -> Refusal {
-    Refusal::new(
-        "the agent's /proc does not number processes as the kernel does",
-        "run the agent in the host's pid namespace, or mount the host's /proc and set HOST_PROC",
-    )
+    fn new_suspects(&self) -> Suspects {
+        let Measures { window, rise, limit_percent } = self.measures;
+        Suspects::new(Measure { window, rise, limit_percent })
+    }
+
+    fn is_idle(&self) -> bool {
+        self.suspects.is_none() && self.watched.has_no_names() && self.watched.wanted().is_empty()
+    }
 }
 
 impl Probe for Fds {
     fn steps(&self) -> Vec<Step> {
-        self.steps.clone()
+        self.rungs.steps()
     }
 
     fn attach(&mut self, rung: Rung, host: &Host, _facts: &Facts) -> Result<(), Refusal> {
-        if self.watched.is_idle() {
-            let (program, point) = self.program(rung)?;
-            self.load(rung)?.verify(program, point)?;
-            self.standing = Some(Standing { rung, armed: None });
-            return Ok(());
-        }
-        let mut armed = self.arm(rung)?;
-        self_check(host, &mut armed)?;
-        self.standing = Some(Standing { rung, armed: Some(armed) });
-        self.refresh()
+        self.rungs.verify(rung)?;
+        self.standing = Some(Standing { rung, followed: None });
+        // Whoever is to be followed from the start is, from now on.
+        if self.watched.has_no_names() && self.watched.wanted().is_empty() { Ok(()) } else { self.refresh(host) }
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
-        None
+        Some(self.standing.as_ref()?.followed.as_ref()?.fd())
     }
 
-    fn drain(&mut self, _host: &Host, _out: &mut Vec<Event>) {}
+    fn drain(&mut self, host: &Host, out: &mut Vec<Event>) {
+        if let Some(Standing { followed: Some(followed), .. }) = &mut self.standing {
+            followed.drain(host);
+        }
+        out.append(&mut self.events);
+    }
 
     #[expect(clippy::cast_precision_loss, reason = "counts below 2^53 are exact")]
-    fn collect(&mut self, _host: &Host, out: &mut Batch) {
-        if self.watched.is_idle() {
+    fn collect(&mut self, host: &Host, out: &mut Batch) {
+        if self.is_idle() {
             return;
         }
-        if let Err(refusal) = self.refresh() {
+        if let Err(refusal) = self.refresh(host) {
             self.contradiction = Some(refusal);
             return;
         }
         out.gauge(&LEFT_OUT, [], f64::from(self.watched.left_out()));
-        let Some(Standing { armed: Some(armed), .. }) = &self.standing else { return };
+        if self.suspects.is_some() {
+            out.gauge(&SUSPECTS, [], self.found.len() as f64);
+        }
+        let Some(Standing { rung, followed: Some(followed) }) = &mut self.standing else { return };
+        if let Some(descriptors) = &mut self.descriptors {
+            followed.look(host, *rung, descriptors, self.watched.targets(), &mut self.events);
+        }
         for target in self.watched.targets() {
-            let Some(counts) = armed.counts.get(&target.pid) else { continue };
-            out.counter(&INSTALLS, [&target.pid_text, &target.comm], counts.installs as f64);
-            out.counter(&CLOSES, [&target.pid_text, &target.comm], counts.closes as f64);
+            let labels = [target.pid_text.as_str(), target.comm.as_str()];
+            if let Some(counts) = followed.counts(target.pid) {
+                out.counter(&INSTALLS, labels, counts.installs as f64);
+                out.counter(&CLOSES, labels, counts.closes as f64);
+            }
+            if let Some(tally) = followed.tally(target.pid) {
+                out.gauge(&ATTRIBUTED, labels, tally.attributed as f64);
+                out.gauge(&UNATTRIBUTED, labels, (tally.all() - tally.attributed) as f64);
+            }
         }
     }
 
     fn contradiction(&mut self) -> Option<Refusal> {
         let refusal = self.contradiction.take()?;
-        detach(self.standing.take().and_then(|standing| standing.armed));
+        detach(self.standing.take().and_then(|standing| standing.followed));
         Some(refusal)
     }
 
+    fn observe(&mut self, observation: &Observation) -> bool {
+        if !observation.resources.contains(&Resource::Fd) {
+            return false;
+        }
+        self.watched.forget_names();
+        for pid in &observation.pids {
+            self.watched.want(*pid);
+        }
+        self.measures.window = observation.length;
+        self.suspects = None;
+        if observation.pids.is_empty() {
+            // Half of the time to suspect, the other half to follow.
+            self.measures.window = observation.length / 2;
+            self.suspects_max = self.suspects_max.max(1);
+            self.suspects = Some(self.new_suspects());
+        }
+        true
+    }
+
+    fn leaks(&mut self, host: &Host, out: &mut Vec<LeakReport>) {
+        let Some(Standing { rung, followed: Some(followed) }) = &mut self.standing else { return };
+        let Some(descriptors) = &mut self.descriptors else { return };
+        let stackless = self.rungs.stackless.as_ref();
+        followed.report(host, *rung, descriptors, &mut self.counter, self.watched.targets(), stackless, out);
+    }
+
     fn stands_by(&self) -> Option<&'static str> {
-        self.watched.is_idle().then_some("stands by: kernel.fd.watch is empty")
+        if self.watched.has_no_names() && self.watched.wanted().is_empty() {
+            return Some(if self.suspects.is_some() {
+                "stands by: no process looks as if it leaked file descriptors"
+            } else {
+                "stands by: kernel.fd.watch is empty"
+            });
+        }
+        None
     }
 
     fn counters(&self) -> Option<Counters> {
-        self.standing.as_ref()?.armed.as_ref()?.object.counters()
+        self.standing.as_ref()?.followed.as_ref()?.counters()
     }
 }
 
 impl Drop for Fds {
     fn drop(&mut self) {
-        detach(self.standing.take().and_then(|standing| standing.armed));
+        detach(self.standing.take().and_then(|standing| standing.followed));
     }
 }
 
 impl Fds {
-    /// Looks which processes there are to watch, and attaches or detaches when the first comes or the last goes.
-    fn refresh(&mut self) -> Result<(), Refusal> {
-        let Some(Standing { rung, mut armed }) = self.standing.take() else { return Ok(()) };
-        let looked = self.watched.look(|change| {
-            if let (Change::Went(pid), Some(armed)) = (change, &mut armed) {
-                armed.counts.remove(&pid);
+    /// Looks which processes there are to follow, and attaches or detaches when the first comes or the last goes.
+    fn refresh(&mut self, host: &Host) -> Result<(), Refusal> {
+        let Some(Standing { rung, mut followed }) = self.standing.take() else { return Ok(()) };
+        self.look_around(host, followed.as_mut());
+        if self.watched.targets().is_empty() {
+            detach(followed.take());
+        } else {
+            let mut running = match followed {
+                Some(running) => running,
+                None => Followed::start(host, self.rungs.arm(host, rung)?, self.measures)?,
+            };
+            for target in self.watched.targets() {
+                if let Some(descriptors) = self.descriptors.as_mut().filter(|_| !running.follows(target.pid)) {
+                    running.follow(host, target.pid, descriptors)?;
+                }
+            }
+            followed = Some(running);
+        }
+        self.standing = Some(Standing { rung, followed });
+        Ok(())
+    }
+
+    /// Counts the descriptors of all processes, decides who is suspicious, and sees who has come and gone.
+    fn look_around(&mut self, host: &Host, mut followed: Option<&mut Followed>) {
+        let now = host.clock.now().monotonic;
+        self.round = self.round.wrapping_add(1);
+        // Where counting means listing, some are counted at each look.
+        let turns = if self.counter.by_size() { 1 } else { self.processes / LISTED_MAX + 1 };
+        let Self { watched, suspects, counter, round, processes, .. } = self;
+        *processes = 0;
+        if let Some(suspects) = suspects {
+            suspects.start();
+        }
+        let count = |process: crate::host::Process<'_>| {
+            *processes += 1;
+            let Some(suspects) = suspects else { return };
+            if (process.pid ^ *round) % turns != 0 {
+                suspects.pass_over(process.pid);
+            } else if let Ok(open) = counter.of(process) {
+                suspects.see(now, process.pid, open);
+            }
+        };
+        let looked = watched.look(count, |change| {
+            if let (Change::Went(pid), Some(followed)) = (change, followed.as_deref_mut()) {
+                followed.forget(pid);
             }
         });
         if let Err(error) = looked {
             tracing::debug!("fd: {error}: {}", error.source);
+            return;
         }
-        if self.watched.targets().is_empty() {
-            detach(armed.take());
-        } else {
-            let mut running = match armed {
-                Some(running) => running,
-                None => self.arm(rung)?,
-            };
-            for target in self.watched.targets() {
-                if running.counts.get(&target.pid).is_none() {
-                    running.counts.insert(&target.pid, &Counts::default())?;
-                }
+        self.choose_suspects();
+    }
+
+    /// Those that look most as if they leaked are followed from the next look on, those that have calmed down no longer.
+    fn choose_suspects(&mut self) {
+        let Self { suspects: Some(suspects), watched, descriptors, found, suspects_max, .. } = self else { return };
+        suspects.end();
+        suspects.find(|pid| descriptors.as_ref().and_then(|descriptors| descriptors.soft_limit(pid)), found);
+        let calm: Vec<u32> = watched.wanted().iter().copied().filter(|&pid| suspects.is_calm(pid)).collect();
+        calm.into_iter().for_each(|pid| watched.let_go(pid));
+        for (pid, rise) in found.iter() {
+            if watched.wanted().len() >= *suspects_max {
+                break;
             }
-            armed = Some(running);
-        }
-        self.standing = Some(Standing { rung, armed });
-        Ok(())
-    }
-
-    fn load(&self, rung: Rung) -> Result<Object, Refusal> {
-        let offsets = if rung == Rung::Tracepoint { self.formats } else { self.types };
-        Object::load("fd", &Offsets { calls: EFFECTS, ..offsets })
-    }
-
-    fn arm(&self, rung: Rung) -> Result<Armed, Refusal> {
-        let mut object = self.load(rung)?;
-        let counts = object.table("WATCHED")?;
-        let (program, point) = self.program(rung)?;
-        match point {
-            Point::Plain(group, _) => object.attach_to_each(program, group, &self.calls)?,
-            Point::Function(..) | Point::Typed(..) | Point::Raw(_) => object.attach(program, point)?,
-        }
-        Ok(Armed { object, counts })
-    }
-
-    fn program(&self, rung: Rung) -> Result<(&'static str, Point<'static>), Refusal> {
-        let missing = || Refusal::new("no tracepoint sys_exit in BTF", "");
-        match rung {
-            Rung::TpBtf => Ok(("on_tp_btf", Point::Typed("sys_exit", self.sys_exit.ok_or_else(missing)?))),
-            Rung::RawTracepoint => Ok(("on_raw_tracepoint", Point::Raw("sys_exit"))),
-            Rung::Tracepoint => Ok(("on_tracepoint", Point::Plain("syscalls", "sys_exit_close"))),
-            Rung::Fentry | Rung::Kmsg | Rung::Off => Err(Refusal::new("nothing to attach on this rung", "")),
+            if !watched.wanted().contains(pid) {
+                tracing::info!("fd: process {pid} holds {rise} descriptors more than a while ago: they are followed");
+                watched.want(*pid);
+            }
         }
     }
 }
 
 /// For each tracepoint the kernel waits until no CPU runs its programs any more: two seconds for all, in which no kernel
 /// event may wait.
-fn detach(armed: Option<Armed>) {
-    let Some(armed) = armed else { return };
+fn detach(followed: Option<Followed>) {
+    let Some(followed) = followed else { return };
     // Without a thread the programs are detached here and now: what is not run is dropped.
-    let detach = move || {
-        let _armed = armed;
-    };
+    let detach = move || drop(followed);
     let spawned = std::thread::Builder::new().name("fd-detach".to_owned()).spawn(detach);
     if let Err(error) = spawned {
         tracing::debug!("fd: no thread to detach in: {error}");
-    }
-}
-
-/// Watches the agent itself while it opens and closes a known number of descriptors.
-fn self_check(host: &Host, armed: &mut Armed) -> Result<(), Refusal> {
-    let failed = |what: String| Refusal::new(format!("self-check: {what}"), "");
-    let own = Process::own(host).status("Tgid").ok_or_else(|| failed("/proc/thread-self/status: no Tgid".into()))?;
-    let mut seen = Counts::default();
-    for _ in 0..TURNS {
-        armed.counts.insert(&own, &Counts::default())?;
-        for _ in 0..CHECKED {
-            open_file(Path::new("/dev/null")).map_err(|error| failed(format!("{error}: {}", error.source)))?;
-        }
-        seen = armed.counts.get(&own).unwrap_or_default();
-        armed.counts.remove(&own);
-        if seen == (Counts { installs: CHECKED, closes: CHECKED }) {
-            return Ok(());
-        }
-    }
-    let Counts { installs, closes } = seen;
-    Err(layout::contradiction(format!(
-        "self-check: {CHECKED} descriptors were opened and closed, {installs} and {closes} were seen"
-    )))
-}
-
-/// What the programs must know of the running kernel's types.
-fn offsets(btf: &Btf) -> Result<Offsets, Refusal> {
-    let arguments = btf.arguments("sys_exit").map_err(|error| layout::contradiction(error.to_string()))?;
-    if arguments.len() != 2 {
-        return Err(layout::contradiction(format!("BTF: sys_exit: expected 2 arguments, found {}", arguments.len())));
-    }
-    let number = match btf.member("pt_regs", syscalls::NUMBER.0) {
-        Ok(_) => layout::offset(btf, "pt_regs", syscalls::NUMBER.0, syscalls::NUMBER.1)?,
-        Err(error) => return Err(layout::contradiction(error.to_string())),
-    };
-    let status = if syscalls::HAS_STATUS {
-        layout::offset(btf, "task_struct", "thread_info.status", 4)?
-    } else {
-        Offset::ABSENT
-    };
-    Ok(Offsets { number, status, ..Offsets::ABSENT })
-}
-
-/// Where the fields of the plain tracepoints' records are: the same for all calls.
-fn fields(format: &tracefs::Format) -> Result<Offsets, Refusal> {
-    let at = |name: &str, size: u32| {
-        format.offset(name, size).and_then(Offset::at).ok_or_else(|| {
-            Refusal::new(format!("tracefs: syscalls/sys_exit_close: expected a field {name} of {size} bytes"), "")
-        })
-    };
-    let format_number = at("__syscall_nr", 4).or_else(|_| at("nr", 4))?;
-    Ok(Offsets { format_number, format_result: at("ret", 8)?, ..Offsets::ABSENT })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::btf_builder::Builder;
-    use super::*;
-
-    #[cfg(target_arch = "x86_64")]
-    #[test]
-    fn the_number_of_a_call_is_where_the_types_say() {
-        let mut types = Builder::new();
-        let (half, word) = (types.int(4), types.int(8));
-        types.structure("pt_regs", &[("orig_ax", word, 120)]);
-        let info = types.structure("thread_info", &[("flags", word, 0), ("status", half, 16)]);
-        types.structure("task_struct", &[("thread_info", info, 8)]);
-        let registers = types.pointer(1);
-        types.tracepoint("sys_exit", &[registers, word]);
-        let found = offsets(&types.build()).expect("all there");
-        assert_eq!((found.number.bytes(), found.status.bytes()), (Some(120), Some(24)));
-    }
-
-    #[test]
-    fn a_tracepoint_of_another_shape_is_refused() {
-        let mut types = Builder::new();
-        let word = types.int(8);
-        types.tracepoint("sys_exit", &[word]);
-        let refused = offsets(&types.build()).expect_err("one argument");
-        assert!(refused.reason.contains("expected 2 arguments, found 1"), "{refused:?}");
-        assert!(offsets(&Builder::new().build()).expect_err("nothing").reason.contains("sys_exit"));
-    }
-
-    #[test]
-    fn records_have_the_number_and_the_result() {
-        for kernel in ["5.10", "6.1", "6.12", "6.18", "7.2"] {
-            let root = env!("CARGO_MANIFEST_DIR");
-            let path = format!("{root}/../tests/fixtures/tracefs/{kernel}/syscalls/sys_exit_close/format");
-            let text = Host::fixture(Path::new("/")).files.read(path.as_ref()).expect("a fixture");
-            let found = fields(&tracefs::parse(&text)).expect("both there");
-            assert_eq!((found.format_number.bytes(), found.format_result.bytes()), (Some(8), Some(16)), "{kernel}");
-        }
-        let refused = fields(&tracefs::parse(b"field:int nr;\toffset:8;\tsize:4;\tsigned:1;")).expect_err("no result");
-        assert!(refused.reason.contains("a field ret of 8 bytes"), "{refused:?}");
     }
 }
