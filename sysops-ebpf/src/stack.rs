@@ -149,7 +149,9 @@ fn walk(at: &'static StackOffsets, found: &mut Found, scratch: *mut Scratch) -> 
         unsafe { (*scratch).ips[index] = place.ip };
         hash = hash.with(place.ip);
         frames = index as u32 + 1;
-        if rule.ways & way::LAST != 0 || index + 1 == FRAMES_MAX {
+        // A frame pointer below the stack pointer points to nothing: Go's outermost frames have 0.
+        let lost = rule.ways & way::SP_FROM_BP != 0 && place.bp < place.sp;
+        if rule.ways & way::LAST != 0 || lost || index + 1 == FRAMES_MAX {
             complete = true;
             break;
         }

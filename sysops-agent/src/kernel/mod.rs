@@ -21,6 +21,11 @@ mod loader;
 mod oom_kill;
 mod process;
 mod record;
+#[cfg(feature = "ebpf")]
+mod stacks;
+#[cfg(not(feature = "ebpf"))]
+#[path = "no_stacks.rs"]
+mod stacks;
 mod syscalls;
 mod tracefs;
 mod watched;

@@ -1,7 +1,6 @@
 //! Finds in BTF what the programs need to know to tell where a user program stands when it is in the kernel. The size of
 //! kernel stacks is in no type: the program tries those that there are.
 
-use sysops_common::offset::Offset;
 use sysops_common::stack::{CANDIDATES, StackOffsets};
 
 use crate::kernel::btf::Btf;
@@ -73,6 +72,8 @@ fn machine(btf: &Btf, registers: &str, found: &mut StackOffsets) -> Result<(), R
 
 #[cfg(test)]
 mod tests {
+    use sysops_common::offset::Offset;
+
     use super::*;
     use crate::kernel::btf_builder::Builder;
 
