@@ -3,7 +3,7 @@
 
 use std::fs::File;
 
-use object::elf::{FileHeader64, PF_X, ProgramHeader64, PT_LOAD, SHT_NOBITS};
+use object::elf::{FileHeader64, PF_X, PT_LOAD, ProgramHeader64, SHT_NOBITS};
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable};
 use object::{LittleEndian, ReadCache, ReadRef};
 

@@ -52,7 +52,11 @@ impl Images {
             self.forget_unused();
         }
         if self.loaded.len() >= IMAGES_MAX || self.bytes >= BYTES_MAX {
-            tracing::debug!("stacks: {} files with {} bytes of tables are kept: no more", self.loaded.len(), self.bytes);
+            tracing::debug!(
+                "stacks: {} files with {} bytes of tables are kept: no more",
+                self.loaded.len(),
+                self.bytes
+            );
             return None;
         }
         let loaded = match Elf::read(&file) {
@@ -92,6 +96,7 @@ fn open(host: &Host, pid: u32, mapping: &Mapping) -> Option<File> {
     let by_path = || open_file(&directory.join("root").join(mapping.path.trim_start_matches('/')));
     let program = || open_file(&directory.join("exe"));
     let same = |file: &File| file.metadata().is_ok_and(|about| about.ino() == mapping.inode);
-    let file = open_file(&direct).ok().or_else(|| by_path().ok().filter(same)).or_else(|| program().ok().filter(same))?;
+    let file =
+        open_file(&direct).ok().or_else(|| by_path().ok().filter(same)).or_else(|| program().ok().filter(same))?;
     file.metadata().is_ok_and(|about| about.is_file()).then_some(file)
 }

@@ -82,7 +82,8 @@ mod tests {
         let mut types = Builder::new();
         let (word, code) = (types.int(8), types.int(cs));
         types.structure("pt_regs", &[("bp", word, 32), ("ip", word, 128), ("cs", code, 136), ("sp", word, 152)]);
-        let task = [("stack", word, 32), ("mm", word, 1200), ("group_leader", word, 1320), ("start_boottime", word, 1560)];
+        let task =
+            [("stack", word, 32), ("mm", word, 1200), ("group_leader", word, 1320), ("start_boottime", word, 1560)];
         types.structure("task_struct", &task);
         types.structure("mm_struct", &[("start_stack", word, 416)]);
         types.build()

@@ -73,8 +73,7 @@ impl Space {
             return true;
         }
         let holds = self.code.iter().all(|piece| now.contains(&piece.mapping));
-        let mut known: HashMap<u64, Piece> =
-            self.code.drain(..).map(|piece| (piece.mapping.start, piece)).collect();
+        let mut known: HashMap<u64, Piece> = self.code.drain(..).map(|piece| (piece.mapping.start, piece)).collect();
         let piece = |mapping: Mapping| match known.remove(&mapping.start) {
             Some(piece) if piece.mapping == mapping => piece,
             _ => Piece { mapping, loaded: None },
@@ -135,9 +134,10 @@ impl Space {
         for &ip in ips {
             let address = lookup(first, ip);
             let loaded = self.load(address, access);
-            let offset = loaded.as_ref().zip(self.piece(address)).and_then(|(loaded, piece)| {
-                loaded.elf.address(address - piece.mapping.start + piece.mapping.offset)
-            });
+            let offset = loaded
+                .as_ref()
+                .zip(self.piece(address))
+                .and_then(|(loaded, piece)| loaded.elf.address(address - piece.mapping.start + piece.mapping.offset));
             places.push(match offset {
                 Some(offset) => Place { loaded, offset },
                 None => Place { loaded: None, offset: address },

@@ -3,8 +3,7 @@
 
 use gimli::{
     BaseAddresses, CfaRule, CieOrFde, EhFrame, EhFrameHdr, Encoding, EndianSlice, EvaluationResult, Expression,
-    FrameDescriptionEntry, LittleEndian, Location, ParsedEhFrameHdr, RegisterRule, UnwindContext,
-    UnwindSection, Value,
+    FrameDescriptionEntry, LittleEndian, Location, ParsedEhFrameHdr, RegisterRule, UnwindContext, UnwindSection, Value,
 };
 use sysops_common::stack::{Rule, way};
 
@@ -238,12 +237,10 @@ impl Reader<'_> {
     fn place(&self, rule: RegisterRule<usize>) -> Option<(From, i32)> {
         match rule {
             RegisterRule::Offset(by) => Some((From::Caller, i32::try_from(by).ok()?)),
-            RegisterRule::Expression(expression) => {
-                match self.evaluate(expression.get(self.frames).ok()?, true)? {
-                    Worth::Address(from, by) => Some((from, by)),
-                    Worth::Memory(..) => None,
-                }
-            }
+            RegisterRule::Expression(expression) => match self.evaluate(expression.get(self.frames).ok()?, true)? {
+                Worth::Address(from, by) => Some((from, by)),
+                Worth::Memory(..) => None,
+            },
             _ => None,
         }
     }
