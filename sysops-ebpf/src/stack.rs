@@ -16,9 +16,9 @@ use crate::clock_ns;
 use crate::counters::{Fate, count};
 use crate::memory::{follow, member, offset};
 
-// Room for 62 stacks that are not known yet.
+// Room for 240 stacks that are not known yet.
 #[map]
-static STACK_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+static STACK_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 21, 0);
 
 // These three are filled by the agent alone: no memory is taken before it does.
 #[map]
