@@ -52,9 +52,20 @@ impl Object {
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn load<T: Plain>(name: &str, offsets: &T) -> Result<Self, Refusal> {
+        Self::load_sized(name, offsets, &[])
+    }
+
+    /// The same with another number of entries for some maps.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn load_sized<T: Plain>(name: &str, offsets: &T, sizes: &[(&str, u32)]) -> Result<Self, Refusal> {
         let mut loader = EbpfLoader::new();
         // No relocations by types: offsets come in OFFSETS.
         loader.btf(None).override_global("OFFSETS", offsets, true);
+        for (map, entries) in sizes {
+            loader.map_max_entries(map, *entries);
+        }
         let mut ebpf = loader.load(embedded(name)?).map_err(|error| refused("load", &error))?;
         let counters = take(&mut ebpf, "COUNTERS")?;
         let counters = Array::try_from(counters).map_err(|error| refused("map COUNTERS", &error))?;
@@ -270,6 +281,11 @@ impl<K: Plain, V: Plain> Table<K, V> {
     pub(super) fn keys(&self, keys: &mut Vec<K>) {
         keys.clear();
         keys.extend(self.map.keys().map_while(Result::ok));
+    }
+
+    /// Adds at most `most` of the keys that are there. Some may come twice while others are removed at the same time.
+    pub(super) fn some_keys(&self, most: usize, keys: &mut Vec<K>) {
+        keys.extend(self.map.keys().map_while(Result::ok).take(most));
     }
 
     /// The value of `key`; `None` when there is none, or the kernel does not give it.

@@ -41,6 +41,14 @@ impl Object {
         Err(available().err().unwrap_or_else(|| Refusal::new("built without the feature ebpf", "")))
     }
 
+    /// Fails.
+    ///
+    /// # Errors
+    /// Always.
+    pub(super) fn load_sized<T: Plain>(name: &str, offsets: &T, _sizes: &[(&str, u32)]) -> Result<Self, Refusal> {
+        Self::load(name, offsets)
+    }
+
     /// There is no object to attach.
     ///
     /// # Errors
@@ -157,6 +165,11 @@ pub(super) struct Table<K, V>(Infallible, PhantomData<(K, V)>);
 impl<K: Plain, V: Plain> Table<K, V> {
     /// There is no table.
     pub(super) fn keys(&self, _keys: &mut Vec<K>) {
+        match self.0 {}
+    }
+
+    /// There is no table.
+    pub(super) fn some_keys(&self, _most: usize, _keys: &mut Vec<K>) {
         match self.0 {}
     }
 

@@ -17,6 +17,7 @@ use crate::kernel::layout;
 use crate::kernel::loader::{Object, Table};
 use crate::kernel::process::Process;
 use crate::kernel::stacks::{StackId, Stacks};
+use crate::kernel::watched::Target as Watched;
 use crate::model::{LeakReport, LeakStack, Resource, bytes_text};
 
 /// Of the room for pages, how much may be taken before fewer blocks are looked at.
@@ -134,14 +135,14 @@ impl Armed {
     ///
     /// # Errors
     /// When a table is full.
-    pub(super) fn follow(&mut self, host: &Host, wanted: &[(u32, String)]) -> Result<(), Refusal> {
+    pub(super) fn follow(&mut self, host: &Host, wanted: &[Watched]) -> Result<(), Refusal> {
         let Source::Faults(faults) = &mut self.source else { return Ok(()) };
-        let gone = |pid: &u32| !wanted.iter().any(|(wanted, _)| wanted == pid);
+        let gone = |pid: &u32| !wanted.iter().any(|wanted| wanted.pid == *pid);
         for pid in faults.targets.keys().copied().filter(gone).collect::<Vec<u32>>() {
             faults.forget(pid);
             self.stacks.forget_process(pid);
         }
-        for (pid, comm) in wanted {
+        for Watched { pid, comm, .. } in wanted {
             if !faults.targets.contains_key(pid) {
                 faults.begin(host, *pid, comm)?;
             }

@@ -1,13 +1,10 @@
-//! Whom an observation follows: the processes that it names, or else those whose anonymous memory grows most in its first
-//! part.
+//! Whom an observation follows that names no process: those whose anonymous memory grows most in its first part.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::held::anonymous_bytes;
 use crate::host::{Host, Processes};
-use crate::kernel::Observation;
-use crate::kernel::process::Process;
 
 /// Processes that are followed when none is named.
 const SUSPECTS_MAX: usize = 4;
@@ -16,46 +13,34 @@ const SUSPICIOUS: u64 = 1 << 20;
 
 /// Finds them.
 pub(super) struct Growth {
-    named: Vec<u32>,
-    most: usize,
     /// How long processes are compared with what they held first.
     look_for: Duration,
     began: Option<Duration>,
     first: BTreeMap<u32, u64>,
-    suspects: Option<Vec<u32>>,
+    is_over: bool,
 }
 
 impl Growth {
-    /// For an observation; at most `most` processes.
+    /// For an observation of this length.
     #[must_use]
-    pub(super) fn new(observation: &Observation, most: usize) -> Self {
-        Self {
-            named: observation.pids.clone(),
-            most,
-            look_for: observation.length / 4,
-            began: None,
-            first: BTreeMap::new(),
-            suspects: None,
-        }
+    pub(super) fn new(length: Duration) -> Self {
+        Self { look_for: length / 4, began: None, first: BTreeMap::new(), is_over: false }
     }
 
-    /// Those that are to be followed now, with their names.
-    pub(super) fn look(&mut self, host: &Host) -> Vec<(u32, String)> {
-        if !self.named.is_empty() {
-            return with_names(host, self.named.iter().take(self.most));
-        }
-        if let Some(suspects) = &self.suspects {
-            return with_names(host, suspects.iter());
+    /// Looks at all processes. When the first part of the observation is over it gives those that grew most, once.
+    pub(super) fn look(&mut self, host: &Host) -> Vec<u32> {
+        if self.is_over {
+            return Vec::new();
         }
         let now = host.clock.now().monotonic;
         let began = *self.began.get_or_insert(now);
         let held = held_by_all(host);
         if self.first.is_empty() {
             self.first = held;
-        } else if now.saturating_sub(began) >= self.look_for {
-            self.suspects = Some(suspects(&self.first, &held));
+            return Vec::new();
         }
-        self.suspects.as_ref().map_or_else(Vec::new, |suspects| with_names(host, suspects.iter()))
+        self.is_over = now.saturating_sub(began) >= self.look_for;
+        if self.is_over { suspects(&self.first, &held) } else { Vec::new() }
     }
 }
 
@@ -80,11 +65,6 @@ fn held_by_all(host: &Host) -> BTreeMap<u32, u64> {
         tracing::debug!("memory_leak: {error}: {}", error.source);
     }
     held
-}
-
-/// Without those that have gone.
-fn with_names<'a>(host: &Host, pids: impl Iterator<Item = &'a u32>) -> Vec<(u32, String)> {
-    pids.filter_map(|&pid| Some((pid, Process::thread(host, pid).comm()?))).collect()
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use super::btf::Btf;
 use super::facts::Facts;
 use super::ladder::{Refusal, Step, WORDS};
 use super::loader::{self, Object};
-use super::watched::{Change, Watched};
+use super::watched::Watched;
 use super::{Entry, Observation, Probe, Rung, layout, stacks, tracefs};
 use crate::host::Host;
 use crate::model::{Batch, Desc, Event, LeakReport, Metric, Resource, Unit};
@@ -81,7 +81,10 @@ struct MemoryLeaks {
     formats: Offsets,
     faults: [Option<u32>; 2],
     watched: Watched,
-    observation: Option<Growth>,
+    /// Who is watched is told by an observation, and not by the configuration.
+    is_observed: bool,
+    /// Finds whom to watch in an observation that names no process.
+    growth: Option<Growth>,
     /// The process whose allocator is followed instead of its page faults.
     allocator_of: Option<u32>,
     standing: Option<Standing>,
@@ -126,7 +129,8 @@ fn new(host: &Host, facts: &Facts, values: &Values) -> MemoryLeaks {
         formats: Offsets { format_address: format.format_address, format_error: format.format_error, ..known },
         faults: FAULTS.map(id),
         watched: Watched::new(host, &values.get(&WATCH), WATCHED_MAX),
-        observation: None,
+        is_observed: false,
+        growth: None,
         allocator_of: None,
         standing: None,
         contradiction: None,
@@ -146,10 +150,15 @@ impl Probe for MemoryLeaks {
         if observation.malloc {
             let ground = self.steps.iter().map(|step| step.stands.clone()).find(Result::is_ok);
             let refused = || self.steps.first().map_or(Ok(()), |step| step.stands.clone());
-            self.allocator_of = observation.pids.first().copied();
+            self.allocator_of = if let [pid] = observation.pids.as_slice() { Some(*pid) } else { None };
             self.steps = vec![Step { rung: Rung::Uprobe, stands: ground.unwrap_or_else(refused) }];
         }
-        self.observation = Some(Growth::new(observation, WATCHED_MAX));
+        self.is_observed = true;
+        self.watched.forget_names();
+        for pid in &observation.pids {
+            self.watched.want(*pid);
+        }
+        self.growth = observation.pids.is_empty().then(|| Growth::new(observation.length));
         true
     }
 
@@ -227,7 +236,7 @@ impl Probe for MemoryLeaks {
 
 impl MemoryLeaks {
     fn is_idle(&self) -> bool {
-        self.observation.is_none() && self.watched.is_idle()
+        !self.is_observed && self.watched.has_no_names()
     }
 
     fn load(&self, rung: Rung) -> Result<Object, Refusal> {
@@ -262,22 +271,27 @@ impl MemoryLeaks {
     /// Looks which processes there are to watch, and attaches or detaches when the first comes or the last goes.
     fn refresh(&mut self, host: &Host) -> Result<(), Refusal> {
         let Some(Standing { rung, mut armed }) = self.standing.take() else { return Ok(()) };
-        let wanted: Vec<(u32, String)> = if let Some(observation) = &mut self.observation {
-            observation.look(host)
-        } else {
-            if let Err(error) = self.watched.look(|_: Change| {}) {
-                tracing::debug!("memory_leak: {error}: {}", error.source);
+        if rung == Rung::Uprobe {
+            self.standing = Some(Standing { rung, armed });
+            return Ok(());
+        }
+        if let Some(growth) = &mut self.growth {
+            for pid in growth.look(host) {
+                self.watched.want(pid);
             }
-            self.watched.targets().iter().map(|target| (target.pid, target.comm.clone())).collect()
-        };
-        if wanted.is_empty() && self.observation.is_none() {
+        }
+        if let Err(error) = self.watched.look(|_| {}, |_| {}) {
+            tracing::debug!("memory_leak: {error}: {}", error.source);
+        }
+        let wanted = self.watched.targets();
+        if wanted.is_empty() {
             armed = None;
-        } else if !wanted.is_empty() {
+        } else {
             let mut running = match armed {
                 Some(running) => running,
                 None => self.arm(rung)?,
             };
-            running.follow(host, &wanted)?;
+            running.follow(host, wanted)?;
             armed = Some(running);
         }
         self.standing = Some(Standing { rung, armed });

@@ -323,3 +323,6 @@ fn is_same(host: &Host, walk: &Walk) -> bool {
     let Some(tick_ns) = tick_ns.filter(|_| walk.start_boottime_ns != 0) else { return true };
     Process::thread(host, walk.tgid).start_ticks() == Some(walk.start_boottime_ns / tick_ns)
 }
+
+#[cfg(test)]
+mod tests;
