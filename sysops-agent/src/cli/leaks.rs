@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn a_report_for_people() {
-        insta::assert_snapshot!(printed(&report()), @"");
+        insta::assert_snapshot!(printed(&report()));
     }
 
     #[test]

@@ -96,7 +96,8 @@ fn by_hand(instructions: &[u8]) -> Said {
     // Version 1, augmentation "", factors 1 and -8, return address in register 16; CFA = r7 + 8, r16 at CFA - 8.
     entry(&[0, 0, 0, 0, 1, 0, 1, 0x78, 16, 0x0c, 7, 8, 0x90, 1]);
     let mut fde = Vec::new();
-    fde.extend(20_u32.to_le_bytes());
+    // From this field back to the CIE.
+    fde.extend(24_u32.to_le_bytes());
     fde.extend(0x1000_u64.to_le_bytes());
     fde.extend(0x1000_u64.to_le_bytes());
     fde.extend(instructions);
@@ -198,9 +199,9 @@ fn a_stack_that_was_not_copied_whole_is_cut() {
 #[test]
 fn a_stack_that_leads_back_to_itself_ends() {
     with_own_code(|space, access| {
-        let words = [0, 0, 0x8010, 0x1000];
+        let words = [0, 0, 0x8010, 0x1008];
         let followed = space.follow(&copied(&words, walk(0x1000, 0x8000, 0x8010, 64)), 64, access);
-        assert_eq!((followed.ips, followed.end), (vec![0x1000, 0x1000], End::Reached));
+        assert_eq!((followed.ips, followed.end), (vec![0x1000, 0x1008], End::Reached));
     });
 }
 
