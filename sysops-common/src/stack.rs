@@ -219,4 +219,4 @@ impl StackHash {
 
 const _: () = assert!(size_of::<StackOffsets>() == 48 && size_of::<Rule>() == 16 && size_of::<RuleKey>() == 16);
 const _: () = assert!(size_of::<Walk>() == 96 + FRAMES_MAX * 8 && size_of::<Copied>() == size_of::<Walk>() + COPY_MAX);
-const _: () = assert!(COPY_MAX % CHUNK == 0);
+const _: () = assert!(COPY_MAX.is_multiple_of(CHUNK));

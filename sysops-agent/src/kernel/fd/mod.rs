@@ -214,7 +214,7 @@ impl Probe for Fds {
 
     #[expect(clippy::cast_precision_loss, reason = "counts below 2^53 are exact")]
     fn collect(&mut self, host: &Host, out: &mut Batch) {
-        if self.is_idle() {
+        if self.is_idle() || self.standing.is_none() {
             return;
         }
         if let Err(refusal) = self.refresh(host) {

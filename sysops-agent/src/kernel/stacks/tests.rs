@@ -96,7 +96,8 @@ fn by_hand(instructions: &[u8]) -> Said {
     // Version 1, augmentation "", factors 1 and -8, return address in register 16; CFA = r7 + 8, r16 at CFA - 8.
     entry(&[0, 0, 0, 0, 1, 0, 1, 0x78, 16, 0x0c, 7, 8, 0x90, 1]);
     let mut fde = Vec::new();
-    fde.extend(20_u32.to_le_bytes());
+    // From this field back to the CIE.
+    fde.extend(24_u32.to_le_bytes());
     fde.extend(0x1000_u64.to_le_bytes());
     fde.extend(0x1000_u64.to_le_bytes());
     fde.extend(instructions);
@@ -126,12 +127,12 @@ fn expressions_are_followed_as_far_as_the_kernel_can() {
 }
 
 /// A stack that was copied at `base`, with these words from there on.
-fn copied(words: &[u64], walk: Walk) -> Box<Copied> {
+fn copied(words: &[u64], walk: &Walk) -> Box<Copied> {
     let mut bytes = [0; COPY_MAX];
     for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
         place.copy_from_slice(&word.to_ne_bytes());
     }
-    Box::new(Copied { walk, bytes })
+    Box::new(Copied { walk: *walk, bytes })
 }
 
 fn walk(ip: u64, sp: u64, bp: u64, copied: u32) -> Walk {
@@ -170,7 +171,7 @@ fn with_own_code(test: impl FnOnce(&mut Space, &mut Access<'_>)) {
 fn frame_pointers_are_followed_to_their_end() {
     with_own_code(|space, access| {
         let words = [0, 0, 0x8030, 0x2000, 0, 0, 0, 0x3000];
-        let followed = space.follow(&copied(&words, walk(0x1000, 0x8000, 0x8010, 64)), 64, access);
+        let followed = space.follow(&copied(&words, &walk(0x1000, 0x8000, 0x8010, 64)), 64, access);
         assert_eq!((followed.ips, followed.end), (vec![0x1000, 0x2000, 0x3000], End::Reached));
         assert_eq!(followed.made.len(), 3);
     });
@@ -180,7 +181,7 @@ fn frame_pointers_are_followed_to_their_end() {
 fn a_stack_that_leads_nowhere_ends_there() {
     with_own_code(|space, access| {
         let words = [0, 0, 0x8030, 0xdead_0000];
-        let followed = space.follow(&copied(&words, walk(0x1000, 0x8000, 0x8010, 64)), 64, access);
+        let followed = space.follow(&copied(&words, &walk(0x1000, 0x8000, 0x8010, 64)), 64, access);
         assert_eq!((followed.ips, followed.end), (vec![0x1000], End::Reached));
     });
 }
@@ -189,7 +190,7 @@ fn a_stack_that_leads_nowhere_ends_there() {
 fn a_stack_that_was_not_copied_whole_is_cut() {
     with_own_code(|space, access| {
         let words = [0, 0, 0x8030, 0x2000];
-        let followed = space.follow(&copied(&words, walk(0x1000, 0x8000, 0x8010, 32)), 64, access);
+        let followed = space.follow(&copied(&words, &walk(0x1000, 0x8000, 0x8010, 32)), 64, access);
         assert_eq!(followed.end, End::Cut);
         assert_eq!(followed.made.len(), 2, "the next capture comes further");
     });
@@ -198,9 +199,9 @@ fn a_stack_that_was_not_copied_whole_is_cut() {
 #[test]
 fn a_stack_that_leads_back_to_itself_ends() {
     with_own_code(|space, access| {
-        let words = [0, 0, 0x8010, 0x1000];
-        let followed = space.follow(&copied(&words, walk(0x1000, 0x8000, 0x8010, 64)), 64, access);
-        assert_eq!((followed.ips, followed.end), (vec![0x1000, 0x1000], End::Reached));
+        let words = [0, 0, 0x8010, 0x1008];
+        let followed = space.follow(&copied(&words, &walk(0x1000, 0x8000, 0x8010, 64)), 64, access);
+        assert_eq!((followed.ips, followed.end), (vec![0x1000, 0x1008], End::Reached));
     });
 }
 
@@ -253,7 +254,7 @@ proptest! {
         for bp in [bp, near] {
             with_own_code(|space, access| {
                 let walk = Walk { frames, ..walk(0x1000, 0x8000, bp, length) };
-                let followed = space.follow(&copied(&words, walk), 64, access);
+                let followed = space.follow(&copied(&words, &walk), 64, access);
                 assert!(followed.ips.len() <= FRAMES_MAX);
             });
         }
