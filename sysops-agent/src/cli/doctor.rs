@@ -178,17 +178,12 @@ fn print(report: &Report, style: Style, out: &mut dyn Write) -> io::Result<()> {
 /// # Errors
 /// When `out` cannot be written.
 pub fn probe_line(probe: &kernel::Standing, style: Style, out: &mut dyn Write) -> io::Result<()> {
-    let (word, colour) = match probe.rung {
-        Rung::Fentry => ("fentry", Colour::Green),
-        Rung::TpBtf => ("tp_btf", Colour::Green),
-        Rung::RawTracepoint => ("raw_tracepoint", Colour::Green),
-        Rung::Tracepoint => ("tracepoint", Colour::Green),
-        Rung::Iter => ("iter", Colour::Green),
-        Rung::Kmsg => ("kmsg", Colour::Yellow),
-        Rung::Proc => ("proc", Colour::Yellow),
-        Rung::Off => ("off", Colour::Red),
+    let colour = match probe.rung {
+        Rung::Kmsg | Rung::Proc => Colour::Yellow,
+        Rung::Off => Colour::Red,
+        _ => Colour::Green,
     };
-    line(probe.name, (word, colour), &probe.reason, &probe.remedy, style, out)
+    line(probe.name, (probe.rung.word(), colour), &probe.reason, &probe.remedy, style, out)
 }
 
 fn state_word(state: State) -> (&'static str, Colour) {

@@ -46,7 +46,7 @@ impl Tracepoint {
                 ("on_raw_tracepoint", Point::Raw(self.name), Some(("check_raw_tracepoint", Point::Raw(RENAME))))
             }
             Rung::Tracepoint => ("on_tracepoint", Point::Plain(self.group, self.name), None),
-            Rung::Fentry | Rung::Iter | Rung::Kmsg | Rung::Proc | Rung::Off => {
+            _ => {
                 return Err(Refusal::new("nothing to attach on this rung", ""));
             }
         };

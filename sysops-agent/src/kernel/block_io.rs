@@ -146,7 +146,7 @@ impl Probe for BlockIo {
                 Rung::TpBtf => typed().map(|(id, behind)| (behind, Point::Typed(tracepoint, id)))?,
                 Rung::RawTracepoint => typed().map(|(_, behind)| (behind, Point::Raw(tracepoint)))?,
                 Rung::Tracepoint => ("", Point::Plain("block", tracepoint)),
-                Rung::Fentry | Rung::Iter | Rung::Kmsg | Rung::Proc | Rung::Off => {
+                _ => {
                     return Err(Refusal::new("nothing to attach on this rung", ""));
                 }
             };

@@ -3,10 +3,13 @@
 
 use std::ffi::CString;
 use std::fs::File;
+use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
 use aya::maps::{Array, HashMap, MapData, RingBuf};
-use aya::programs::{BtfTracePoint, FEntry, Iter, ProgramError, RawTracePoint, TracePoint};
+use aya::programs::uprobe::UProbeScope;
+use aya::programs::{BtfTracePoint, FEntry, Iter, ProgramError, RawTracePoint, TracePoint, UProbe};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
 use sysops_common::check::Check;
 use sysops_common::counters::Counters;
@@ -49,9 +52,20 @@ impl Object {
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn load<T: Plain>(name: &str, offsets: &T) -> Result<Self, Refusal> {
+        Self::load_sized(name, offsets, &[])
+    }
+
+    /// The same with another number of entries for some maps.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn load_sized<T: Plain>(name: &str, offsets: &T, sizes: &[(&str, u32)]) -> Result<Self, Refusal> {
         let mut loader = EbpfLoader::new();
         // No relocations by types: offsets come in OFFSETS.
         loader.btf(None).override_global("OFFSETS", offsets, true);
+        for (map, entries) in sizes {
+            loader.map_max_entries(map, *entries);
+        }
         let mut ebpf = loader.load(embedded(name)?).map_err(|error| refused("load", &error))?;
         let counters = take(&mut ebpf, "COUNTERS")?;
         let counters = Array::try_from(counters).map_err(|error| refused("map COUNTERS", &error))?;
@@ -148,6 +162,27 @@ impl Object {
         Ok(())
     }
 
+    /// Loads the program `name`, if it is not yet, and attaches it to the function `function` of the program or library `file`,
+    /// at its entry or its end as the program is made for, for the process `pid` alone.
+    ///
+    /// # Errors
+    /// When the file has no such function, or the verifier or the kernel refuses.
+    pub(super) fn attach_to_function(
+        &mut self,
+        name: &str,
+        file: &Path,
+        function: &str,
+        pid: u32,
+    ) -> Result<(), Refusal> {
+        let pid = NonZeroU32::new(pid).ok_or_else(|| Refusal::new("process 0 has no functions", ""))?;
+        let program: &mut UProbe = self.program(name)?;
+        if program.fd().is_err() {
+            program.load().map_err(|error| refused(name, &error))?;
+        }
+        let attached = program.attach(function, file, UProbeScope::OneProcess(pid));
+        attached.map(drop).map_err(|error| refused(name, &error))
+    }
+
     /// Hands the program `name` to the verifier and takes it out again; nothing is attached.
     ///
     /// # Errors
@@ -208,6 +243,15 @@ impl Object {
         Array::try_from(map).map(|map| Slot { map }).map_err(|error| refused(name, &error))
     }
 
+    /// The ring buffer `name`, taken out of the object.
+    ///
+    /// # Errors
+    /// When the object has no such map, or one of another type.
+    pub(super) fn ring(&mut self, name: &str) -> Result<Ring, Refusal> {
+        let map = take(&mut self.ebpf, name)?;
+        RingBuf::try_from(map).map(|map| Ring { map }).map_err(|error| refused(name, &error))
+    }
+
     fn unload(&mut self, name: &str, point: Point<'_>) -> Result<(), Refusal> {
         match point {
             Point::Function(..) => self.program::<FEntry>(name)?.unload(),
@@ -239,6 +283,11 @@ impl<K: Plain, V: Plain> Table<K, V> {
         keys.extend(self.map.keys().map_while(Result::ok));
     }
 
+    /// Adds at most `most` of the keys that are there. Some may come twice while others are removed at the same time.
+    pub(super) fn some_keys(&self, most: usize, keys: &mut Vec<K>) {
+        keys.extend(self.map.keys().map_while(Result::ok).take(most));
+    }
+
     /// The value of `key`; `None` when there is none, or the kernel does not give it.
     #[must_use]
     pub(super) fn get(&self, key: &K) -> Option<V> {
@@ -257,6 +306,24 @@ impl<K: Plain, V: Plain> Table<K, V> {
     pub(super) fn remove(&mut self, key: &K) {
         // The one error that can be is that it is not there.
         let _ = self.map.remove(key);
+    }
+}
+
+/// A ring buffer beside EVENTS.
+pub(super) struct Ring {
+    map: RingBuf<MapData>,
+}
+
+impl Ring {
+    /// Becomes readable when there are records.
+    #[must_use]
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.map.as_fd()
+    }
+
+    /// Takes the next record; `None` when there is none. `each` sees its bytes, aligned to 8.
+    pub(super) fn next<R>(&mut self, each: impl FnOnce(&[u8]) -> R) -> Option<R> {
+        self.map.next().map(|item| each(&item))
     }
 }
 

@@ -18,15 +18,22 @@ mod loader;
 #[cfg(not(feature = "ebpf"))]
 #[path = "no_loader.rs"]
 mod loader;
+mod memory_leak;
 mod oom_kill;
 mod process;
 mod record;
+#[cfg(feature = "ebpf")]
+mod stacks;
+#[cfg(not(feature = "ebpf"))]
+#[path = "no_stacks.rs"]
+mod stacks;
 mod syscalls;
 mod tasks;
 mod tracefs;
 mod watched;
 
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use serde::Serialize;
 use sysops_common::counters::Counters;
@@ -34,7 +41,7 @@ use sysops_common::counters::Counters;
 use self::facts::Facts;
 use self::ladder::{Refusal, Step};
 use crate::host::{EventSource, Host};
-use crate::model::{Batch, Desc, Event, Metric, Source, Unit};
+use crate::model::{Batch, Desc, Event, LeakReport, Metric, Resource, Source, Unit};
 use crate::spec::{Key, KeySpec, Values};
 
 /// Where a probe stands, best first.
@@ -47,6 +54,8 @@ pub enum Rung {
     TpBtf,
     /// BPF program on a raw tracepoint, offsets from BTF.
     RawTracepoint,
+    /// BPF programs at functions of a user program.
+    Uprobe,
     /// BPF program on a tracepoint, offsets from its tracefs format.
     Tracepoint,
     /// BPF program that the kernel calls for each task, offsets from BTF.
@@ -81,10 +90,11 @@ pub struct Standing {
 
 impl Rung {
     /// All of them, best first.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Fentry,
         Self::TpBtf,
         Self::RawTracepoint,
+        Self::Uprobe,
         Self::Tracepoint,
         Self::Iter,
         Self::Kmsg,
@@ -99,6 +109,7 @@ impl Rung {
             Self::Fentry => "fentry",
             Self::TpBtf => "tp_btf",
             Self::RawTracepoint => "raw_tracepoint",
+            Self::Uprobe => "uprobe",
             Self::Tracepoint => "tracepoint",
             Self::Iter => "iter",
             Self::Kmsg => "kmsg",
@@ -115,9 +126,22 @@ impl Rung {
             Self::TpBtf => Some(Source::TpBtf),
             Self::RawTracepoint => Some(Source::RawTracepoint),
             Self::Tracepoint => Some(Source::Tracepoint),
-            Self::Iter | Self::Kmsg | Self::Proc | Self::Off => None,
+            Self::Uprobe | Self::Iter | Self::Kmsg | Self::Proc | Self::Off => None,
         }
     }
+}
+
+/// A look for leaks that someone asked for: it lasts for a while and then ends.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observation {
+    /// What is looked for.
+    pub resources: Vec<Resource>,
+    /// The processes, by their ids in the /proc of the host. None: those that draw suspicion during the observation.
+    pub pids: Vec<u32>,
+    /// Memory is followed from each call of the process's allocator, which slows it down, and not from its page faults.
+    pub malloc: bool,
+    /// How long it is meant to last: what counts as growth is measured by it.
+    pub length: Duration,
 }
 
 /// One probe: its ladder, and its programs once they stand.
@@ -138,6 +162,13 @@ trait Probe: Send {
     fn contradiction(&mut self) -> Option<Refusal> {
         None
     }
+    /// Watches what `observation` asks for, and nothing that the configuration names. Asked before anything is attached;
+    /// false from a probe that does not attribute any of that.
+    fn observe(&mut self, _observation: &Observation) -> bool {
+        false
+    }
+    /// Adds a report for each process that is watched for leaks, as of now. Frames have no names yet.
+    fn leaks(&mut self, _host: &Host, _out: &mut Vec<LeakReport>) {}
     /// Why a probe that stands watches nothing just now, or not all.
     fn stands_by(&self) -> Option<&'static str> {
         None
@@ -161,7 +192,8 @@ pub struct Entry {
 }
 
 /// All probes.
-pub static ALL: &[&Entry] = &[&oom_kill::ENTRY, &hung_task::ENTRY, &block_io::ENTRY, &fd::ENTRY, &tasks::ENTRY];
+pub static ALL: &[&Entry] =
+    &[&oom_kill::ENTRY, &hung_task::ENTRY, &block_io::ENTRY, &fd::ENTRY, &memory_leak::ENTRY, &tasks::ENTRY];
 
 static RECEIVED: Metric<1> = Metric::counter(
     "kernel_probe_received_total",
@@ -178,7 +210,7 @@ static DROPPED: Metric<2> = Metric::counter(
 static RUNG: Metric<2> = Metric::gauge(
     "kernel_probe_rung",
     Unit::Bool,
-    "1 for the rung on which a probe stands: fentry, tp_btf, raw_tracepoint, tracepoint, iter, kmsg, proc, off.",
+    "1 for the rung on which a probe stands: fentry, tp_btf, raw_tracepoint, uprobe, tracepoint, iter, kmsg, proc, off.",
     &["probe", "rung"],
 );
 
@@ -204,8 +236,33 @@ impl Kernel {
     #[must_use]
     pub fn start(host: &Host, values: &Values) -> Self {
         let facts = Facts::read(host);
-        let probes = ALL.iter().map(|entry| Running::start(entry, host, &facts, values)).collect();
-        Self { probes }
+        let probes =
+            ALL.iter().map(|entry| Running::start(entry, (entry.new)(host, &facts, values), host, &facts, values));
+        Self { probes: probes.collect() }
+    }
+
+    /// Only the probes that attribute what `observation` asks for, each on the best rung that its facts and the
+    /// configuration allow. Who asked drains when [`EventSource::fds`] are readable and collects about once a second, and
+    /// in the end takes [`Self::leaks`].
+    #[must_use]
+    pub fn observe(host: &Host, values: &Values, observation: &Observation) -> Self {
+        let facts = Facts::read(host);
+        let watching = |entry: &&'static Entry| {
+            let mut probe = (entry.new)(host, &facts, values);
+            probe.observe(observation).then(|| Running::start(entry, probe, host, &facts, values))
+        };
+        Self { probes: ALL.iter().filter_map(watching).collect() }
+    }
+
+    /// What the watched processes hold, by stack, as of now: one report a process and resource. Frames have module and
+    /// offset; names are put in by `symbolize`.
+    #[must_use]
+    pub fn leaks(&mut self, host: &Host) -> Vec<LeakReport> {
+        let mut reports = Vec::new();
+        for running in &mut self.probes {
+            running.probe.leaks(host, &mut reports);
+        }
+        reports
     }
 
     /// Where each probe stands, with counters as of now.
@@ -241,8 +298,7 @@ impl Kernel {
 }
 
 impl Running {
-    fn start(entry: &'static Entry, host: &Host, facts: &Facts, values: &Values) -> Self {
-        let probe = (entry.new)(host, facts, values);
+    fn start(entry: &'static Entry, probe: Box<dyn Probe>, host: &Host, facts: &Facts, values: &Values) -> Self {
         let standing = Standing {
             name: entry.name,
             rung: Rung::Off,
@@ -313,6 +369,14 @@ impl EventSource for Kernel {
             }
         }
     }
+}
+
+/// Why a probe that is told process ids by /proc cannot stand where /proc has other numbers.
+fn other_pids() -> Refusal {
+    Refusal::new(
+        "the agent's /proc does not number processes as the kernel does",
+        "run the agent in the host's pid namespace, or mount the host's /proc and set HOST_PROC",
+    )
 }
 
 #[cfg(test)]

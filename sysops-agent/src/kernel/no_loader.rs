@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::fs::File;
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 
 use sysops_common::check::Check;
 use sysops_common::counters::Counters;
@@ -38,6 +39,14 @@ impl Object {
     /// Always.
     pub(super) fn load<T: Plain>(_name: &str, _offsets: &T) -> Result<Self, Refusal> {
         Err(available().err().unwrap_or_else(|| Refusal::new("built without the feature ebpf", "")))
+    }
+
+    /// Fails.
+    ///
+    /// # Errors
+    /// Always.
+    pub(super) fn load_sized<T: Plain>(name: &str, offsets: &T, _sizes: &[(&str, u32)]) -> Result<Self, Refusal> {
+        Self::load(name, offsets)
     }
 
     /// There is no object to attach.
@@ -87,6 +96,20 @@ impl Object {
         match *self {}
     }
 
+    /// There is no object to attach.
+    ///
+    /// # Errors
+    /// Never.
+    pub(super) fn attach_to_function(
+        &mut self,
+        _name: &str,
+        _file: &Path,
+        _function: &str,
+        _pid: u32,
+    ) -> Result<(), Refusal> {
+        match *self {}
+    }
+
     /// There is no object to verify.
     ///
     /// # Errors
@@ -126,6 +149,14 @@ impl Object {
     pub(super) fn slot<V: Plain>(&mut self, _name: &str) -> Result<Slot<V>, Refusal> {
         match *self {}
     }
+
+    /// There is no object that has maps.
+    ///
+    /// # Errors
+    /// Never.
+    pub(super) fn ring(&mut self, _name: &str) -> Result<Ring, Refusal> {
+        match *self {}
+    }
 }
 
 /// There is none.
@@ -134,6 +165,11 @@ pub(super) struct Table<K, V>(Infallible, PhantomData<(K, V)>);
 impl<K: Plain, V: Plain> Table<K, V> {
     /// There is no table.
     pub(super) fn keys(&self, _keys: &mut Vec<K>) {
+        match self.0 {}
+    }
+
+    /// There is no table.
+    pub(super) fn some_keys(&self, _most: usize, _keys: &mut Vec<K>) {
         match self.0 {}
     }
 
@@ -153,6 +189,22 @@ impl<K: Plain, V: Plain> Table<K, V> {
 
     /// There is no table.
     pub(super) fn remove(&mut self, _key: &K) {
+        match self.0 {}
+    }
+}
+
+/// There is none.
+pub(super) struct Ring(Infallible);
+
+impl Ring {
+    /// There is no ring buffer.
+    #[must_use]
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        match self.0 {}
+    }
+
+    /// There is no ring buffer.
+    pub(super) fn next<R>(&mut self, _each: impl FnOnce(&[u8]) -> R) -> Option<R> {
         match self.0 {}
     }
 }

@@ -31,6 +31,7 @@ static SUITES: &[Suite] = &[
     Suite { name: "kernel_block_io", probe: Some("block_io") },
     Suite { name: "kernel_fd", probe: Some("fd") },
     Suite { name: "process_table", probe: Some("tasks") },
+    Suite { name: "kernel_fd_leaks", probe: Some("fd") },
     Suite { name: "kernel_self_check", probe: None },
 ];
 

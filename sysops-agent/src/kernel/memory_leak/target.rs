@@ -1,0 +1,149 @@
+//! One process whose anonymous memory is followed: what it held before, which pages it has touched since, and what of
+//! them it still holds. Where the pages come from is left to the probe.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+
+use sysops_common::memory_leak::{PageKey, Touched};
+
+use super::account::{Account, Page, block};
+use super::held::{Pagemap, anonymous_bytes};
+use crate::host::Host;
+use crate::host::files::ReadError;
+
+/// Blocks whose state at the beginning is remembered: 128 GiB of blocks that hold anything.
+const BLOCKS_BEFORE_MAX: usize = 65_536;
+
+/// A process that is followed.
+pub(super) struct Target {
+    /// Process id.
+    pub pid: u32,
+    /// Its name. Hostile.
+    pub comm: String,
+    /// Bytes that it held when it was armed.
+    pub bytes_before: u64,
+    /// CLOCK_MONOTONIC when it was armed.
+    pub armed_ns: u64,
+    pagemap: Pagemap,
+    /// By block, how many pages were held when it was armed.
+    before: HashMap<u64, u16>,
+    /// Pages that were touched since, by address.
+    touched: BTreeMap<u64, Touched>,
+}
+
+impl Target {
+    /// Looks at what the process holds now, block by block. It must be armed already: what it touches meanwhile is counted
+    /// as touched.
+    ///
+    /// # Errors
+    /// When it has gone, or this user may not look at it.
+    pub(super) fn new(host: &Host, pid: u32, comm: String, armed_ns: u64) -> Result<Self, ReadError> {
+        let mut target = Self {
+            pid,
+            comm,
+            bytes_before: anonymous_bytes(host, pid).unwrap_or(0),
+            armed_ns,
+            pagemap: Pagemap::open(host, pid)?,
+            before: HashMap::new(),
+            touched: BTreeMap::new(),
+        };
+        let maps = host.files.read_text(&host.files.proc(&format!("{pid}/maps")))?;
+        for (start, end) in maps.lines().filter_map(writable) {
+            for number in block(start)..=block(end - 1) {
+                if target.before.len() >= BLOCKS_BEFORE_MAX {
+                    return Ok(target);
+                }
+                let held = target.pagemap.block(number << sysops_common::memory_leak::BLOCK_SHIFT);
+                let held = held.map_or(0, |held| held.count());
+                if held > 0 {
+                    target.before.insert(number, u16::try_from(held).unwrap_or(u16::MAX));
+                }
+            }
+        }
+        Ok(target)
+    }
+
+    /// A page that was touched.
+    pub(super) fn add(&mut self, key: &PageKey, touched: Touched) {
+        self.touched.insert(key.address, touched);
+    }
+
+    /// Pages that are remembered.
+    #[must_use]
+    pub(super) fn pages(&self) -> usize {
+        self.touched.len()
+    }
+
+    /// References to the stacks that touched them.
+    pub(super) fn references(&self) -> impl Iterator<Item = u64> {
+        self.touched.values().map(|touched| touched.stack)
+    }
+
+    /// Forgets the pages that `keep` does not want, and tells each.
+    pub(super) fn thin(&mut self, keep: impl Fn(u64) -> bool, mut forget: impl FnMut(PageKey)) {
+        let pid = self.pid;
+        self.touched.retain(|&address, _| {
+            let kept = keep(address);
+            if !kept {
+                forget(PageKey { tgid: pid, reserved: 0, address });
+            }
+            kept
+        });
+    }
+
+    /// Shares out what is held among the stacks that `resolve` names, and forgets and tells the pages that are not held
+    /// any more.
+    ///
+    /// # Errors
+    /// When the process has gone.
+    pub(super) fn account<S: Ord + Copy>(
+        &mut self,
+        resolve: impl Fn(u64) -> Option<S>,
+        mut forget: impl FnMut(PageKey),
+    ) -> io::Result<Account<S>> {
+        let mut account = Account::default();
+        let mut pages: Vec<Page<S>> = Vec::new();
+        let mut touched = self.touched.iter().peekable();
+        while let Some((&address, page)) = touched.next() {
+            pages.push(Page { address, at_ns: page.at_ns, stack: resolve(page.stack) });
+            if touched.peek().is_some_and(|(next, _)| block(**next) == block(address)) {
+                continue;
+            }
+            let held = self.pagemap.block(address)?;
+            let before = self.before.get(&block(address)).copied().unwrap_or(0);
+            account.add_block(&pages, &held, u64::from(before));
+            pages.clear();
+        }
+        for address in &account.gone {
+            self.touched.remove(address);
+            forget(PageKey { tgid: self.pid, reserved: 0, address: *address });
+        }
+        Ok(account)
+    }
+}
+
+/// The range of a line of /proc/<pid>/maps that the process may write to privately: `7f12-7f34 rw-p …`.
+fn writable(line: &str) -> Option<(u64, u64)> {
+    let mut words = line.split(' ');
+    let (range, rights) = (words.next()?, words.next()?);
+    if !rights.contains('w') || !rights.ends_with('p') {
+        return None;
+    }
+    let (start, end) = range.split_once('-')?;
+    let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
+    (start < end).then_some((start, end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_memory_that_can_be_written_is_looked_at() {
+        assert_eq!(writable("7f10-7f20 rw-p 00000000 00:00 0 "), Some((0x7f10, 0x7f20)));
+        for line in ["7f10-7f20 r-xp 0 0:0 0", "7f10-7f20 rw-s 0 0:0 0", "7f20-7f10 rw-p", "x-y rw-p", "", "7f10 rw-p"]
+        {
+            assert_eq!(writable(line), None, "{line}");
+        }
+    }
+}
