@@ -54,6 +54,12 @@ impl<'a> Process<'a> {
         stat_field(&self.text("stat")?, 22)
     }
 
+    /// Its state as stat has it: `D` in uninterruptible sleep, `Z` when it has ended.
+    #[must_use]
+    pub(super) fn state(&self) -> Option<char> {
+        state(&self.text("stat")?)
+    }
+
     /// Its path in the memory controller's hierarchy. The first version shows `/` for a task that is on its way out,
     /// wherever it was: that is no answer.
     #[must_use]
@@ -99,9 +105,16 @@ fn number_in_status(status: &str, name: &str) -> Option<u32> {
     rest.split_whitespace().next()?.parse().ok()
 }
 
+/// The third field of a stat line.
+#[must_use]
+pub(super) fn state(stat: &str) -> Option<char> {
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
 /// Field `number` (from 1, as proc(5) counts) of a stat line. The name may hold anything, so fields are counted
 /// from its last parenthesis.
-fn stat_field(stat: &str, number: usize) -> Option<u64> {
+#[must_use]
+pub(super) fn stat_field(stat: &str, number: usize) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
 }
