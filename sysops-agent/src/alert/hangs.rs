@@ -55,3 +55,75 @@ impl Hangs {
 fn hang(event: &Event) -> Option<Hang> {
     Some((event.tid?, event.hang()?.switches?))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::model::event::HungTask;
+    use crate::model::{Detail, Severity};
+
+    fn event(tid: u32, switches: Option<u64>) -> Event {
+        Event {
+            schema: Event::SCHEMA,
+            time: String::new(),
+            source: Vec::new(),
+            pid: Some(7),
+            tid: Some(tid),
+            comm: None,
+            uid: None,
+            cgroup: None,
+            detail: Detail::HungTask(HungTask { switches, ..HungTask::default() }),
+            monotonic_ns: 0,
+        }
+    }
+
+    /// Threads of one process have one fingerprint.
+    fn alert(message: &str) -> Alert {
+        Alert {
+            hostname: "h".to_owned(),
+            timestamp: SystemTime::UNIX_EPOCH,
+            severity: Severity::Warn,
+            metric: "hung_task".to_owned(),
+            value: 1.0,
+            threshold: 0.0,
+            message: message.to_owned(),
+            labels: BTreeMap::new(),
+            status: Status::Firing,
+            fingerprint: 9,
+        }
+    }
+
+    #[test]
+    fn what_was_told_is_resolved_when_the_last_thread_is_free() {
+        let mut hangs = Hangs::default();
+        hangs.began(&event(7, Some(1)), &alert("a"), true);
+        hangs.began(&event(8, Some(1)), &alert("b"), false);
+        assert_eq!(hangs.firing().count(), 1);
+        assert_eq!(hangs.ended(&event(7, Some(1)), alert("over")), None, "the other thread hangs");
+        let resolved = hangs.ended(&event(8, Some(1)), alert("over")).expect("it was told");
+        assert_eq!((resolved.status, resolved.message.as_str()), (Status::Resolved, "over"));
+        assert_eq!((hangs.ended(&event(8, Some(1)), alert("over")), hangs.firing().count()), (None, 0));
+    }
+
+    #[test]
+    fn what_nobody_was_told_is_not_resolved() {
+        let mut hangs = Hangs::default();
+        hangs.began(&event(7, Some(1)), &alert("a"), false);
+        assert_eq!(hangs.ended(&event(7, Some(2)), alert("over")), None, "another hang");
+        assert_eq!(hangs.ended(&event(7, Some(1)), alert("over")), None);
+        hangs.began(&event(7, None), &alert("a"), true);
+        assert_eq!(hangs.firing().count(), 0, "nobody will tell its end");
+    }
+
+    #[test]
+    fn open_hangs_are_bounded() {
+        let mut hangs = Hangs::default();
+        for tid in 0..10_000 {
+            hangs.began(&event(tid, Some(1)), &alert("a"), true);
+        }
+        assert_eq!(hangs.firing().count(), OPEN_MAX);
+    }
+}

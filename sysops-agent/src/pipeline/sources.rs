@@ -84,7 +84,9 @@ impl Sources {
     /// True when any source of events stands.
     #[must_use]
     pub fn can_see_anything(&self) -> bool {
-        self.log.is_ok() || self.probes.iter().any(|probe| probe.rung < Rung::Kmsg)
+        let looks =
+            |probe: &kernel::Standing| probe.extras.iter().any(|extra| extra.name == "early" && extra.means != "off");
+        self.log.is_ok() || self.probes.iter().any(|probe| probe.rung < Rung::Kmsg || looks(probe))
     }
 
     /// Waits for events, or for new readings ([`Sources::take_readings`]; the events are then none). May be dropped
