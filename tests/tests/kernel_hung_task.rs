@@ -22,6 +22,9 @@ use sysops_tests::own_namespace::is_inside;
 use sysops_tests::require::{self, require};
 use sysops_tests::silent_mount::SilentMount;
 
+/// A name that would be another state to a careless reader of /proc, and clear a terminal: 15 bytes, as long as can be.
+const HOSTILE: &str = "a) S 1\n\u{1b}[2J(\\\\ ";
+
 /// The threshold of the early tier in these tests.
 const EARLY: Duration = Duration::from_secs(3);
 
@@ -92,6 +95,7 @@ fn each_hang_is_told_early_once_and_has_its_end() {
     eprintln!("told {:?} after the threshold of {EARLY:?}", start.elapsed().saturating_sub(EARLY));
     let first = find(&events, writer.tid, Phase::Began);
     assert_eq!((hang(first).tier, &first.source), (Some(Tier::Early), &vec![Source::TaskIter]));
+    assert_eq!(first.comm.as_deref(), Some(HOSTILE));
     assert!(hang(first).wchan.is_some() || !hang(first).kernel_stack.is_empty(), "{first:#?}");
     // Then the kernel's own detector finds it, with nothing to say in its log.
     {
@@ -266,13 +270,15 @@ struct Writer {
 impl Writer {
     fn start(mut file: File) -> Self {
         let ((ask, asked), (say, done), (send, tid)) = (channel(), channel(), channel());
-        std::thread::spawn(move || {
+        let hostile = std::thread::Builder::new().name(HOSTILE.to_owned());
+        let thread = hostile.spawn(move || {
             send.send(own_tid()).expect("it is waited for");
             while asked.recv().is_ok() {
                 file.write_all(b"x").and_then(|()| file.write_at(b"y", 0)).expect("room for two bytes");
                 say.send(()).expect("it is waited for");
             }
         });
+        drop(thread.expect("a thread"));
         Self { tid: tid.recv().expect("it runs"), ask, done }
     }
 

@@ -296,14 +296,14 @@ impl HungTasks {
     fn look(&mut self, host: &Host, now: Tick, out: &mut Vec<Event>) {
         let Self { means: Some(means), hangs, over, early, .. } = self else { return };
         let at = now.monotonic;
-        let interval = means.interval(*early);
         let tids: Vec<u32> = hangs.told_tids().collect();
         hangs.begin_look();
         let looked = means.look(host, early.is_some(), &tids, &mut |sleeper| over.extend(hangs.see(&sleeper, at)));
         if looked {
             hangs.end_look(|ended| over.push(ended));
         }
-        self.next_look = at + interval;
+        let took = host.clock.now().monotonic.saturating_sub(at);
+        self.next_look = at + means.interval(*early, took);
         let Some(limit) = *early else { return };
         let due: Vec<_> = hangs.due(limit, at).collect();
         for (sleeper, lasted) in due {

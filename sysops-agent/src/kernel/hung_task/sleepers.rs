@@ -47,8 +47,11 @@ pub(super) enum Means {
 /// PROC_PID_INIT_INO (include/linux/proc_ns.h).
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 
-/// Between two looks of the iterator: a hang is told at most that much late.
+/// Shortest and longest time between two looks of the iterator: a hang is told at most that much late.
 const ITERATOR_INTERVAL: Duration = Duration::from_secs(1);
+const ITERATOR_INTERVAL_MAX: Duration = Duration::from_secs(2);
+/// Looks become rarer where one takes more than this part of the time, as among tens of thousands of tasks.
+const LOOK_SHARE: u32 = 200;
 /// Between two looks at /proc, which cost some twenty times as much.
 const PROC_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -68,11 +71,11 @@ impl Means {
         }
     }
 
-    /// Between two looks, where a sleep of `early` is long.
+    /// Between two looks, where a sleep of `early` is long and the last look `took` so long.
     #[must_use]
-    pub(super) fn interval(&self, early: Option<Duration>) -> Duration {
+    pub(super) fn interval(&self, early: Option<Duration>, took: Duration) -> Duration {
         match self {
-            Self::TaskIter(_) | Self::Off(_) => ITERATOR_INTERVAL,
+            Self::TaskIter(_) | Self::Off(_) => (took * LOOK_SHARE).clamp(ITERATOR_INTERVAL, ITERATOR_INTERVAL_MAX),
             Self::Proc(..) => early.map_or(PROC_INTERVAL, |early| (early / 4).clamp(ITERATOR_INTERVAL, PROC_INTERVAL)),
         }
     }

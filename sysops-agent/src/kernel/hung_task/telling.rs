@@ -38,8 +38,10 @@ pub(super) fn early_event(
         return Verdict::Over;
     }
     let process = Process::thread(host, tid);
-    let wchan = process.wchan();
-    if wchan.as_deref().is_some_and(|wchan| HARMLESS.contains(&wchan)) {
+    let (wchan, kernel_stack) = (process.wchan(), process.kernel_stack());
+    // Some kernels tell no wchan; the stack begins with the same function.
+    let innermost = kernel_stack.first().and_then(|frame| frame.split('+').next());
+    if wchan.as_deref().or(innermost).is_some_and(|function| HARMLESS.contains(&function)) {
         return Verdict::Harmless;
     }
     let read = sleeper.read.as_ref();
@@ -48,7 +50,7 @@ pub(super) fn early_event(
     let detail = HungTask {
         tier: Some(Tier::Early),
         blocked_seconds: Some(lasted.as_secs()),
-        kernel_stack: process.kernel_stack(),
+        kernel_stack,
         wchan,
         lock,
         holder_tid,
