@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use sysops_agent::host::{Host, files::Files};
@@ -210,7 +211,7 @@ fn thousands_of_hangs_are_told_within_bounds() {
         ])
         .spawn()
         .expect("sh is there");
-    let idle: Vec<_> = (0..8000)
+    let idle: Vec<_> = (0..4000)
         .map(|_| {
             let hold = std::sync::Arc::clone(&hold);
             std::thread::Builder::new()
@@ -263,8 +264,9 @@ fn live() -> Host {
 /// A thread of this process that writes when it is asked to.
 struct Writer {
     tid: u32,
-    ask: Sender<()>,
+    ask: Option<Sender<()>>,
     done: Receiver<()>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Writer {
@@ -278,16 +280,26 @@ impl Writer {
                 say.send(()).expect("it is waited for");
             }
         });
-        drop(thread.expect("a thread"));
-        Self { tid: tid.recv().expect("it runs"), ask, done }
+        let thread = Some(thread.expect("a thread"));
+        Self { tid: tid.recv().expect("it runs"), ask: Some(ask), done, thread }
     }
 
     fn write(&self) {
-        self.ask.send(()).expect("it runs");
+        self.ask.as_ref().expect("until the end").send(()).expect("it runs");
     }
 
     fn wait(&self) {
         self.done.recv_timeout(Duration::from_secs(20)).expect("the file system is thawed");
+    }
+}
+
+impl Drop for Writer {
+    /// Its file is closed, so that the file system can be unmounted. Where the test has failed the thread may hang.
+    fn drop(&mut self) {
+        self.ask = None;
+        if let Some(thread) = self.thread.take().filter(|_| !std::thread::panicking()) {
+            thread.join().expect("it does not panic");
+        }
     }
 }
 
