@@ -10,6 +10,7 @@ use sysops_tests::frozen_mount::{FrozenMount, Sysctl};
 use sysops_tests::http_far_end::{FarEnd, Request};
 use sysops_tests::own_namespace::is_inside;
 use sysops_tests::require::{self, require};
+use sysops_tests::schema;
 use sysops_tests::servers::Scratch;
 use sysops_tests::silent_mount::SilentMount;
 use sysops_tests::user;
@@ -134,8 +135,9 @@ fn the_service_sees_the_stack_that_root_sees() {
         let pid = hung.id();
         let event = || {
             let said = service.stdout();
-            let events = said.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-            events.into_iter().find(|event| event["pid"] == pid)
+            // The last line may be half written.
+            let whole = said.rfind('\n').map_or("", |end| &said[..end]);
+            whole.lines().map(|line| schema::parse("event", line.as_bytes())).find(|event| event["pid"] == pid)
         };
         until("it is told", LIMIT, || event().is_some()).await;
         let stack = std::fs::read_to_string(format!("/proc/{pid}/stack")).expect("the test is root");
@@ -166,7 +168,8 @@ fn an_ordinary_user_sees_who_hangs() {
         let pid = hung.id();
         let count = |phase: &str| {
             let said = agent.stdout();
-            let events = said.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+            let whole = said.rfind('\n').map_or("", |end| &said[..end]);
+            let events = whole.lines().map(|line| schema::parse("event", line.as_bytes()));
             events
                 .filter(|event| event["pid"] == pid && event["phase"] == phase && event["source"][0] == "proc")
                 .count()
