@@ -25,6 +25,16 @@ pub fn view<T: Plain>(bytes: &[u8]) -> Option<&T> {
     Some(unsafe { &*start })
 }
 
+/// The record at the beginning of `bytes`, which need not be aligned; `None` when they are too few.
+#[must_use]
+pub fn copy<T: Plain>(bytes: &[u8]) -> Option<T> {
+    if bytes.len() < size_of::<T>() {
+        return None;
+    }
+    // SAFETY: there are enough bytes, and any bytes are a `T` (Plain).
+    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
 // SAFETY: an integer. aya has its own word for it.
 unsafe impl Plain for u32 {}
 // SAFETY: an integer. aya has its own word for it.

@@ -43,9 +43,17 @@ impl FrozenMount {
         run("mkfs.ext4", &["-q".as_ref(), "-F".as_ref(), &image]);
         run("mount", &["-o".as_ref(), "loop".as_ref(), &image, &at]);
         mount.mounted = true;
-        run("fsfreeze", &["--freeze".as_ref(), &at]);
-        mount.frozen = true;
+        mount.freeze();
         mount
+    }
+
+    /// Freezes it again.
+    ///
+    /// # Panics
+    /// When the machine refuses.
+    pub fn freeze(&mut self) {
+        run("fsfreeze", &["--freeze".as_ref(), &self.at()]);
+        self.frozen = true;
     }
 
     /// Starts a process that hangs in a write to it.
@@ -69,7 +77,9 @@ impl FrozenMount {
         }
     }
 
-    fn at(&self) -> PathBuf {
+    /// Where it is mounted.
+    #[must_use]
+    pub fn at(&self) -> PathBuf {
         self.directory.join("mnt")
     }
 }

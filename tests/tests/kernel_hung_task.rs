@@ -1,48 +1,40 @@
-//! A write to a frozen file system hangs for real: one event about it, however often the kernel reports it, with
-//! the place in the kernel, on every rung that has a program, and also when the kernel's log has gone silent.
+//! A write to a frozen file system hangs for real: one event when it is found and one when it is over, however often the
+//! kernel reports it, with the place in the kernel, on every rung that has a program, also when the kernel's log has gone
+//! silent; and before the kernel's own detector, by the agent's looks at all tasks.
 #![expect(clippy::disallowed_methods, clippy::panic, reason = "a test reads files, runs programs and fails by panic")]
 
-use std::process::Command;
-use std::time::Duration;
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use sysops_agent::host::Host;
-use sysops_agent::kernel::{ALL, Kernel, Rung, Standing};
-use sysops_agent::model::{Detail, Event};
+use sysops_agent::host::{Host, files::Files};
+use sysops_agent::kernel::{Kernel, Rung, Standing};
+use sysops_agent::model::event::{HungTask, Outcome, Phase, Tier};
+use sysops_agent::model::{Event, Source};
 use sysops_agent::spec::{Value, Values};
 use sysops_tests::events::take_until;
+use sysops_tests::falsified_btf::move_member;
 use sysops_tests::frozen_mount::{FrozenMount, Sysctl};
-use sysops_tests::require::require;
+use sysops_tests::one_probe::key;
+use sysops_tests::own_namespace::is_inside;
+use sysops_tests::require::{self, require};
+use sysops_tests::silent_mount::SilentMount;
 
-/// The test runs itself again in a mount namespace of its own, where it mounts what it needs.
-const INSIDE: &str = "SYSOPS_TEST_IN_NAMESPACE";
+/// A name that would be another state to a careless reader of /proc, and clear a terminal: 15 bytes, as long as can be.
+const HOSTILE: &str = "a) S 1\n\u{1b}[2J(\\\\ ";
+
+/// The threshold of the early tier in these tests.
+const EARLY: Duration = Duration::from_secs(3);
 
 #[test]
 fn a_frozen_file_system_is_one_event_on_every_rung() {
-    if std::env::var(INSIDE).is_ok() {
-        return inside();
-    }
-    if !require(FrozenMount::missing().or_else(|| sysops_tests::require::programs(&["unshare"]))) {
+    if !ready() || !is_inside("a_frozen_file_system_is_one_event_on_every_rung") {
         return;
     }
-    let output = Command::new("unshare")
-        .args([
-            "-m",
-            "sh",
-            "-c",
-            "test -d /sys/kernel/tracing/events || mount -t tracefs tracefs /sys/kernel/tracing; exec \"$0\" \"$@\"",
-        ])
-        .arg(std::env::current_exe().expect("a test has a path"))
-        .args(["--exact", "a_frozen_file_system_is_one_event_on_every_rung", "--nocapture"])
-        .env(INSIDE, "1")
-        .output()
-        .expect("unshare is there");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    eprintln!("{said}");
-}
-
-fn inside() {
-    let host = Host::live(&sysops_agent::host::Roots::default());
+    let host = live();
     let mut kernels = Vec::new();
     for rung in ["tp_btf", "raw_tracepoint", "tracepoint"] {
         let kernel = Kernel::start(&host, &forced(rung));
@@ -59,36 +51,282 @@ fn inside() {
     let mut mount = FrozenMount::new();
     let mut hung = mount.hang();
     let pid = hung.id();
-    let seen: Vec<(Vec<Event>, Rung)> = kernels
-        .iter_mut()
-        .map(|(kernel, rung)| {
-            // Two reports of the kernel at least, so that telling it twice would be seen.
-            let twice = host.clock.now();
-            let events = take_until(kernel, &host, Duration::from_secs(20), |events| {
-                about(events, pid) > 0 && host.clock.now().since(&twice) > Duration::from_secs(4)
-            });
-            (events, *rung)
-        })
-        .collect();
+    let mut seen: Vec<Vec<Event>> = Vec::new();
+    for (kernel, _) in &mut kernels {
+        // Two reports of the kernel at least, so that telling it twice would be seen.
+        let twice = host.clock.now();
+        seen.push(take_until(kernel, &host, Duration::from_secs(20), |events| {
+            began(events, pid) > 0 && host.clock.now().since(&twice) > Duration::from_secs(4)
+        }));
+    }
     let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("it hangs");
     mount.thaw();
     assert!(hung.wait().expect("our child").success());
-    for (events, rung) in &seen {
-        assert_eq!(about(events, pid), 1, "{rung:?}: {events:#?}");
+    for ((kernel, rung), events) in kernels.iter_mut().zip(&mut seen) {
+        events.extend(take_until(kernel, &host, Duration::from_secs(10), |events| ended(events, pid) > 0));
+        assert_eq!((began(events, pid), ended(events, pid)), (1, 1), "{rung:?}: {events:#?}");
         let event = events.iter().find(|event| event.tid == Some(pid)).expect("counted above");
         hold_against(event, pid, &cgroup, *rung);
-    }
-    for (kernel, rung) in &kernels {
+        let end =
+            events.iter().find(|event| event.tid == Some(pid) && event.is_end()).map(hang).expect("counted above");
+        assert_eq!(end.outcome, Some(Outcome::Exited), "{end:?}");
+        assert!(end.blocked_seconds >= hang(event).blocked_seconds, "{end:?}");
         let standing = standing(kernel);
         assert!(standing.received >= 2 && standing.dropped == 0, "{rung:?}: {standing:?}");
     }
 }
 
+/// A thread hangs twice: the looks see it before the kernel does, tell each hang once though the kernel reports the first
+/// too, and do not mistake what happened while nobody looked.
+#[test]
+fn each_hang_is_told_early_once_and_has_its_end() {
+    if !ready() || !is_inside("each_hang_is_told_early_once_and_has_its_end") {
+        return;
+    }
+    let host = live();
+    let mut kernel = Kernel::start(&host, &early());
+    assert_early(&kernel, "task_iter", "");
+    let mut mount = FrozenMount::new();
+    mount.thaw();
+    let writer = Writer::start(File::create(mount.at().join("file")).expect("it is thawed"));
+    mount.freeze();
+    writer.write();
+    let start = Instant::now();
+    let mut events = take_until(&mut kernel, &host, Duration::from_secs(20), |events| began(events, writer.tid) > 0);
+    eprintln!("told {:?} after the threshold of {EARLY:?}", start.elapsed().saturating_sub(EARLY));
+    let first = find(&events, writer.tid, Phase::Began);
+    assert_eq!((hang(first).tier, &first.source), (Some(Tier::Early), &vec![Source::TaskIter]));
+    assert_eq!(first.comm.as_deref(), Some(HOSTILE));
+    assert!(hang(first).wchan.is_some() || !hang(first).kernel_stack.is_empty(), "{first:#?}");
+    // Then the kernel's own detector finds it, with nothing to say in its log.
+    {
+        let _warnings = Sysctl::set("kernel/hung_task_warnings", "0");
+        let _timeout = Sysctl::set("kernel/hung_task_timeout_secs", "1");
+        let change = Instant::now();
+        let reported = |_: &[Event]| change.elapsed() > Duration::from_secs(4);
+        events.extend(take_until(&mut kernel, &host, Duration::from_secs(20), reported));
+    }
+    assert!(standing(&kernel).received >= 1, "the kernel reported it too");
+    // Nobody looks while the hang ends and another one begins.
+    mount.thaw();
+    writer.wait();
+    mount.freeze();
+    writer.write();
+    let both = |events: &[Event]| ended(events, writer.tid) == 1 && began(events, writer.tid) == 1;
+    let later = take_until(&mut kernel, &host, Duration::from_secs(20), both);
+    assert_eq!((began(&events, writer.tid), ended(&events, writer.tid)), (1, 0), "{events:#?}");
+    assert!(both(&later), "{later:#?}");
+    assert_eq!(hang(find(&later, writer.tid, Phase::Ended)).outcome, Some(Outcome::Ran));
+    mount.thaw();
+    writer.wait();
+    let end = take_until(&mut kernel, &host, Duration::from_secs(10), |events| ended(events, writer.tid) == 1);
+    let end = hang(find(&end, writer.tid, Phase::Ended));
+    assert!(end.blocked_seconds >= Some(EARLY.as_secs()), "{end:?}");
+}
+
+/// A program on a mount that does not answer: the child that is to become it sleeps so that only a signal can end it, which
+/// the kernel's own detector passes over, and its parent waits in vfork(2), which is no hang.
+#[test]
+fn a_task_that_can_be_killed_is_told_and_a_parent_in_vfork_is_not() {
+    if !ready() || !is_inside("a_task_that_can_be_killed_is_told_and_a_parent_in_vfork_is_not") {
+        return;
+    }
+    let host = live();
+    let mut kernel = Kernel::start(&host, &early());
+    let _timeout = Sysctl::set("kernel/hung_task_timeout_secs", "1");
+    let mount = SilentMount::new();
+    let (send, parent) = channel();
+    let program = mount.path();
+    let spawner = std::thread::spawn(move || {
+        send.send(own_tid()).expect("it is waited for");
+        // The child is killed: there is no such process, or it ends by the signal.
+        std::process::Command::new(program).spawn().and_then(|mut child| child.wait())
+    });
+    let parent = parent.recv().expect("it runs");
+    let ours = |event: &&Event| event.pid.is_some_and(|pid| parent_of(pid) == Some(std::process::id()));
+    let hangs = |events: &[Event]| events.iter().filter(ours).count();
+    let mut events = take_until(&mut kernel, &host, Duration::from_secs(20), |events| hangs(events) > 0);
+    let child = events.iter().find(ours).unwrap_or_else(|| panic!("{events:#?}")).clone();
+    let pid = child.pid.expect("it has one");
+    // The kernel has had the time to report both, if it ever did.
+    let later = Instant::now();
+    events
+        .extend(take_until(&mut kernel, &host, Duration::from_secs(20), |_| later.elapsed() > Duration::from_secs(3)));
+    assert_eq!((began(&events, pid), began(&events, parent)), (1, 0), "{events:#?}");
+    assert_eq!((hang(&child).tier, ended(&events, pid)), (Some(Tier::Early), 0), "{child:#?}");
+    let kill = rustix::process::Pid::from_raw(pid.try_into().expect("a pid")).expect("not 0");
+    rustix::process::kill_process(kill, rustix::process::Signal::KILL).expect("our child");
+    let ended = take_until(&mut kernel, &host, Duration::from_secs(10), |events| ended(events, pid) == 1);
+    assert_eq!(hang(find(&ended, pid, Phase::Ended)).outcome, Some(Outcome::Exited), "{ended:#?}");
+    let _ = spawner.join().expect("it does not panic");
+    drop(mount);
+}
+
+/// Where the kernel's types lie about what the iterator reads, /proc is looked at.
+#[test]
+fn without_the_iterator_proc_shows_who_hangs() {
+    if !ready() || !is_inside("without_the_iterator_proc_shows_who_hangs") {
+        return;
+    }
+    let directory = std::env::temp_dir().join(format!("sysops-lie-hung-{}", std::process::id()));
+    std::fs::create_dir_all(directory.join("kernel/btf")).expect("a directory of our own");
+    let mut btf = std::fs::read("/sys/kernel/btf/vmlinux").expect("ready() asked for it");
+    move_member(&mut btf, "task_struct", "nvcsw", 64);
+    std::fs::write(directory.join("kernel/btf/vmlinux"), btf).expect("a file of our own");
+    let host = Host { files: Files::new("/proc".into(), directory.clone(), "/".into()), ..live() };
+    let mut kernel = Kernel::start(&host, &early());
+    std::fs::remove_dir_all(directory).expect("our own directory");
+    assert_early(&kernel, "proc", "self-check: nvcsw and nivcsw");
+    let mut mount = FrozenMount::new();
+    let mut hung = mount.hang();
+    let pid = hung.id();
+    let start = Instant::now();
+    let events = take_until(&mut kernel, &host, Duration::from_secs(30), |events| began(events, pid) > 0);
+    eprintln!("told {:?} after the threshold of {EARLY:?}", start.elapsed().saturating_sub(EARLY));
+    let event = find(&events, pid, Phase::Began);
+    assert_eq!((&event.source, event.comm.as_deref(), event.pid), (&vec![Source::Proc], Some("truncate"), Some(pid)));
+    mount.thaw();
+    assert!(hung.wait().expect("our child").success());
+    let end = take_until(&mut kernel, &host, Duration::from_secs(20), |events| ended(events, pid) == 1);
+    assert_eq!((began(&end, pid), ended(&end, pid)), (0, 1), "{end:#?}");
+}
+
+/// Thousands of threads, and six hundred tasks that hang at once: a bounded number is told, none twice, and each has its end.
+#[test]
+fn thousands_of_hangs_are_told_within_bounds() {
+    if !ready() || !is_inside("thousands_of_hangs_are_told_within_bounds") {
+        return;
+    }
+    let host = live();
+    let mut kernel = Kernel::start(&host, &early());
+    let mount = SilentMount::new();
+    let (stop, hold) = channel::<()>();
+    let hold = std::sync::Arc::new(std::sync::Mutex::new(hold));
+    // A process of its own, as only a signal that kills ends such a sleep.
+    let mut sleepers = std::process::Command::new("sh")
+        .args([
+            "-c",
+            "i=0; while [ $i -lt 600 ]; do : < \"$0/$i\" & i=$((i+1)); done; wait",
+            &mount.at().display().to_string(),
+        ])
+        .spawn()
+        .expect("sh is there");
+    let idle: Vec<_> = (0..4000)
+        .map(|_| {
+            let hold = std::sync::Arc::clone(&hold);
+            std::thread::Builder::new()
+                .stack_size(16 << 10)
+                .spawn(move || drop(hold.lock().map(|hold| hold.recv())))
+                .expect("a thread")
+        })
+        .collect();
+    let mine = |event: &&Event| event.pid.is_some_and(|pid| parent_of(pid) == Some(sleepers.id()));
+    let told = |events: &[Event]| events.iter().filter(mine).count();
+    let mut events = take_until(&mut kernel, &host, Duration::from_secs(30), |events| told(events) >= 500);
+    let more = Instant::now();
+    events.extend(take_until(&mut kernel, &host, Duration::from_secs(30), |_| more.elapsed() > Duration::from_secs(3)));
+    let mut pids: Vec<_> = events.iter().filter(mine).filter_map(|event| event.pid).collect();
+    assert!((500..=512).contains(&pids.len()), "{}", pids.len());
+    pids.sort_unstable();
+    pids.dedup();
+    assert_eq!(pids.len(), told(&events), "none twice");
+    for pid in children(sleepers.id()) {
+        let pid = rustix::process::Pid::from_raw(pid.try_into().expect("a pid")).expect("not 0");
+        // It may be gone.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+    let over = |events: &[Event]| {
+        events.iter().filter(|event| event.is_end() && event.pid.is_some_and(|pid| pids.contains(&pid))).count()
+    };
+    let end = take_until(&mut kernel, &host, Duration::from_secs(30), |events| over(events) >= pids.len());
+    assert_eq!(over(&end), pids.len());
+    let _ = sleepers.wait();
+    drop(stop);
+    for thread in idle {
+        thread.join().expect("it does not panic");
+    }
+}
+
+/// What these tests need is there.
+fn ready() -> bool {
+    require(
+        FrozenMount::missing()
+            .or_else(SilentMount::missing)
+            .or_else(|| require::programs(&["unshare"]))
+            .or_else(|| require::files(&["/sys/kernel/btf/vmlinux"])),
+    )
+}
+
+fn live() -> Host {
+    Host::live(&sysops_agent::host::Roots::default())
+}
+
+/// A thread of this process that writes when it is asked to.
+struct Writer {
+    tid: u32,
+    ask: Option<Sender<()>>,
+    done: Receiver<()>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    fn start(mut file: File) -> Self {
+        let ((ask, asked), (say, done), (send, tid)) = (channel(), channel(), channel());
+        let hostile = std::thread::Builder::new().name(HOSTILE.to_owned());
+        let thread = hostile.spawn(move || {
+            send.send(own_tid()).expect("it is waited for");
+            while asked.recv().is_ok() {
+                file.write_all(b"x").and_then(|()| file.write_at(b"y", 0)).expect("room for two bytes");
+                say.send(()).expect("it is waited for");
+            }
+        });
+        let thread = Some(thread.expect("a thread"));
+        Self { tid: tid.recv().expect("it runs"), ask: Some(ask), done, thread }
+    }
+
+    fn write(&self) {
+        self.ask.as_ref().expect("until the end").send(()).expect("it runs");
+    }
+
+    fn wait(&self) {
+        self.done.recv_timeout(Duration::from_secs(20)).expect("the file system is thawed");
+    }
+}
+
+impl Drop for Writer {
+    /// Its file is closed, so that the file system can be unmounted. Where the test has failed the thread may hang.
+    fn drop(&mut self) {
+        self.ask = None;
+        if let Some(thread) = self.thread.take().filter(|_| !std::thread::panicking()) {
+            thread.join().expect("it does not panic");
+        }
+    }
+}
+
+fn own_tid() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs()
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
 fn forced(rung: &str) -> Values {
     let mut values = Values::default();
-    let entry = ALL.iter().find(|entry| entry.name == "hung_task").expect("in the list");
-    let key = entry.keys.iter().find(|key| key.path == "kernel.hung_task.rung").expect("its key");
-    values.set(key, Value::Text(rung.to_owned()));
+    values.set(key("kernel.hung_task.rung"), Value::Text(rung.to_owned()));
+    values
+}
+
+fn early() -> Values {
+    let mut values = Values::default();
+    let seconds = i64::try_from(EARLY.as_secs()).expect("small");
+    values.set(key("kernel.hung_task.early_secs"), Value::Int(seconds));
     values
 }
 
@@ -96,18 +334,45 @@ fn standing(kernel: &Kernel) -> Standing {
     kernel.standings().into_iter().find(|standing| standing.name == "hung_task").expect("in the list")
 }
 
-fn about(events: &[Event], tid: u32) -> usize {
-    events.iter().filter(|event| event.tid == Some(tid)).count()
+/// The early tier stands by these means, and says why not by better ones.
+fn assert_early(kernel: &Kernel, means: &str, reason: &str) {
+    let extras = standing(kernel).extras;
+    let early = extras.iter().find(|extra| extra.name == "early").unwrap_or_else(|| panic!("{extras:?}"));
+    assert!(early.means == means && early.reason.contains(reason), "{early:?}");
+}
+
+fn hang(event: &Event) -> &HungTask {
+    event.hang().unwrap_or_else(|| panic!("{event:#?}"))
+}
+
+fn is_about(event: &Event, tid: u32, phase: Phase) -> bool {
+    event.tid == Some(tid) && event.hang().is_some_and(|hang| hang.phase == phase)
+}
+
+fn began(events: &[Event], tid: u32) -> usize {
+    events.iter().filter(|event| is_about(event, tid, Phase::Began)).count()
+}
+
+fn ended(events: &[Event], tid: u32) -> usize {
+    events.iter().filter(|event| is_about(event, tid, Phase::Ended)).count()
+}
+
+fn find(events: &[Event], tid: u32, phase: Phase) -> &Event {
+    events
+        .iter()
+        .find(|event| is_about(event, tid, phase))
+        .unwrap_or_else(|| panic!("no {phase:?} of {tid}: {events:#?}"))
 }
 
 fn hold_against(event: &Event, pid: u32, cgroup: &str, rung: Rung) {
     let shown = serde_json::to_string(event).expect("an event is JSON");
     eprintln!("{shown}");
-    let Detail::HungTask(hung) = &event.detail else { panic!("{shown}") };
+    let hung = hang(event);
     assert_eq!(event.source, rung.source().into_iter().collect::<Vec<_>>());
     assert_eq!((event.pid, event.comm.as_deref(), event.uid), (Some(pid), Some("truncate"), Some(0)), "{shown}");
     let path = event.cgroup.as_ref().expect("on every rung");
     assert!(cgroup.lines().any(|line| line.ends_with(&format!(":{path}"))), "{shown}\n{cgroup}");
     assert!(hung.blocked_seconds.is_some_and(|seconds| (1..20).contains(&seconds)), "{shown}");
     assert!(hung.wchan.is_some() || !hung.kernel_stack.is_empty(), "{shown}");
+    assert_eq!((hung.tier, hung.phase), (Some(Tier::Kernel), Phase::Began), "{shown}");
 }

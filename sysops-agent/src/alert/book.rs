@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::model::{Alert, Batch, Event, Finding, Level, Severity, Status, Tick, shown};
 use crate::spec::Values;
 
+use super::hangs::Hangs;
 use super::throttle::{Reason, Throttle};
 use super::{ACTIVE, FIRED, RESOLVED, SUPPRESSED, events, fingerprint};
 
@@ -25,6 +26,7 @@ pub struct Book {
     hostname: String,
     throttle: Throttle,
     pages: HashMap<u64, Page>,
+    hangs: Hangs,
     notices: Vec<Alert>,
     gap_max: Duration,
     fired: [u64; SEVERITIES.len()],
@@ -56,6 +58,7 @@ impl Book {
             hostname: hostname.to_owned(),
             throttle: Throttle::new(values),
             pages: HashMap::new(),
+            hangs: Hangs::default(),
             notices: Vec::new(),
             gap_max: GAP_MAX,
             fired: [0; SEVERITIES.len()],
@@ -92,10 +95,18 @@ impl Book {
         }
     }
 
-    /// The alert of a kernel event, unless a limit holds it back (then it is counted for the summary).
+    /// The alert of a kernel event, unless a limit holds it back (then it is counted for the summary). The end of a hang
+    /// resolves what was told of it.
     pub fn event(&mut self, event: &Event, now: &Tick) -> Option<Alert> {
         let alert = events::alert(event, &self.hostname, now);
-        match self.throttle.admit(alert.fingerprint, alert.severity, now.monotonic) {
+        if event.is_end() {
+            let resolved = self.hangs.ended(event, alert);
+            self.resolved += u64::from(resolved.is_some());
+            return resolved;
+        }
+        let admitted = self.throttle.admit(alert.fingerprint, alert.severity, now.monotonic);
+        self.hangs.began(event, &alert, admitted.is_ok());
+        match admitted {
             Ok(()) => {
                 self.fired[alert.severity as usize] += 1;
                 Some(alert)
@@ -105,6 +116,11 @@ impl Book {
                 None
             }
         }
+    }
+
+    /// Takes note of an event that was told in an earlier life of the agent and is not over.
+    pub fn remember(&mut self, event: &Event, now: &Tick) {
+        self.hangs.began(event, &events::alert(event, &self.hostname, now), true);
     }
 
     /// Ends what is no longer reported, tells what limits held back as soon as they allow it, and gives all notices
@@ -133,7 +149,8 @@ impl Book {
     /// What the book tells about itself.
     pub fn collect(&self, out: &mut Batch) {
         let mut active = [0_u32; SEVERITIES.len()];
-        for severity in self.pages.values().filter_map(|page| page.firing) {
+        let hangs = self.hangs.firing().map(|alert| alert.severity);
+        for severity in self.pages.values().filter_map(|page| page.firing).chain(hangs) {
             active[severity as usize] += 1;
         }
         #[expect(clippy::cast_precision_loss, reason = "counts of alerts, far below 2^52")]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::model::event::{FdLeak, HungTask, OomKill};
+use crate::model::event::{FdLeak, HungTask, OomKill, Outcome, Phase};
 use crate::model::{Alert, Detail, Event, Severity, Status, Tick, bytes_text, cut, shown};
 
 use super::fingerprint;
@@ -91,6 +91,9 @@ fn shortage(kill: &OomKill) -> Option<String> {
 
 /// `jbd2/sda1 (pid 33) has been blocked in the kernel for 122 s, waiting in …. Stack: …`
 fn hung_task(event: &Event, task: &HungTask) -> String {
+    if task.phase == Phase::Ended {
+        return hang_over(event, task);
+    }
     let mut text = format!("{} has been blocked in the kernel", process(event));
     if let Some(seconds) = task.blocked_seconds {
         let _ = write!(text, " for {seconds} s");
@@ -99,6 +102,13 @@ fn hung_task(event: &Event, task: &HungTask) -> String {
         let _ = write!(text, ", waiting in {}", shown(wchan, NAME_MAX));
     }
     text.push('.');
+    if let Some(lock) = task.lock {
+        let _ = write!(text, " It waits for a {}", lock.name());
+        if let (Some(tid), Some(comm)) = (task.holder_tid, &task.holder_comm) {
+            let _ = write!(text, ", likely held by {} (thread {tid})", shown(comm, NAME_MAX));
+        }
+        text.push('.');
+    }
     if !task.kernel_stack.is_empty() {
         let frames: Vec<_> = task.kernel_stack.iter().take(FRAMES_MAX).map(|frame| shown(frame, NAME_MAX)).collect();
         let more = if task.kernel_stack.len() > FRAMES_MAX { " < …" } else { "" };
@@ -139,6 +149,21 @@ fn fd_leak_severity(leak: &FdLeak) -> Severity {
     if leak.limit.is_some_and(is_near) { Severity::Critical } else { Severity::Warn }
 }
 
+/// `jbd2/sda1 (pid 33) runs again; it had been blocked in the kernel for 300 s.`
+fn hang_over(event: &Event, task: &HungTask) -> String {
+    let what = match task.outcome {
+        Some(Outcome::Ran) => "runs again",
+        Some(Outcome::Exited) => "is gone",
+        None => "is not blocked any more",
+    };
+    let mut text = format!("{} {what}; it had been blocked in the kernel", process(event));
+    if let Some(seconds) = task.blocked_seconds {
+        let _ = write!(text, " for {seconds} s");
+    }
+    text.push('.');
+    text
+}
+
 /// `java (pid 42, uid 1000) in cgroup /web/app`, as far as it is known.
 fn process(event: &Event) -> String {
     let mut text = event.comm.as_ref().map_or_else(|| "a process".to_owned(), |comm| shown(comm, NAME_MAX));
@@ -172,6 +197,7 @@ mod tests {
 
     use super::*;
     use crate::model::Source;
+    use crate::model::event::Lock;
     use crate::model::stack::Frame;
 
     fn now() -> Tick {
@@ -245,13 +271,28 @@ mod tests {
             blocked_seconds: Some(122),
             wchan: Some("folio_wait_bit".to_owned()),
             kernel_stack: (0..10).map(|i| format!("f{i}")).collect(),
+            lock: Some(Lock::Mutex),
+            holder_tid: Some(44),
+            holder_comm: Some("tar\n".to_owned()),
+            ..HungTask::default()
         };
+        let over = HungTask {
+            phase: Phase::Ended,
+            outcome: Some(Outcome::Ran),
+            blocked_seconds: Some(300),
+            ..HungTask::default()
+        };
+        assert_eq!(
+            alert(&event("jbd2/sda1", Detail::HungTask(over)), "h", &now()).message,
+            "jbd2/sda1 (pid 92, uid 1000) in cgroup /web.slice/app.service runs again; it had been blocked in the \
+             kernel for 300 s."
+        );
         let alert = alert(&event("jbd2/sda1", Detail::HungTask(task)), "h", &now());
         assert_eq!(alert.severity, Severity::Warn);
         assert_eq!(
             alert.message,
             "jbd2/sda1 (pid 92, uid 1000) in cgroup /web.slice/app.service has been blocked in the kernel for 122 s, \
-             waiting in folio_wait_bit. Stack: f0 < f1 < f2 < f3 < f4 < f5 < f6 < f7 < …"
+             waiting in folio_wait_bit. It waits for a mutex, likely held by tar\\n (thread 44). Stack: f0 < f1 < f2 < f3 < f4 < f5 < f6 < f7 < …"
         );
     }
 

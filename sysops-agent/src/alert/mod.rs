@@ -3,6 +3,7 @@
 
 pub mod book;
 pub mod events;
+mod hangs;
 pub mod throttle;
 
 pub use book::Book;

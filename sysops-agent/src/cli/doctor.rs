@@ -183,7 +183,12 @@ pub fn probe_line(probe: &kernel::Standing, style: Style, out: &mut dyn Write) -
         Rung::Off => Colour::Red,
         _ => Colour::Green,
     };
-    line(probe.name, (probe.rung.word(), colour), &probe.reason, &probe.remedy, style, out)
+    line(probe.name, (probe.rung.word(), colour), &probe.reason, &probe.remedy, style, out)?;
+    for extra in &probe.extras {
+        let colour = if extra.means == "off" { Colour::Yellow } else { Colour::Green };
+        line(&format!("  {}", extra.name), (extra.means, colour), &extra.reason, &extra.remedy, style, out)?;
+    }
+    Ok(())
 }
 
 fn state_word(state: State) -> (&'static str, Colour) {

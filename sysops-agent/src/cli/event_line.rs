@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::model::event::{FdLeak, HungTask, OomKill};
+use crate::model::event::{FdLeak, HungTask, OomKill, Outcome, Phase};
 use crate::model::{Detail, Event, bytes_text, shown};
 
 /// `14:02:07Z  oom_kill   postgres[4242] uid 26 in /db.slice: 1.9 GiB anonymous, …`.
@@ -59,11 +59,25 @@ fn oom_kill(kill: &OomKill, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 }
 
 fn hung_task(hang: &HungTask, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    if hang.phase == Phase::Ended {
+        f.write_str(match hang.outcome {
+            Some(Outcome::Ran) => ": runs again",
+            Some(Outcome::Exited) => ": is gone",
+            None => ": hangs no more",
+        })?;
+        return hang.blocked_seconds.map_or(Ok(()), |seconds| write!(f, ", was blocked for {seconds} s"));
+    }
     if let Some(seconds) = hang.blocked_seconds {
         write!(f, ": blocked for {seconds} s")?;
     }
     if let Some(wchan) = &hang.wchan {
         write!(f, " in {}", shown(wchan, 80))?;
+    }
+    if let Some(lock) = hang.lock {
+        write!(f, ", waits for a {}", lock.name())?;
+    }
+    if let (Some(tid), Some(comm)) = (hang.holder_tid, &hang.holder_comm) {
+        write!(f, ", held by {}[{tid}]", shown(comm, 64))?;
     }
     for (frame, separator) in hang.kernel_stack.iter().take(6).zip([", stack "].into_iter().chain([" < "; 5])) {
         write!(f, "{separator}{}", shown(frame, 80))?;

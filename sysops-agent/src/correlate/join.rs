@@ -52,6 +52,13 @@ fn add_kill(known: &mut OomKill, other: OomKill) {
 fn add_hang(known: &mut HungTask, other: HungTask) {
     add(&mut known.blocked_seconds, other.blocked_seconds);
     add(&mut known.wchan, other.wchan);
+    add(&mut known.tier, other.tier);
+    add(&mut known.switches, other.switches);
+    // Id and name of one and the same thread.
+    if known.holder_tid.is_none() {
+        (known.holder_tid, known.holder_comm) = (other.holder_tid, other.holder_comm);
+    }
+    add(&mut known.lock, other.lock);
     if known.kernel_stack.is_empty() {
         known.kernel_stack = other.kernel_stack;
     }

@@ -7,7 +7,8 @@
 //! (`time - blocked_seconds`) before the last report of it: a task that ran in between was counted anew by the kernel,
 //! so its next hang begins later. Kernels 3.10 and 4.18 print the timeout instead of the time waited; there reports
 //! of one hang are one timeout apart and those of two at least two, so that one that says the same number and comes
-//! within 1.25 times of it is of the same hang. A later hang of the task is a new event.
+//! within 1.25 times of it is of the same hang. A later hang of the task is a new event. Where it is known how often
+//! the task has run, that alone decides.
 
 mod join;
 
@@ -98,6 +99,8 @@ struct Seen {
     tid: Option<u32>,
     comm: Option<String>,
     sources: Sources,
+    /// How often the hung task had run, where that is known.
+    switches: Option<u64>,
     /// Time of its last report.
     last: Duration,
     blocked: Option<Duration>,
@@ -120,6 +123,13 @@ impl Correlator {
     /// Takes an event that a source gave.
     pub fn add(&mut self, event: Event, now: Tick) {
         let sources = Sources::of(&event);
+        if event.is_end() {
+            // Who waits for what another source says of its beginning, waits no longer.
+            let same = self.hangs.iter_mut().rfind(|seen| seen.is_same(&event, sources));
+            self.pushed_out.extend(same.and_then(|seen| seen.waiting.take()).map(|(began, _)| began));
+            self.pushed_out.push(event);
+            return;
+        }
         let (list, all, hold) = match event.detail {
             Detail::OomKill(_) => (&mut self.kills, self.kill_sources, HOLD_KILL),
             Detail::HungTask(_) => (&mut self.hangs, self.hang_sources, HOLD_HANG),
@@ -134,6 +144,7 @@ impl Correlator {
         let Some(mut seen) = list.remove(at) else { return };
         seen.last = seen.last.max(time(&event));
         seen.blocked = seen.blocked.max(blocked(&event));
+        seen.switches = seen.switches.or_else(|| event.hang()?.switches);
         match &mut seen.waiting {
             _ if seen.sources.has(sources) => self.repeated += 1,
             Some((first, until)) => {
@@ -223,6 +234,7 @@ impl Correlator {
         for event in &out[first..] {
             match event.detail {
                 Detail::OomKill(_) => self.told_kills += 1,
+                Detail::HungTask(_) if event.is_end() => {}
                 Detail::HungTask(_) => self.told_hangs += 1,
                 Detail::FdLeak(_) => self.told_fd_leaks += 1,
             }
@@ -237,6 +249,7 @@ impl Seen {
             tid: event.tid,
             comm: event.comm.clone(),
             sources,
+            switches: event.hang().and_then(|hang| hang.switches),
             last: time(event),
             blocked: blocked(event),
             waiting: None,
@@ -260,6 +273,9 @@ impl Seen {
                 // Threads of one process hang each for itself.
                 let both = self.tid.is_some() && event.tid.is_some();
                 let is_task = if both { is_thread } else { is_process };
+                if let Some((mine, its)) = self.switches.zip(hung.switches) {
+                    return is_task && mine == its;
+                }
                 let gap = at.saturating_sub(self.last);
                 let known = self.blocked.filter(|known| !known.is_zero());
                 let is_hang = match hung.blocked_seconds.map(Duration::from_secs) {

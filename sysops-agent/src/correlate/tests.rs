@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::event::{HungTask, OomKill};
+use crate::model::event::{HungTask, OomKill, Phase};
 
 const BOTH: Sources = Sources { probe: true, log: true };
 const PROBE: Sources = Sources { probe: true, log: false };
@@ -231,4 +231,37 @@ proptest! {
         told.sort_unstable();
         prop_assert_eq!(told, (1..=kills.len() as u64).collect::<Vec<_>>());
     }
+}
+
+#[test]
+fn how_often_a_task_had_run_decides_which_hang_it_is() {
+    let counted = |source: Source, secs: u64, blocked: u64, switches: u64| {
+        let mut event = hang(source, 7, secs, Some(blocked));
+        let Detail::HungTask(detail) = &mut event.detail else { panic!("{event:?}") };
+        detail.switches = Some(switches);
+        event
+    };
+    let mut correlator = Correlator::new(BOTH, BOTH);
+    // Told early; the kernel began to count a while later, so that by time alone its report would be of another hang.
+    correlator.add(counted(Source::TaskIter, 20, 20, 5), tick(20_000));
+    assert_eq!(ready(&mut correlator, 21_000).len(), 1);
+    correlator.add(counted(Source::Kmsg, 220, 120, 5), tick(220_000));
+    assert_eq!(ready(&mut correlator, 221_000), []);
+    // By time alone this would be the same hang.
+    correlator.add(counted(Source::Kmsg, 222, 120, 6), tick(222_000));
+    assert_eq!(ready(&mut correlator, 223_000).len(), 1);
+    assert_eq!(correlator.late(), 1);
+}
+
+#[test]
+fn an_end_passes_at_once_and_not_before_its_beginning() {
+    let mut correlator = Correlator::new(BOTH, BOTH);
+    correlator.add(hang(Source::TaskIter, 7, 20, Some(20)), tick(20_000));
+    let mut end = hang(Source::TaskIter, 7, 20, Some(20));
+    let Detail::HungTask(detail) = &mut end.detail else { panic!("{end:?}") };
+    detail.phase = Phase::Ended;
+    correlator.add(end, tick(20_010));
+    let told: Vec<bool> = ready(&mut correlator, 20_010).iter().map(Event::is_end).collect();
+    assert_eq!(told, [false, true]);
+    assert_eq!((correlator.told_hangs, correlator.next_deadline()), (1, None));
 }

@@ -2,6 +2,7 @@
 //! to take what is there.
 
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use super::Host;
 use crate::model::{Batch, Event};
@@ -12,6 +13,10 @@ pub trait EventSource: Send {
     fn fds(&self) -> Vec<BorrowedFd<'_>>;
     /// Takes all events that are there, without waiting.
     fn drain(&mut self, host: &Host, out: &mut Vec<Event>);
+    /// When to drain again although nothing becomes readable, on the monotonic clock.
+    fn next_deadline(&self) -> Option<Duration> {
+        None
+    }
     /// Adds the source's own readings (histograms in kernel maps, counters of received / dropped / lost).
     fn collect(&mut self, host: &Host, out: &mut Batch);
 }

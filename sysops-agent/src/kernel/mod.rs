@@ -33,6 +33,7 @@ mod tracefs;
 mod watched;
 
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -86,6 +87,22 @@ pub struct Standing {
     pub received: u64,
     /// Events that the kernel side could not hand over, for any reason.
     pub dropped: u64,
+    /// What it does beyond its rung.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub extras: Vec<Extra>,
+}
+
+/// Something that a probe does beside the events of its rung, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Extra {
+    /// What.
+    pub name: &'static str,
+    /// By which means; `off` when by none.
+    pub means: &'static str,
+    /// Why by no better means; empty on the best.
+    pub reason: String,
+    /// What an operator can do about it; empty when there is nothing to do.
+    pub remedy: String,
 }
 
 impl Rung {
@@ -173,6 +190,23 @@ trait Probe: Send {
     fn stands_by(&self) -> Option<&'static str> {
         None
     }
+    /// The probe has come to its rung; `wanted` unless the configuration turned it off. What does not depend on the rung
+    /// is put up here. May be called again.
+    fn settled(&mut self, _wanted: bool, _host: &Host, _facts: &Facts) {}
+    /// What it does beyond its rung.
+    fn extras(&self) -> Vec<Extra> {
+        Vec::new()
+    }
+    /// When to drain again although nothing becomes readable, on the monotonic clock.
+    fn next_deadline(&self) -> Option<Duration> {
+        None
+    }
+    /// Keeps what it must know after a restart in `directory`, and reads what is there.
+    fn keep_in(&mut self, _host: &Host, _directory: &Path) {}
+    /// Adds, once, the events of an earlier life of the agent that are not over.
+    fn take_told(&mut self, _out: &mut Vec<Event>) {}
+    /// Takes note of an event that the kernel's log told, and adds to it what the probe knows.
+    fn follow(&mut self, _host: &Host, _event: &mut Event) {}
     /// What the programs counted; `None` when nothing is attached.
     fn counters(&self) -> Option<Counters>;
 }
@@ -270,9 +304,33 @@ impl Kernel {
     pub fn standings(&self) -> Vec<Standing> {
         let with_counters = |running: &Running| {
             let counters = running.probe.counters().unwrap_or_default();
-            Standing { received: counters.received, dropped: counters.dropped(), ..running.standing.clone() }
+            let (received, dropped) = (counters.received, counters.dropped());
+            Standing { received, dropped, extras: running.probe.extras(), ..running.standing.clone() }
         };
         self.probes.iter().map(with_counters).collect()
+    }
+
+    /// Keeps what probes must know after a restart in `directory`, and reads what is there.
+    pub fn keep_in(&mut self, host: &Host, directory: &Path) {
+        for running in &mut self.probes {
+            running.probe.keep_in(host, directory);
+        }
+    }
+
+    /// Events of an earlier life of the agent that are not over, once.
+    pub fn take_told(&mut self) -> Vec<Event> {
+        let mut told = Vec::new();
+        for running in &mut self.probes {
+            running.probe.take_told(&mut told);
+        }
+        told
+    }
+
+    /// Shows the probes an event that the kernel's log told.
+    pub fn follow(&mut self, host: &Host, event: &mut Event) {
+        for running in &mut self.probes {
+            running.probe.follow(host, event);
+        }
     }
 
     /// Takes the kernel's log away from the probes for which it was to stand in: it is not read, for this reason.
@@ -307,6 +365,7 @@ impl Running {
             forced_and_failed: false,
             received: 0,
             dropped: 0,
+            extras: Vec::new(),
         };
         let steps = probe.steps();
         let mut running = Self { standing, probe, steps, forced: ladder::forced(values, entry.rung) };
@@ -316,6 +375,7 @@ impl Running {
 
     fn climb(&mut self, host: &Host, facts: &Facts) {
         let choice = ladder::climb(self.steps.clone(), self.forced, |rung| self.probe.attach(rung, host, facts));
+        self.probe.settled(self.forced != Some(Rung::Off), host, facts);
         let standby = self.probe.stands_by().filter(|_| choice.rung != Rung::Off);
         let reasons = [Some(choice.reason.as_str()).filter(|reason| !reason.is_empty()), standby];
         self.standing.reason = reasons.into_iter().flatten().collect::<Vec<_>>().join("; ");
@@ -350,6 +410,10 @@ impl EventSource for Kernel {
         for running in &mut self.probes {
             running.probe.drain(host, out);
         }
+    }
+
+    fn next_deadline(&self) -> Option<Duration> {
+        self.probes.iter().filter_map(|running| running.probe.next_deadline()).min()
     }
 
     #[expect(clippy::cast_precision_loss, reason = "counts below 2^53 are exact")]

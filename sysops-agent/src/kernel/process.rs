@@ -54,6 +54,12 @@ impl<'a> Process<'a> {
         stat_field(&self.text("stat")?, 22)
     }
 
+    /// Its state as stat has it: `D` in uninterruptible sleep, `Z` when it has ended.
+    #[must_use]
+    pub(super) fn state(&self) -> Option<char> {
+        state(&self.text("stat")?)
+    }
+
     /// Its path in the memory controller's hierarchy. The first version shows `/` for a task that is on its way out,
     /// wherever it was: that is no answer.
     #[must_use]
@@ -99,8 +105,15 @@ fn number_in_status(status: &str, name: &str) -> Option<u32> {
     rest.split_whitespace().next()?.parse().ok()
 }
 
+/// The third field of a stat line.
+#[must_use]
+pub(super) fn state(stat: &str) -> Option<char> {
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
 /// Field `number` (from 1, as proc(5) counts) of a stat line. The name may hold anything, so fields are counted
 /// from its last parenthesis.
+#[must_use]
 pub(super) fn stat_field(stat: &str, number: usize) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
@@ -125,9 +138,9 @@ pub(super) fn memory_path(text: &str) -> Option<MemoryPath> {
     unified
 }
 
-/// `[<0>] io_schedule+0x46/0x80` becomes `io_schedule+0x46/0x80`.
+/// `[<0>] ext4_write+0x33/0x160 [ext4]` becomes `ext4_write+0x33/0x160 [ext4]`.
 fn kernel_stack(text: &str) -> Vec<String> {
-    let frame = |line: &str| line.trim().rsplit(' ').next().unwrap_or_default().to_owned();
+    let frame = |line: &str| line.trim().split_once("] ").map_or(line, |(_, frame)| frame).trim().to_owned();
     // An ORC stack ends in the marker that older kernels print as 0xffffffffffffffff.
     text.lines().map(frame).filter(|name| !name.is_empty() && name != "0xffffffffffffffff").collect()
 }
@@ -170,6 +183,9 @@ mod tests {
     fn stack_frames_are_named_innermost_first() {
         let text = "[<0>] io_schedule+0x46/0x80\n[<ffffffff8112>] do_wait+0x1/0x2\n[<0>] 0xffffffffffffffff\n";
         assert_eq!(kernel_stack(text), ["io_schedule+0x46/0x80", "do_wait+0x1/0x2"]);
+        // As Linux 5.10 writes a function of a module.
+        let text = "[<0>] jbd2_write_superblock+0x18d/0x1e0 [jbd2]\n";
+        assert_eq!(kernel_stack(text), ["jbd2_write_superblock+0x18d/0x1e0 [jbd2]"]);
         assert!(kernel_stack("").is_empty());
     }
 

@@ -1,11 +1,12 @@
-//! Hung tasks in the kernel's text, from 3.10 to 7.x: the line `INFO: task … blocked …` and the stack that follows it.
+//! Hung tasks in the kernel's text, from 3.10 to 7.x: the line `INFO: task … blocked …`, the stack that follows it, and
+//! since 6.16 who holds the lock that the task waits for.
 //! That a task is reported again at every check is left to `correlate`.
 //!
 //! The number in the line is a thread's; the process is named by the `task:` line from 6.12 or so on, else unknown here.
 
 use super::Sighting;
 use super::record::{Record, find, leading_number, lossy, rfind, whole_number};
-use crate::model::event::HungTask;
+use crate::model::event::{HungTask, Lock, Tier};
 use crate::model::{Detail, Event, Source};
 
 /// Frames that are kept; the kernel prints at most 64 of a task.
@@ -35,6 +36,7 @@ struct Pending {
 enum Part {
     State,
     Stack,
+    Holder,
 }
 
 /// What a record is to the report before it.
@@ -84,7 +86,7 @@ impl Pending {
         let (seconds, _) = leading_number(rest)?;
         let colon = rfind(task, b":")?;
         let tid = whole_number(&task[colon + 1..])?;
-        let detail = HungTask { blocked_seconds: Some(seconds), ..HungTask::default() };
+        let detail = HungTask { tier: Some(Tier::Kernel), blocked_seconds: Some(seconds), ..HungTask::default() };
         let event = Event {
             schema: Event::SCHEMA,
             time: String::new(),
@@ -109,6 +111,7 @@ impl Pending {
         match self.part {
             Part::State => self.before_stack(text),
             Part::Stack => self.in_stack(text),
+            Part::Holder => self.behind_stack(text),
         }
     }
 
@@ -128,7 +131,9 @@ impl Pending {
     fn in_stack(&mut self, text: &[u8]) -> Step {
         let trimmed = text.trim_ascii();
         if trimmed == b"</TASK>" {
-            return Step::Last;
+            // The holder of the lock may come behind it; if nothing comes, a pause ends the report.
+            self.part = Part::Holder;
+            return Step::Part;
         }
         if let Some(frame) = frame(trimmed).filter(|_| text.starts_with(b" ")) {
             if let Detail::HungTask(detail) = &mut self.sighting.event.detail
@@ -139,8 +144,58 @@ impl Pending {
             }
             return Step::Part;
         }
-        if is_around_stack(trimmed) { Step::Part } else { Step::Other }
+        // Where stacks have no closing line the holder follows the last frame.
+        if is_around_stack(trimmed) { Step::Part } else { self.behind_stack(text) }
     }
+
+    fn behind_stack(&mut self, text: &[u8]) -> Step {
+        let Some((lock, holder)) = holder(text, &self.comm, self.tid) else { return Step::Other };
+        if let Detail::HungTask(detail) = &mut self.sighting.event.detail {
+            detail.lock = Some(lock);
+            if let Some((tid, comm)) = holder {
+                (detail.holder_tid, detail.holder_comm) = (Some(tid), Some(comm));
+            }
+        }
+        Step::Last
+    }
+}
+
+/// A lock, and the thread that holds it where the line names it.
+type Held = (Lock, Option<(u32, String)>);
+
+/// The line that follows the stack of the task `comm:tid`, in the forms
+/// - `INFO: task dd:150 is blocked on a mutex likely owned by task dd:148.`;
+/// - `INFO: task dd:150 is blocked on a mutex, but the owner is not found.`;
+/// - `INFO: task dd:150 blocked on a semaphore likely last held by task dd:148`;
+/// - `INFO: task tee:154 <writer> blocked on an rw-semaphore likely owned by task dd:152 <writer>`.
+///
+/// A name may hold any of these words, so what stands before it is known and what follows is read from the end.
+fn holder(text: &[u8], comm: &[u8], tid: u64) -> Option<Held> {
+    let rest = text.strip_prefix(b"INFO: task ")?.strip_prefix(comm)?.strip_prefix(b":")?;
+    let rest = rest.strip_prefix(tid.to_string().as_bytes())?;
+    let words: [(&[u8], Lock); 3] = [
+        (b" blocked on a mutex", Lock::Mutex),
+        (b" blocked on a semaphore", Lock::Semaphore),
+        (b" blocked on an rw-semaphore", Lock::RwSemaphore),
+    ];
+    let rest = [b" is".as_slice(), b" <reader>", b" <writer>"]
+        .into_iter()
+        .find_map(|word| rest.strip_prefix(word))
+        .unwrap_or(rest);
+    let (rest, lock) = words.into_iter().find_map(|(words, lock)| Some((rest.strip_prefix(words)?, lock)))?;
+    let owner = [b" likely owned by task ".as_slice(), b" likely last held by task "]
+        .into_iter()
+        .find_map(|words| rest.strip_prefix(words));
+    let thread = owner.and_then(|owner| {
+        let owner = [b".".as_slice(), b" <reader>", b" <writer>"]
+            .into_iter()
+            .find_map(|end| owner.strip_suffix(end))
+            .unwrap_or(owner);
+        let colon = rfind(owner, b":")?;
+        let tid = u32::try_from(whole_number(&owner[colon + 1..])?).ok()?;
+        Some((tid, lossy(&owner[..colon])))
+    });
+    Some((lock, thread))
 }
 
 /// Thread and process id of the line with the task's state. Its name stands in 15 columns, so that it cannot be
@@ -192,4 +247,35 @@ fn is_around_stack(text: &[u8]) -> bool {
             && text.split(|&byte| byte == b' ').all(|word| word.len() == 16 && word.iter().all(u8::is_ascii_hexdigit))
     };
     words.iter().any(|word| text.starts_with(word)) || is_register(text) || is_raw(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_holder_is_read_whatever_its_name() {
+        let held = |tid: u32, comm: &str| Some((tid, comm.to_owned()));
+        let cases: [(&str, Held); 6] = [
+            (" is blocked on a mutex likely owned by task dd:148.", (Lock::Mutex, held(148, "dd"))),
+            (" is blocked on a mutex likely owned by task a task b: 1:2:3.", (Lock::Mutex, held(3, "a task b: 1:2"))),
+            (" is blocked on a mutex, but the owner is not found.", (Lock::Mutex, None)),
+            (" blocked on a semaphore likely last held by task dd:1", (Lock::Semaphore, held(1, "dd"))),
+            (
+                " <writer> blocked on an rw-semaphore likely owned by task dd:5 <writer>",
+                (Lock::RwSemaphore, held(5, "dd")),
+            ),
+            (
+                " <reader> blocked on an rw-semaphore likely owned by task x:7 <reader>",
+                (Lock::RwSemaphore, held(7, "x")),
+            ),
+        ];
+        for (text, expected) in cases {
+            let line = format!("INFO: task a:1 is b:150{text}");
+            assert_eq!(holder(line.as_bytes(), b"a:1 is b", 150), Some(expected), "{line}");
+            assert_eq!(holder(line.as_bytes(), b"a:1 is b", 15), None);
+            assert_eq!(holder(line.as_bytes(), b"c", 150), None);
+        }
+        assert_eq!(holder(b"INFO: task a:1 blocked for more than 5 seconds.", b"a", 1), None);
+    }
 }

@@ -20,6 +20,10 @@ pub enum Source {
     Tracepoint,
     /// Text of /dev/kmsg.
     Kmsg,
+    /// BPF iterator over all tasks.
+    TaskIter,
+    /// A look at the tasks in /proc.
+    Proc,
 }
 
 /// One kernel event. What a source cannot know is absent.
@@ -60,7 +64,7 @@ pub struct Event {
 pub enum Detail {
     /// The kernel killed a process to free memory.
     OomKill(OomKill),
-    /// A task has been in uninterruptible sleep for longer than kernel.hung_task_timeout_secs.
+    /// A task has been in uninterruptible sleep for too long, or has come out of it.
     HungTask(HungTask),
     /// A process takes file descriptors and does not give them back.
     FdLeak(FdLeak),
@@ -104,7 +108,16 @@ pub struct OomKill {
 /// A hung task.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HungTask {
-    /// How long it has not run, or at least the kernel's timeout.
+    /// Whether the hang was found, or is over.
+    #[serde(default)]
+    pub phase: Phase,
+    /// Who found it too long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tier: Option<Tier>,
+    /// How it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+    /// How long it has not run, or at least the kernel's timeout; at the end, for how long it was seen not to run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocked_seconds: Option<u64>,
     /// Kernel function in which it sleeps.
@@ -113,6 +126,73 @@ pub struct HungTask {
     /// Kernel stack, innermost function first.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub kernel_stack: Vec<String>,
+    /// What it waits for, where the kernel keeps track of that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lock: Option<Lock>,
+    /// Thread that likely holds the lock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub holder_tid: Option<u32>,
+    /// Its name. Hostile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub holder_comm: Option<String>,
+    /// How often the task had run when it fell asleep: tells one hang of it from the next. For merging, not for readers.
+    #[serde(skip)]
+    pub switches: Option<u64>,
+}
+
+/// What an event tells of a hang.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// The task hangs.
+    #[default]
+    Began,
+    /// It does not hang any more.
+    Ended,
+}
+
+/// Who found that a task hangs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tier {
+    /// The agent, after kernel.hung_task.early_secs.
+    Early,
+    /// The kernel's own detector, after the sysctl kernel.hung_task_timeout_secs.
+    Kernel,
+}
+
+/// How a hang ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The task ran again.
+    Ran,
+    /// It is gone.
+    Exited,
+}
+
+/// A lock of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lock {
+    /// A mutex.
+    Mutex,
+    /// A semaphore; its holder is who took it last.
+    Semaphore,
+    /// A lock for many readers or one writer.
+    RwSemaphore,
+}
+
+impl Lock {
+    /// Its name for people.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Mutex => "mutex",
+            Self::Semaphore => "semaphore",
+            Self::RwSemaphore => "rw-semaphore",
+        }
+    }
 }
 
 /// One stack of a process takes file descriptors that are not closed. Told when that is sure, and again when they have
@@ -152,6 +232,18 @@ impl Event {
             Detail::HungTask(_) => "hung_task",
             Detail::FdLeak(_) => "fd_leak",
         }
+    }
+
+    /// The hang that this is about, if it is about one.
+    #[must_use]
+    pub const fn hang(&self) -> Option<&HungTask> {
+        if let Detail::HungTask(hang) = &self.detail { Some(hang) } else { None }
+    }
+
+    /// True when this tells the end of what an earlier event told.
+    #[must_use]
+    pub fn is_end(&self) -> bool {
+        self.hang().is_some_and(|hang| hang.phase == Phase::Ended)
     }
 
     /// `pid`, `comm` and `cgroup`, as alerts carry them.

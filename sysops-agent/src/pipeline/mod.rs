@@ -172,6 +172,9 @@ impl Pipeline {
             self.shared.store.borrow_mut().ingest(kernel_component(), &readings.batch, readings.tick);
         }
         let now = self.host.clock.now();
+        for event in self.parts.sources.take_told() {
+            self.parts.book.remember(&event, &now);
+        }
         for event in events {
             self.observer.event(event);
             if let Some(alert) = self.parts.book.event(event, &now) {

@@ -23,6 +23,8 @@ pub struct Sources {
     /// The probes' and the log's own readings, when there are new ones.
     readings: Option<Box<Readings>>,
     ready: Vec<Event>,
+    /// Were told in an earlier life of the agent.
+    told: Vec<Event>,
 }
 
 impl Sources {
@@ -42,6 +44,7 @@ impl Sources {
             correlator: Correlator::new(kills, hangs),
             readings: None,
             ready: Vec::new(),
+            told: Vec::new(),
         })
     }
 
@@ -81,7 +84,9 @@ impl Sources {
     /// True when any source of events stands.
     #[must_use]
     pub fn can_see_anything(&self) -> bool {
-        self.log.is_ok() || self.probes.iter().any(|probe| probe.rung < Rung::Kmsg)
+        let looks =
+            |probe: &kernel::Standing| probe.extras.iter().any(|extra| extra.name == "early" && extra.means != "off");
+        self.log.is_ok() || self.probes.iter().any(|probe| probe.rung < Rung::Kmsg || looks(probe))
     }
 
     /// Waits for events, or for new readings ([`Sources::take_readings`]; the events are then none). May be dropped
@@ -109,6 +114,11 @@ impl Sources {
         self.readings.take()
     }
 
+    /// Events of an earlier life of the agent that are not over, once.
+    pub(super) fn take_told(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.told)
+    }
+
     /// Ends the watching and gives all events that have not been told yet.
     pub(super) fn end(&mut self, host: &Host) -> Vec<Event> {
         self.take_the_rest(host);
@@ -129,7 +139,10 @@ impl Sources {
     fn take(&mut self, word: Word, host: &Host) -> bool {
         match word {
             Word::Event(event) => self.correlator.add(*event, host.clock.now()),
-            Word::Told(event) => self.correlator.remember(&event),
+            Word::Told(event) => {
+                self.correlator.remember(&event);
+                self.told.push(*event);
+            }
             Word::Readings(readings) => {
                 self.probes.clone_from(&readings.standings);
                 self.readings = Some(readings);
@@ -163,6 +176,7 @@ impl Opened {
         // Probes first: what happens before the log is opened stands in it, or is told by the probe.
         let mut kernel = Kernel::start(host, &settings.values);
         let data_dir = settings.values.get(&keys::DATA_DIR);
+        kernel.keep_in(host, Path::new(&data_dir));
         let (kmsg, log) = match Kmsg::open(host, &settings.values, Path::new(&data_dir)) {
             Ok(kmsg) => (Some(kmsg), Ok(())),
             Err(why) => {

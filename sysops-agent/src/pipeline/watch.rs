@@ -23,7 +23,7 @@ const INBOX: usize = 1024;
 pub(crate) enum Word {
     /// Something happened.
     Event(Box<Event>),
-    /// Was told in an earlier life of the agent: the same hang goes on being logged.
+    /// Was told in an earlier life of the agent: the same hang goes on, and on being logged.
     Told(Box<Event>),
     /// The sources' own readings, at every interval.
     Readings(Box<Readings>),
@@ -99,7 +99,8 @@ impl Sources {
                 self.tell(now);
                 next = now.monotonic + interval;
             }
-            let deadline = self.kmsg.as_ref().and_then(Kmsg::next_deadline).map_or(next, |deadline| deadline.min(next));
+            let due = [self.kernel.next_deadline(), self.kmsg.as_ref().and_then(Kmsg::next_deadline)];
+            let deadline = due.into_iter().flatten().fold(next, Duration::min);
             if !self.wait(stop, deadline.saturating_sub(now.monotonic)) {
                 break;
             }
@@ -112,9 +113,16 @@ impl Sources {
 
     /// Hands on what is there. The log's position is saved after that, so that what is not handed on is read again.
     fn hand_on(&mut self, events: &mut Vec<Event>) {
+        for event in self.kernel.take_told() {
+            _ = self.words.try_send(Word::Told(Box::new(event)));
+        }
         self.kernel.drain(&self.host, events);
         if let Some(kmsg) = &mut self.kmsg {
+            let from_log = events.len();
             kmsg.drain(&self.host, events);
+            for event in &mut events[from_log..] {
+                self.kernel.follow(&self.host, event);
+            }
             for event in kmsg.take_told(&self.host) {
                 _ = self.words.try_send(Word::Told(Box::new(event)));
             }

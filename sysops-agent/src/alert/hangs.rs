@@ -1,0 +1,129 @@
+//! Alerts of hung tasks that fire until the hang is over. How a hang is worded is left to `events`.
+
+use std::collections::HashMap;
+
+use crate::model::{Alert, Event, Status};
+
+/// Hangs whose end is waited for. Of more than that, people are told the beginning only.
+const OPEN_MAX: usize = 4096;
+
+/// A hang: thread, and how often it had run.
+type Hang = (u32, u64);
+
+/// Hangs that are not over.
+#[derive(Debug, Default)]
+pub(super) struct Hangs {
+    open: HashMap<Hang, Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    alert: Alert,
+    /// People were told of it. Of threads of one process they are told once.
+    told: bool,
+}
+
+impl Hangs {
+    /// Notes that `event` began what `alert` says, which people were told or not. One that is open stays as it is.
+    pub(super) fn began(&mut self, event: &Event, alert: &Alert, told: bool) {
+        let Some(hang) = hang(event) else { return };
+        if self.open.len() < OPEN_MAX {
+            self.open.entry(hang).or_insert_with(|| Open { alert: alert.clone(), told });
+        }
+    }
+
+    /// The hang of `event` is over, as `alert` says. Gives the alert that ends what people were told; while another
+    /// thread of the same process hangs it goes on.
+    pub(super) fn ended(&mut self, event: &Event, alert: Alert) -> Option<Alert> {
+        let open = self.open.remove(&hang(event)?).filter(|open| open.told)?;
+        let fingerprint = open.alert.fingerprint;
+        if let Some(other) = self.open.values_mut().find(|other| other.alert.fingerprint == fingerprint) {
+            other.told = true;
+            return None;
+        }
+        let Alert { labels, severity, .. } = open.alert;
+        Some(Alert { labels, severity, fingerprint, status: Status::Resolved, ..alert })
+    }
+
+    /// The alerts that fire.
+    pub(super) fn firing(&self) -> impl Iterator<Item = &Alert> {
+        self.open.values().filter(|open| open.told).map(|open| &open.alert)
+    }
+}
+
+/// The hang that an event is about; `None` where nobody will tell its end.
+fn hang(event: &Event) -> Option<Hang> {
+    Some((event.tid?, event.hang()?.switches?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::model::event::HungTask;
+    use crate::model::{Detail, Severity};
+
+    fn event(tid: u32, switches: Option<u64>) -> Event {
+        Event {
+            schema: Event::SCHEMA,
+            time: String::new(),
+            source: Vec::new(),
+            pid: Some(7),
+            tid: Some(tid),
+            comm: None,
+            uid: None,
+            cgroup: None,
+            detail: Detail::HungTask(HungTask { switches, ..HungTask::default() }),
+            monotonic_ns: 0,
+        }
+    }
+
+    /// Threads of one process have one fingerprint.
+    fn alert(message: &str) -> Alert {
+        Alert {
+            hostname: "h".to_owned(),
+            timestamp: SystemTime::UNIX_EPOCH,
+            severity: Severity::Warn,
+            metric: "hung_task".to_owned(),
+            value: 1.0,
+            threshold: 0.0,
+            message: message.to_owned(),
+            labels: BTreeMap::new(),
+            status: Status::Firing,
+            fingerprint: 9,
+        }
+    }
+
+    #[test]
+    fn what_was_told_is_resolved_when_the_last_thread_is_free() {
+        let mut hangs = Hangs::default();
+        hangs.began(&event(7, Some(1)), &alert("a"), true);
+        hangs.began(&event(8, Some(1)), &alert("b"), false);
+        assert_eq!(hangs.firing().count(), 1);
+        assert_eq!(hangs.ended(&event(7, Some(1)), alert("over")), None, "the other thread hangs");
+        let resolved = hangs.ended(&event(8, Some(1)), alert("over")).expect("it was told");
+        assert_eq!((resolved.status, resolved.message.as_str()), (Status::Resolved, "over"));
+        assert_eq!((hangs.ended(&event(8, Some(1)), alert("over")), hangs.firing().count()), (None, 0));
+    }
+
+    #[test]
+    fn what_nobody_was_told_is_not_resolved() {
+        let mut hangs = Hangs::default();
+        hangs.began(&event(7, Some(1)), &alert("a"), false);
+        assert_eq!(hangs.ended(&event(7, Some(2)), alert("over")), None, "another hang");
+        assert_eq!(hangs.ended(&event(7, Some(1)), alert("over")), None);
+        hangs.began(&event(7, None), &alert("a"), true);
+        assert_eq!(hangs.firing().count(), 0, "nobody will tell its end");
+    }
+
+    #[test]
+    fn open_hangs_are_bounded() {
+        let mut hangs = Hangs::default();
+        for tid in 0..10_000 {
+            hangs.began(&event(tid, Some(1)), &alert("a"), true);
+        }
+        assert_eq!(hangs.firing().count(), OPEN_MAX);
+    }
+}
