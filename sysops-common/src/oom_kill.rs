@@ -34,8 +34,6 @@ pub struct Offsets {
     pub memcg_css: Offset,
     /// `mem_cgroup.memory`.
     pub memcg_memory: Offset,
-    /// `page_counter.usage`.
-    pub counter_usage: Offset,
     /// `page_counter.max`.
     pub counter_max: Offset,
     /// `page_counter.parent`.
@@ -47,7 +45,7 @@ pub struct Offsets {
     /// 1 when `mark_victim` hands over a thread id and no task.
     pub victim_is_number: u16,
     /// Keeps the size a multiple of the alignment without hidden bytes.
-    pub reserved: [u16; 1],
+    pub reserved: [u16; 2],
 }
 
 /// Where the fields of the tracepoint `signal/signal_generate` lie in its record.
@@ -104,8 +102,6 @@ pub struct Record {
     pub pgtables: u64,
     /// Smallest limit in pages of the victim's memory cgroup and those above it.
     pub limit: u64,
-    /// Pages that are charged to the cgroup with that limit.
-    pub limit_usage: u64,
     /// Return addresses of the kernel's stack, innermost first; zero behind the last.
     pub stack: [u64; STACK_DEPTH],
     /// -1000 to 1000.
@@ -155,7 +151,7 @@ pub mod known {
     pub const KIB: u32 = 1 << 7;
     /// `leader_comm` was read.
     pub const LEADER: u32 = 1 << 8;
-    /// `limit` and `limit_usage` were read.
+    /// `limit` was read.
     pub const LIMIT: u32 = 1 << 9;
     /// `trigger_path` was read.
     pub const TRIGGER_PATH: u32 = 1 << 10;
@@ -181,13 +177,12 @@ impl Offsets {
         group_leader: Offset::ABSENT,
         memcg_css: Offset::ABSENT,
         memcg_memory: Offset::ABSENT,
-        counter_usage: Offset::ABSENT,
         counter_max: Offset::ABSENT,
         counter_parent: Offset::ABSENT,
         format: Format::ABSENT,
         signal_format: SignalFormat::ABSENT,
         victim_is_number: 0,
-        reserved: [0; 1],
+        reserved: [0; 2],
     };
 }
 
@@ -212,5 +207,5 @@ impl Format {
 }
 
 const _: () = assert!(
-    size_of::<Offsets>() == 88 && size_of::<Record>() == 248 + PATH_LEN + NAME_LEN + size_of::<Task>()
+    size_of::<Offsets>() == 88 && size_of::<Record>() == 240 + PATH_LEN + NAME_LEN + size_of::<Task>()
 );

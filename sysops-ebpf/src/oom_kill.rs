@@ -227,15 +227,11 @@ fn fill(victim: u64, record: &mut Record) -> Option<()> {
 fn fill_limit(state: u64, record: &mut Record) -> Option<()> {
     let mut counter = state - offset(&OFFSETS.memcg_css)? + offset(&OFFSETS.memcg_memory)?;
     let mut least = u64::MAX;
-    let mut least_counter = counter;
     for _ in 0..PATH_DEPTH {
         let max: u64 = member(counter, &OFFSETS.counter_max)?;
-        if max < least {
-            (least, least_counter) = (max, counter);
-        }
+        least = least.min(max);
         counter = member(counter, &OFFSETS.counter_parent)?;
         if counter == 0 {
-            record.limit_usage = member(least_counter, &OFFSETS.counter_usage)?;
             record.limit = least;
             record.known |= known::LIMIT;
             return Some(());
@@ -334,7 +330,6 @@ fn clear(record: &mut Record) {
     record.shmem = 0;
     record.pgtables = 0;
     record.limit = 0;
-    record.limit_usage = 0;
     record.stack = [0; STACK_DEPTH];
     record.oom_score_adj = 0;
     record.signalled = 0;

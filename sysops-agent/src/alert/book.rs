@@ -92,9 +92,10 @@ impl Book {
         }
     }
 
-    /// The alert of a kernel event, unless a limit holds it back (then it is counted for the summary).
+    /// The alert of a kernel event, unless it is not worth one, or a limit holds it back (then it is counted for the
+    /// summary).
     pub fn event(&mut self, event: &Event, now: &Tick) -> Option<Alert> {
-        let alert = events::alert(event, &self.hostname, now);
+        let alert = events::alert(event, &self.hostname, now)?;
         match self.throttle.admit(alert.fingerprint, alert.severity, now.monotonic) {
             Ok(()) => {
                 self.fired[alert.severity as usize] += 1;

@@ -21,6 +21,7 @@ mod loader;
 mod oom_kill;
 mod process;
 mod record;
+mod sigkill;
 mod syscalls;
 mod tracefs;
 mod watched;
@@ -146,7 +147,7 @@ pub struct Entry {
 }
 
 /// All probes.
-pub static ALL: &[&Entry] = &[&oom_kill::ENTRY, &hung_task::ENTRY, &block_io::ENTRY, &fd::ENTRY];
+pub static ALL: &[&Entry] = &[&oom_kill::ENTRY, &hung_task::ENTRY, &block_io::ENTRY, &fd::ENTRY, &sigkill::ENTRY];
 
 static RECEIVED: Metric<1> = Metric::counter(
     "kernel_probe_received_total",

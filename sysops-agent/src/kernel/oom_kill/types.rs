@@ -1,160 +1,80 @@
-//! OOM kills as the kernel marks their victims: who, how large, in which cgroup, and who asked for the memory. The
-//! constraint and the cgroup whose limit was reached are told by the kernel's log alone and joined in `correlate`.
+//! What the program must know of the running kernel, and whether what it read with that is true.
 
-use std::os::fd::BorrowedFd;
-
-use sysops_common::check::Check;
-use sysops_common::counters::Counters;
 use sysops_common::offset::Offset;
-use sysops_common::oom_kill::{Format, Offsets, Record, known};
-use sysops_common::task::known as task_known;
+use sysops_common::oom_kill::{Format, Offsets, Record, SignalFormat, known};
 
-use super::attach::Tracepoint;
-use super::btf::Btf;
-use super::check::{self, Own};
-use super::facts::Facts;
-use super::ladder::{Ground, Refusal, Step, WORDS};
-use super::loader::{self, Object};
-use super::process::Process;
-use super::{Entry, Probe, Rung, layout, record};
+use super::super::btf::{Argument, Btf};
+use super::super::check::{self, Own};
+use super::super::ladder::Refusal;
+use super::super::{layout, tracefs};
 use crate::host::{Host, os};
-use crate::model::event::{Detail, Event, OomKill};
-use crate::spec::{Key, Values};
-
-/// The probe in the list.
-pub(super) static ENTRY: Entry =
-    Entry { name: "oom_kill", metrics: &[], keys: &[RUNG.spec()], rung: &RUNG, new: |h, f, v| Box::new(new(h, f, v)) };
-
-static RUNG: Key<String> = Key::choice(
-    "kernel.oom_kill.rung",
-    WORDS,
-    "auto",
-    "How OOM kills are seen. `auto` takes the best rung that stands; one that is named here and cannot stand is an error.",
-);
-
-const MARK_VICTIM: Tracepoint = Tracepoint { object: "oom_kill", group: "oom", name: "mark_victim" };
 
 /// How far the memory of the agent may move between a look into /proc and the check: 8 MiB in pages of 4 KiB, for a
 /// thread that allocates at that very moment.
 const SLACK_PAGES: u64 = 2048;
 
-struct OomKills {
-    ground: Ground,
-    types: Offsets,
-    format: Format,
-    initial_pids: bool,
-    standing: Option<(Rung, Object)>,
-}
-
-fn new(host: &Host, facts: &Facts, _values: &Values) -> OomKills {
-    let types = facts.btf.as_ref().map_err(Clone::clone).and_then(offsets);
-    let format = facts.format(host, "oom/mark_victim").and_then(|format| fields(&format));
-    OomKills {
-        ground: Ground {
-            object: loader::embedded("oom_kill").map(drop),
-            privilege: facts.privilege.clone(),
-            types: types.as_ref().map(drop).map_err(Clone::clone),
-            format: format.as_ref().map(drop).map_err(Clone::clone),
-            log: Some(facts.log.clone()),
-        },
-        types: Offsets { check_name: facts.check_name, ..types.unwrap_or(Offsets::ABSENT) },
-        format: format.unwrap_or(Format::ABSENT),
-        initial_pids: facts.initial_pids,
-        standing: None,
-    }
-}
-
-impl Probe for OomKills {
-    fn steps(&self) -> Vec<Step> {
-        self.ground.steps()
-    }
-
-    fn attach(&mut self, rung: Rung, host: &Host, facts: &Facts) -> Result<(), Refusal> {
-        let offsets = match rung {
-            Rung::Tracepoint => Offsets { format: self.format, ..Offsets::ABSENT },
-            _ => self.types,
-        };
-        let verify = |check: &Check<Record>, own: &Own| {
-            check::compare(check, &check.record.task, &offsets.task, own)?;
-            compare_memory(&check.record, &offsets, own)
-        };
-        let object = MARK_VICTIM.attach(rung, host, facts, &offsets, verify)?;
-        self.standing = Some((rung, object));
-        Ok(())
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.standing.as_ref().and_then(|(_, object)| object.fd())
-    }
-
-    fn drain(&mut self, host: &Host, out: &mut Vec<Event>) {
-        let Some((rung, object)) = &mut self.standing else { return };
-        let Some(source) = rung.source() else { return };
-        object.drain(|read: &Record| {
-            let mut event = record::event(host, source, read.monotonic_ns, &read.task, Detail::OomKill(detail(read)));
-            if read.task.known & task_known::TGID == 0 && self.initial_pids {
-                complete(&mut event, host);
-            }
-            out.push(event);
-        });
-    }
-
-    fn counters(&self) -> Option<Counters> {
-        self.standing.as_ref().and_then(|(_, object)| object.counters())
-    }
-}
-
-/// What the record says beyond its task, in bytes.
-fn detail(read: &Record) -> OomKill {
-    let has = |bit: u32| read.known & bit != 0;
-    let kib = has(known::KIB);
-    let unit = if kib { 1024 } else { os::page_size() };
-    let bytes = |bit: u32, count: u64| has(bit).then(|| count.saturating_mul(unit));
-    OomKill {
-        oom_score_adj: has(known::ADJ).then_some(read.oom_score_adj),
-        total_vm_bytes: bytes(known::TOTAL_VM, read.total_vm),
-        anon_rss_bytes: bytes(known::ANON, read.anon),
-        file_rss_bytes: bytes(known::FILE, read.file),
-        shmem_rss_bytes: bytes(known::SHMEM, read.shmem),
-        pgtables_bytes: has(known::PGTABLES).then(|| read.pgtables.saturating_mul(if kib { 1024 } else { 1 })),
-        constraint: None,
-        oom_memcg: None,
-        trigger_pid: has(known::TRIGGER).then_some(read.trigger_tgid),
-        trigger_comm: has(known::TRIGGER).then(|| record::name(&read.trigger_comm)),
-    }
-}
-
-/// On the plain tracepoint the record has a thread id and no cgroup: /proc is asked at once, and believed only when the
-/// thread still bears the name of the victim.
-fn complete(event: &mut Event, host: &Host) {
-    let Some(tid) = event.tid else { return };
-    let process = Process::thread(host, tid);
-    let comm = process.comm();
-    if event.comm.is_some() && event.comm.as_deref().map(str::trim) != comm.as_deref() {
-        return;
-    }
-    event.pid = process.status("Tgid");
-    event.comm = event.comm.take().or(comm);
-    event.uid = event.uid.or_else(|| process.status("Uid"));
-    event.cgroup = process.memory_path().map(|found| found.path);
-}
-
 /// What the program must know of the running kernel's types.
-fn offsets(btf: &Btf) -> Result<Offsets, Refusal> {
-    layout::task_argument(btf, "mark_victim")?;
+pub(super) fn offsets(btf: &Btf) -> Result<Offsets, Refusal> {
     let mut offsets = Offsets {
+        victim_is_number: u16::from(victim_is_number(btf)?),
         task: layout::task(btf)?,
         signal: layout::offset(btf, "task_struct", "signal", 8)?,
         oom_score_adj: layout::offset(btf, "signal_struct", "oom_score_adj", 2)?,
         mm: layout::offset(btf, "task_struct", "mm", 8)?,
         total_vm: layout::offset(btf, "mm_struct", "total_vm", 8)?,
         pgtables_bytes: layout::offset_if_any(btf, "mm_struct", "pgtables_bytes", 8)?,
+        group_leader: layout::offset(btf, "task_struct", "group_leader", 8)?,
         ..Offsets::ABSENT
     };
     offsets.file_pages = counter(btf, "MM_FILEPAGES")?;
     offsets.anon_pages = counter(btf, "MM_ANONPAGES")?;
     offsets.shmem_pages = counter(btf, "MM_SHMEMPAGES")?;
     Ok(offsets)
+}
+
+/// Up to 5.10 `mark_victim` hands over a thread id. The task is then the one to which `signal_generate` saw the kernel's
+/// SIGKILL go right before.
+fn victim_is_number(btf: &Btf) -> Result<bool, Refusal> {
+    let arguments = btf.arguments("mark_victim").map_err(|error| layout::contradiction(error.to_string()))?;
+    if arguments != [Argument::Value] {
+        return layout::task_argument(btf, "mark_victim").map(|()| false);
+    }
+    signals(btf).map(|()| true)
+}
+
+/// `signal_generate` hands over number, information and task.
+///
+/// # Errors
+/// When this kernel's does not.
+pub(in crate::kernel) fn signals(btf: &Btf) -> Result<(), Refusal> {
+    match btf.arguments("signal_generate").map_err(|error| layout::contradiction(error.to_string()))?.as_slice() {
+        [Argument::Value, Argument::Pointer(_), Argument::Pointer(task), ..] if task == "task_struct" => Ok(()),
+        _ => Err(layout::contradiction(
+            "BTF: tracepoint signal_generate: expected a number, information and a task_struct".to_owned(),
+        )),
+    }
+}
+
+/// Adds where the kernel keeps the limits of memory cgroups, which the probe can do
+/// without.
+///
+/// # Errors
+/// Names the first that is missing or not as expected; none of them is added then.
+pub(super) fn add_limit(btf: &Btf, offsets: &mut Offsets) -> Result<(), Refusal> {
+    let memcg_css = layout::offset(btf, "mem_cgroup", "css.cgroup", 8)?;
+    let css_cgroup = layout::offset(btf, "cgroup_subsys_state", "cgroup", 8)?;
+    let start = memcg_css.bytes().zip(css_cgroup.bytes()).and_then(|(whole, part)| whole.checked_sub(part));
+    let start = start.and_then(|start| u32::try_from(start).ok());
+    let memcg_css = layout::at("mem_cgroup", "css", start.unwrap_or(u32::MAX))?;
+    let memory = btf.member("mem_cgroup", "memory").map_err(|error| layout::contradiction(error.to_string()))?;
+    if btf.structure_name(memory.type_id) != Some("page_counter") {
+        return Err(layout::contradiction("BTF: mem_cgroup.memory: expected a page_counter".to_owned()));
+    }
+    let memcg_memory = layout::at("mem_cgroup", "memory", memory.offset)?;
+    let counter_max = layout::offset(btf, "page_counter", "max", 8)?;
+    let counter_parent = layout::offset(btf, "page_counter", "parent", 8)?;
+    *offsets = Offsets { memcg_css, memcg_memory, counter_max, counter_parent, ..*offsets };
+    Ok(())
 }
 
 /// Where a counter of resident pages lies: up to 6.1 in `struct mm_rss_stat` as one of an array of numbers, since 6.2
@@ -174,8 +94,14 @@ fn counter(btf: &Btf, enumerator: &str) -> Result<Offset, Refusal> {
     layout::at("mm_struct", "rss_stat", array.offset.saturating_add(start).saturating_add(count.offset))
 }
 
+/// Where the fields of the record of `signal/signal_generate` are; what is missing is absent.
+pub(super) fn signal_fields(format: &tracefs::Format) -> SignalFormat {
+    let at = |name: &str| format.offset(name, 4).and_then(Offset::at).unwrap_or(Offset::ABSENT);
+    SignalFormat { sig: at("sig"), code: at("code"), pid: at("pid") }
+}
+
 /// Where the fields of the plain tracepoint's record are.
-fn fields(format: &super::tracefs::Format) -> Result<Format, Refusal> {
+pub(super) fn fields(format: &tracefs::Format) -> Result<Format, Refusal> {
     let at = |name: &str, size: u32| format.offset(name, size).and_then(Offset::at).unwrap_or(Offset::ABSENT);
     let pid = format
         .offset("pid", 4)
@@ -197,7 +123,7 @@ fn fields(format: &super::tracefs::Format) -> Result<Format, Refusal> {
 }
 
 /// Holds the memory that the program read about the agent against /proc/self.
-fn compare_memory(read: &Record, offsets: &Offsets, own: &Own) -> Result<(), Refusal> {
+pub(super) fn compare_memory(read: &Record, offsets: &Offsets, own: &Own) -> Result<(), Refusal> {
     let has = |bit: u32| read.known & bit != 0;
     for (name, offset, bit) in [
         ("signal.oom_score_adj", offsets.signal, known::ADJ),
@@ -222,13 +148,51 @@ fn compare_memory(read: &Record, offsets: &Offsets, own: &Own) -> Result<(), Ref
     check::near("mm.rss_stat of anon", read.anon, resident.saturating_sub(shared), slack)
 }
 
+
+/// Holds the limit that the program read about the agent's own cgroup against what the cgroup's files say.
+pub(super) fn compare_limit(read: &Record, host: &Host, own: &Own) -> Result<(), Refusal> {
+    let Some(truth) = own_limit_bytes(host, own) else { return Ok(()) };
+    if read.known & known::LIMIT == 0 {
+        return check::equal("mem_cgroup.memory.max", "a fault", "a value");
+    }
+    check::equal("mem_cgroup.memory.max", read.limit.saturating_mul(os::page_size()), truth)
+}
+
+/// The smallest limit of the agent's own cgroup and those above it; `None` when it cannot be told from here.
+fn own_limit_bytes(host: &Host, own: &Own) -> Option<u64> {
+    let path = own.memory.as_ref().filter(|_| own.whole_paths)?;
+    let text = |file: String| host.files.read_text(&host.files.sys(&file)).ok();
+    if path.v1 {
+        let stat = text(format!("fs/cgroup/memory{}/memory.stat", path.path))?;
+        let line = stat.lines().find_map(|line| line.strip_prefix("hierarchical_memory_limit "))?;
+        return line.parse().ok();
+    }
+    let mut least = no_limit_bytes();
+    let mut at = path.path.as_str();
+    // The root has no limit and no such file.
+    while !at.is_empty() && at != "/" {
+        // One without the controller has no file, and is not limited.
+        let limit = text(format!("fs/cgroup{at}/memory.max")).filter(|limit| limit != "max");
+        if let Some(limit) = limit {
+            least = least.min(limit.parse().ok()?);
+        }
+        at = at.rsplit_once('/')?.0;
+    }
+    text("fs/cgroup/cgroup.controllers".to_owned())?.split(' ').any(|name| name == "memory").then_some(least)
+}
+
+/// What the kernel sets where there is no limit (PAGE_COUNTER_MAX), in bytes.
+pub(super) fn no_limit_bytes() -> u64 {
+    let page = os::page_size();
+    i64::MAX.unsigned_abs() / page * page
+}
+
 #[cfg(test)]
 mod tests {
     use sysops_common::task::TaskOffsets;
 
-    use super::super::btf::tests::kernel;
-    use super::super::record::tests::task;
-    use super::super::tracefs;
+    use super::super::super::btf::tests::kernel;
+    use super::super::tests::record;
     use super::*;
 
     fn bytes(offset: Offset) -> Option<u64> {
@@ -251,14 +215,20 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_hands_over_a_number_is_refused_with_the_reason() {
-        let refused = offsets(&kernel("5.10")).expect_err("mark_victim(int pid)");
-        assert!(refused.reason.contains("mark_victim hands over a number"), "{refused:?}");
-        for name in ["6.1", "6.12", "6.18", "7.2"] {
+    fn every_kernel_has_what_the_program_needs_and_one_hands_over_a_number() {
+        for name in ["5.10", "6.1", "6.12", "6.18", "7.2"] {
             let found = offsets(&kernel(name)).unwrap_or_else(|refused| panic!("{name}: {refused:?}"));
             assert_ne!(found.task, TaskOffsets::ABSENT);
+            assert_eq!(found.victim_is_number, u16::from(name == "5.10"), "{name}");
+            let limit = [found.memcg_css, found.memcg_memory, found.counter_max, found.counter_parent];
+            assert_eq!(limit, [Offset::ABSENT; 4]);
+            let mut found = found;
+            add_limit(&kernel(name), &mut found).unwrap_or_else(|refused| panic!("{name}: {refused:?}"));
+            let limit = [found.memcg_css, found.memcg_memory, found.counter_max, found.counter_parent].map(bytes);
+            assert_eq!(limit[0], Some(0), "{name}");
+            assert!(limit.iter().all(Option::is_some), "{name}: {limit:?}");
             assert!(
-                [found.task.kn_parent, found.mm, found.anon_pages, found.pgtables_bytes]
+                [found.task.kn_parent, found.mm, found.anon_pages, found.pgtables_bytes, found.group_leader]
                     .map(bytes)
                     .iter()
                     .all(Option::is_some)
@@ -290,36 +260,6 @@ mod tests {
             assert!(all.map(bytes).iter().all(Option::is_some), "{kernel}: {found:?}");
         }
         assert!(fields(&tracefs::parse(b"field:int other;\toffset:8;\tsize:4;\tsigned:1;")).is_err());
-    }
-
-    fn record(known: u32) -> Record {
-        Record {
-            monotonic_ns: 1,
-            total_vm: 10,
-            anon: 3,
-            file: 2,
-            shmem: 1,
-            pgtables: 8192,
-            oom_score_adj: -5,
-            trigger_tgid: 9,
-            trigger_comm: *b"asks\0\0\0\0\0\0\0\0\0\0\0\0",
-            known,
-            reserved: 0,
-            task: task(b"b\0"),
-        }
-    }
-
-    #[test]
-    fn sizes_are_bytes_whatever_the_rung_counts_in() {
-        let all =
-            known::TOTAL_VM | known::ANON | known::FILE | known::SHMEM | known::PGTABLES | known::ADJ | known::TRIGGER;
-        let pages = detail(&record(all));
-        assert_eq!(pages.anon_rss_bytes, Some(3 * os::page_size()));
-        assert_eq!((pages.pgtables_bytes, pages.oom_score_adj, pages.trigger_pid), (Some(8192), Some(-5), Some(9)));
-        assert_eq!(pages.trigger_comm.as_deref(), Some("asks"));
-        let kib = detail(&record(all | known::KIB));
-        assert_eq!((kib.total_vm_bytes, kib.pgtables_bytes), (Some(10 * 1024), Some(8192 * 1024)));
-        assert_eq!(detail(&record(0)), OomKill::default());
     }
 
     #[test]
