@@ -69,6 +69,12 @@ impl FrozenMount {
         }
     }
 
+    /// The path of a file in it.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.at().join(name)
+    }
+
     fn at(&self) -> PathBuf {
         self.directory.join("mnt")
     }
