@@ -5,7 +5,9 @@
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
+
+use crate::memory_cgroup::MemoryCgroup;
 
 /// Name of the process: that of its first thread.
 pub const FIRST: &str = "first\n\u{1b}[2J";
@@ -37,16 +39,17 @@ pub struct Leaderless {
 }
 
 impl Leaderless {
-    /// Starts it and waits until its first thread has ended.
+    /// Starts it in `cgroup` and waits until its first thread has ended: one that has ended is moved no more, and a kernel
+    /// that finds no first thread in a cgroup of version 1 finds no one to kill there.
     ///
     /// # Panics
     /// When it cannot be started.
     #[must_use]
-    pub fn start() -> Self {
+    pub fn start(cgroup: &MemoryCgroup) -> Self {
         let file = std::env::temp_dir().join(format!("sysops-leaderless-{}", std::process::id()));
         std::fs::write(&file, program()).expect("a file of our own");
         std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).expect("a file of our own");
-        let child = Command::new(&file).stdin(Stdio::piped()).spawn().expect("it can be started");
+        let child = cgroup.start_with(&file.display().to_string(), Stdio::piped());
         let started = Self { child, file };
         let stat = format!("/proc/{}/stat", started.pid());
         while !std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") Z ")) {

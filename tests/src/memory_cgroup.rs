@@ -72,9 +72,18 @@ impl MemoryCgroup {
     /// When no shell can be started.
     #[must_use]
     pub fn start(&self, command: &str) -> Child {
+        self.start_with(command, Stdio::null())
+    }
+
+    /// The same with an input.
+    ///
+    /// # Panics
+    /// When no shell can be started.
+    #[must_use]
+    pub fn start_with(&self, command: &str, input: Stdio) -> Child {
         let script = format!("echo $$ >{}/cgroup.procs && exec {command}", self.directory.display());
         let mut shell = Command::new("sh");
-        shell.args(["-c", &script]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        shell.args(["-c", &script]).stdin(input).stdout(Stdio::null()).stderr(Stdio::null());
         shell.spawn().expect("there is a shell")
     }
 
@@ -92,13 +101,6 @@ impl MemoryCgroup {
     /// Moves a process into it.
     pub fn add(&self, pid: u32) {
         self.write("cgroup.procs", &pid.to_string());
-    }
-
-    /// Moves one thread of a process into it, where the version counts threads apart.
-    pub fn add_thread(&self, tid: u32) {
-        if self.v1 {
-            self.write("tasks", &tid.to_string());
-        }
     }
 
     /// Kills `count` processes in it, one after the other, as fast as it goes.

@@ -65,6 +65,7 @@ fn the_log_alone_tells_of_each_kill_once_and_again_after_a_restart_of_none() {
     }
     let host = live();
     let data = std::env::temp_dir().join(format!("sysops-kmsg-{}", std::process::id()));
+    std::fs::create_dir_all(&data).expect("a directory of our own");
     let open = || Kmsg::open(&host, &Values::default(), &data).unwrap_or_else(|error| panic!("{error:?}"));
     let mut kmsg = open();
     let _busy = Busy::start();
@@ -104,7 +105,13 @@ fn a_victim_that_was_already_exiting_is_marked_as_such() {
         let mut mount = FrozenMount::new();
         let file = mount.file("big");
         let mut exiting = cgroup.start(&format!("dd if=/dev/zero of={} bs=32M count=1", file.display()));
-        wait_for("it hangs in its write", || state(exiting.id()) == Some('D'));
+        // A task sleeps like this for a moment now and then; only one that is stuck does so all the time.
+        let mut stuck = 0;
+        wait_for("it hangs in its write", || {
+            let is_stuck = comm(exiting.id()).as_deref() == Some("dd") && state(exiting.id()) == Some('D');
+            stuck = if is_stuck { stuck + 1 } else { 0 };
+            stuck == 20
+        });
         // Sure to be chosen, whatever the other holds.
         std::fs::write(format!("/proc/{}/oom_score_adj", exiting.id()), "1000").expect("our child");
         exiting.kill().expect("our child");
@@ -138,11 +145,8 @@ fn a_process_whose_first_thread_has_ended_is_named_as_a_whole() {
     for rung in ["tp_btf", "raw_tracepoint"] {
         let Some(mut kernel) = start(&host, rung) else { continue };
         let cgroup = MemoryCgroup::new(&format!("sysops-oom-{}-leaderless-{rung}", std::process::id()), LIMIT);
-        let mut victim = Leaderless::start();
+        let mut victim = Leaderless::start(&cgroup);
         let second = victim.second();
-        // In both versions this moves all threads of the process.
-        cgroup.add(victim.pid());
-        cgroup.add_thread(second);
         assert!(victim.die(), "{rung}: it was not killed");
         let mut events = take_until(&mut kernel, &host, Duration::from_secs(10), |events| !events.is_empty());
         events.extend(take_until(&mut kernel, &host, Duration::from_millis(300), |_| false));
