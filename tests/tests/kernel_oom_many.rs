@@ -101,7 +101,7 @@ fn a_victim_that_was_already_exiting_is_marked_as_such() {
     let host = live();
     for rung in ["tp_btf", "raw_tracepoint", "tracepoint"] {
         let Some(mut kernel) = start(&host, rung) else { continue };
-        let cgroup = MemoryCgroup::new(&format!("sysops-oom-{}-exiting-{rung}", std::process::id()), 48 << 20);
+        let cgroup = MemoryCgroup::new(&format!("sysops-oom-{}-exiting-{rung}", std::process::id()), 47 << 20);
         let mut mount = FrozenMount::new();
         let file = mount.file("big");
         let mut exiting = cgroup.start(&format!("dd if=/dev/zero of={} bs=32M count=1", file.display()));
@@ -112,7 +112,7 @@ fn a_victim_that_was_already_exiting_is_marked_as_such() {
             stuck = if is_stuck { stuck + 1 } else { 0 };
             stuck == 20
         });
-        // Sure to be chosen, whatever the other holds.
+        // Sure to be chosen, whatever the other holds: 1000 is worth the limit, in whole thousands of pages.
         std::fs::write(format!("/proc/{}/oom_score_adj", exiting.id()), "1000").expect("our child");
         exiting.kill().expect("our child");
         let mut greedy = cgroup.start(GREEDY);
