@@ -2,7 +2,7 @@
 
 use crate::offset::Offset;
 use crate::plain::plain;
-use crate::task::{COMM_LEN, Task, TaskOffsets};
+use crate::task::{COMM_LEN, NAME_LEN, PATH_LEN, Task, TaskOffsets};
 
 /// What the program must know about the running kernel.
 #[repr(C)]
@@ -28,10 +28,36 @@ pub struct Offsets {
     pub shmem_pages: Offset,
     /// `mm_struct.pgtables_bytes`.
     pub pgtables_bytes: Offset,
+    /// `task_struct.group_leader`.
+    pub group_leader: Offset,
+    /// `mem_cgroup.css`.
+    pub memcg_css: Offset,
+    /// `mem_cgroup.memory`.
+    pub memcg_memory: Offset,
+    /// `page_counter.max`.
+    pub counter_max: Offset,
+    /// `page_counter.parent`.
+    pub counter_parent: Offset,
     /// Fields of the tracepoint's record, by tracefs.
     pub format: Format,
+    /// Fields of the record of `signal/signal_generate`, by tracefs.
+    pub signal_format: SignalFormat,
+    /// 1 when `mark_victim` hands over a thread id and no task.
+    pub victim_is_number: u16,
     /// Keeps the size a multiple of the alignment without hidden bytes.
-    pub reserved: [u16; 3],
+    pub reserved: [u16; 2],
+}
+
+/// Where the fields of the tracepoint `signal/signal_generate` lie in its record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SignalFormat {
+    /// `sig`.
+    pub sig: Offset,
+    /// `code`, which is SI_KERNEL when the kernel itself sends.
+    pub code: Offset,
+    /// `pid`, which is a thread id.
+    pub pid: Offset,
 }
 
 /// Where the fields of the tracepoint `oom/mark_victim` lie in its record. All but `pid` came in 6.9 and were carried back.
@@ -74,21 +100,36 @@ pub struct Record {
     pub shmem: u64,
     /// Page tables.
     pub pgtables: u64,
+    /// Smallest limit in pages of the victim's memory cgroup and those above it.
+    pub limit: u64,
+    /// Return addresses of the kernel's stack, innermost first; zero behind the last.
+    pub stack: [u64; STACK_DEPTH],
     /// -1000 to 1000.
     pub oom_score_adj: i32,
     /// Process that asked for memory.
     pub trigger_tgid: u32,
-    /// Its name.
+    /// Its thread.
+    pub trigger_tid: u32,
+    /// 1 when that thread had sent the victim a SIGKILL right before: the kernel kills, and does not only mark.
+    pub signalled: u32,
+    /// Name of the thread.
     pub trigger_comm: [u8; COMM_LEN],
+    /// Name of the first thread of the victim's process.
+    pub leader_comm: [u8; COMM_LEN],
     /// Bits of [`known`].
     pub known: u32,
-    /// Keeps the size a multiple of the alignment without hidden bytes.
-    pub reserved: u32,
+    /// Bytes of `trigger_path` that are filled.
+    pub trigger_path_len: u32,
+    /// Names of the trigger's memory cgroup as in [`Task::path`].
+    pub trigger_path: [u8; PATH_LEN + NAME_LEN],
     /// The victim.
     pub task: Task,
 }
 
-plain!(Offsets, Format, Record);
+/// Return addresses in a record: enough for the way from an allocation's slow path to the mark.
+pub const STACK_DEPTH: usize = 16;
+
+plain!(Offsets, Format, SignalFormat, Record);
 
 /// Bits of [`Record::known`].
 pub mod known {
@@ -108,6 +149,16 @@ pub mod known {
     pub const TRIGGER: u32 = 1 << 6;
     /// Sizes are in KiB.
     pub const KIB: u32 = 1 << 7;
+    /// `leader_comm` was read.
+    pub const LEADER: u32 = 1 << 8;
+    /// `limit` was read.
+    pub const LIMIT: u32 = 1 << 9;
+    /// `trigger_path` was read.
+    pub const TRIGGER_PATH: u32 = 1 << 10;
+    /// The trigger's memory cgroup is the victim's.
+    pub const SAME_PATH: u32 = 1 << 11;
+    /// `stack` was read.
+    pub const STACK: u32 = 1 << 12;
 }
 
 impl Offsets {
@@ -123,9 +174,21 @@ impl Offsets {
         file_pages: Offset::ABSENT,
         shmem_pages: Offset::ABSENT,
         pgtables_bytes: Offset::ABSENT,
+        group_leader: Offset::ABSENT,
+        memcg_css: Offset::ABSENT,
+        memcg_memory: Offset::ABSENT,
+        counter_max: Offset::ABSENT,
+        counter_parent: Offset::ABSENT,
         format: Format::ABSENT,
-        reserved: [0; 3],
+        signal_format: SignalFormat::ABSENT,
+        victim_is_number: 0,
+        reserved: [0; 2],
     };
+}
+
+impl SignalFormat {
+    /// Nothing is known.
+    pub const ABSENT: Self = Self { sig: Offset::ABSENT, code: Offset::ABSENT, pid: Offset::ABSENT };
 }
 
 impl Format {
@@ -143,4 +206,5 @@ impl Format {
     };
 }
 
-const _: () = assert!(size_of::<Offsets>() == 72 && size_of::<Record>() == 80 + size_of::<Task>());
+const _: () =
+    assert!(size_of::<Offsets>() == 88 && size_of::<Record>() == 240 + PATH_LEN + NAME_LEN + size_of::<Task>());

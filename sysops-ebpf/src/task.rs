@@ -25,7 +25,8 @@ pub fn fill(task: u64, at: &'static TaskOffsets, out: &mut Task) -> Option<()> {
         out.uid = uid;
         seen |= known::UID;
     }
-    if fill_path(task, at, out).is_some() {
+    if let Some(len) = memory_state(task, at).and_then(|state| fill_path(state, at, &mut out.path)) {
+        out.path_len = len;
         seen |= known::PATH;
     }
     out.known = seen;
@@ -46,23 +47,26 @@ pub fn clear(out: &mut Task) {
     out.reserved = 0;
 }
 
-/// Writes the names from the task's memory cgroup up to the root. In both versions of cgroups that is the path
-/// which the kernel's own OOM report prints as `task_memcg`.
+/// The task's state in the memory controller: the first member of its `struct mem_cgroup`.
 #[inline(always)]
-fn fill_path(task: u64, at: &'static TaskOffsets, out: &mut Task) -> Option<()> {
-    let set = follow(task, &at.cgroups)?;
-    let state = follow(set, &at.css_set_memory)?;
+pub fn memory_state(task: u64, at: &'static TaskOffsets) -> Option<u64> {
+    follow(follow(task, &at.cgroups)?, &at.css_set_memory)
+}
+
+/// Writes the names from the cgroup of a state up to the root and gives their length. In both versions of cgroups that
+/// is the path which the kernel's own OOM report prints as `task_memcg`.
+#[inline(always)]
+pub fn fill_path(state: u64, at: &'static TaskOffsets, out: &mut [u8; PATH_LEN + NAME_LEN]) -> Option<u32> {
     let cgroup = follow(state, &at.css_cgroup)?;
     let mut node = follow(cgroup, &at.cgroup_kn)?;
     // Read once: the walk repeats, the offset does not change.
     let (parent_at, name_at) = (offset(&at.kn_parent)?, offset(&at.kn_name)?);
-    let path = out.path.as_mut_ptr();
+    let path = out.as_mut_ptr();
     let mut len = 0_u32;
     for _ in 0..PATH_DEPTH {
         let parent: u64 = read(node + parent_at)?;
         if parent == 0 {
-            out.path_len = len;
-            return Some(());
+            return Some(len);
         }
         let name: u64 = read(node + name_at)?;
         if len as usize >= PATH_LEN {

@@ -77,6 +77,12 @@ impl FrozenMount {
         }
     }
 
+    /// The path of a file in it.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.at().join(name)
+    }
+
     /// Where it is mounted.
     #[must_use]
     pub fn at(&self) -> PathBuf {

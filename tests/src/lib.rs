@@ -1,6 +1,7 @@
 //! What cross-layer tests share: one file for each thing. The tests themselves are in `tests/tests`.
 
 pub mod agent;
+pub mod busy;
 pub mod credentials;
 pub mod events;
 pub mod falsified_btf;
@@ -9,6 +10,7 @@ pub mod frozen_mount;
 pub mod http;
 pub mod http_far_end;
 pub mod injection;
+pub mod leaderless;
 pub mod loop_device;
 pub mod memory_cgroup;
 pub mod notify_socket;

@@ -15,6 +15,8 @@ use crate::require;
 pub struct MemoryCgroup {
     directory: PathBuf,
     v1: bool,
+    /// Path in the hierarchy.
+    pub path: String,
 }
 
 impl MemoryCgroup {
@@ -30,12 +32,66 @@ impl MemoryCgroup {
     /// When the machine refuses.
     #[must_use]
     pub fn new(name: &str, bytes: u64) -> Self {
+        let cgroup = Self::without_limit(name);
+        let v1 = cgroup.v1;
+        cgroup.write(if v1 { "memory.limit_in_bytes" } else { "memory.max" }, &bytes.to_string());
+        cgroup
+    }
+
+    /// Makes `name` below the root of the memory hierarchy; with a slash in it, below another that was made so.
+    ///
+    /// # Panics
+    /// When the machine refuses.
+    #[must_use]
+    pub fn without_limit(name: &str) -> Self {
         let (root, v1) = base().expect("missing() was asked");
         let directory = root.join(name);
         std::fs::create_dir_all(&directory).expect("a cgroup can be made");
-        let cgroup = Self { directory, v1 };
-        cgroup.write(if v1 { "memory.limit_in_bytes" } else { "memory.max" }, &bytes.to_string());
-        cgroup
+        Self { directory, v1, path: format!("/{name}") }
+    }
+
+    /// What is missing to have the kernel kill a whole group.
+    #[must_use]
+    pub fn groups_missing() -> Option<String> {
+        let v2 = base().is_some_and(|(_, v1)| !v1);
+        Self::missing().or_else(|| (!v2).then(|| "needs the memory controller of cgroups of version 2".to_owned()))
+    }
+
+    /// Has the kernel kill all of it and of what is below it when it kills one, and lets memory be counted below it.
+    ///
+    /// # Panics
+    /// When the machine refuses.
+    pub fn kill_as_group(&self) {
+        self.write("memory.oom.group", "1");
+        self.write("cgroup.subtree_control", "+memory");
+    }
+
+    /// Starts a shell in it that goes on with `command`.
+    ///
+    /// # Panics
+    /// When no shell can be started.
+    #[must_use]
+    pub fn start(&self, command: &str) -> Child {
+        self.start_with(command, Stdio::null())
+    }
+
+    /// The same with an input.
+    ///
+    /// # Panics
+    /// When no shell can be started.
+    #[must_use]
+    pub fn start_with(&self, command: &str, input: Stdio) -> Child {
+        let script = format!("echo $$ >{}/cgroup.procs && exec {command}", self.directory.display());
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script]).stdin(input).stdout(Stdio::null()).stderr(Stdio::null());
+        shell.spawn().expect("there is a shell")
+    }
+
+    /// The number after `name` in memory.events: of version 2 alone.
+    #[must_use]
+    pub fn event(&self, name: &str) -> Option<u64> {
+        let text = std::fs::read_to_string(self.directory.join("memory.events")).ok()?;
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?.trim().parse().ok()
     }
 
     fn write(&self, file: &str, text: &str) {

@@ -95,10 +95,10 @@ impl Book {
         }
     }
 
-    /// The alert of a kernel event, unless a limit holds it back (then it is counted for the summary). The end of a hang
-    /// resolves what was told of it.
+    /// The alert of a kernel event, unless it is not worth one, or a limit holds it back (then it is counted for the
+    /// summary). The end of a hang resolves what was told of it.
     pub fn event(&mut self, event: &Event, now: &Tick) -> Option<Alert> {
-        let alert = events::alert(event, &self.hostname, now);
+        let alert = events::alert(event, &self.hostname, now)?;
         if event.is_end() {
             let resolved = self.hangs.ended(event, alert);
             self.resolved += u64::from(resolved.is_some());
@@ -120,7 +120,9 @@ impl Book {
 
     /// Takes note of an event that was told in an earlier life of the agent and is not over.
     pub fn remember(&mut self, event: &Event, now: &Tick) {
-        self.hangs.began(event, &events::alert(event, &self.hostname, now), true);
+        if let Some(alert) = events::alert(event, &self.hostname, now) {
+            self.hangs.began(event, &alert, true);
+        }
     }
 
     /// Ends what is no longer reported, tells what limits held back as soon as they allow it, and gives all notices

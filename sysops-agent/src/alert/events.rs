@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::model::event::{FdLeak, HungTask, OomKill, Outcome, Phase};
+use crate::model::container::place;
+use crate::model::event::{FdLeak, HungTask, OomKill, Outcome, Phase, Sigkill};
 use crate::model::{Alert, Detail, Event, Severity, Status, Tick, bytes_text, cut, shown};
 
 use super::fingerprint;
@@ -11,6 +12,8 @@ use super::fingerprint;
 /// Characters of a name and of a path that a message shows.
 const NAME_MAX: usize = 64;
 const PATH_MAX: usize = 256;
+/// As many digits of a container's id as `docker ps` shows.
+const SHORT_ID: usize = 12;
 
 /// Stack frames that a message shows; the event has all.
 const FRAMES_MAX: usize = 8;
@@ -18,17 +21,22 @@ const FRAMES_MAX: usize = 8;
 /// The longest label: a path in Linux has less than 4096 bytes.
 const LABEL_BYTES_MAX: usize = 4096;
 
-/// The alert of an event.
+/// The alert of an event. `None` for one that is everyday: a SIGKILL by someone who is not known to kill when memory
+/// runs short.
 #[must_use]
-pub fn alert(event: &Event, hostname: &str, now: &Tick) -> Alert {
+pub fn alert(event: &Event, hostname: &str, now: &Tick) -> Option<Alert> {
     let (severity, message) = match &event.detail {
+        // The kernel killed no one, but memory had run out.
+        Detail::OomKill(kill) if kill.already_exiting == Some(true) => (Severity::Warn, oom_kill(event, kill)),
         Detail::OomKill(kill) => (Severity::Critical, oom_kill(event, kill)),
+        Detail::Sigkill(kill) if kill.for_memory => (Severity::Critical, sigkill(event, kill)),
+        Detail::Sigkill(_) => return None,
         Detail::HungTask(task) => (Severity::Warn, hung_task(event, task)),
         Detail::FdLeak(leak) => (fd_leak_severity(leak), fd_leak(event, leak)),
     };
     let labels: BTreeMap<_, _> = event.labels().into_iter().map(|(name, value)| (name, bounded(value))).collect();
     let kind = event.kind();
-    Alert {
+    Some(Alert {
         hostname: hostname.to_owned(),
         timestamp: now.wall,
         severity,
@@ -39,12 +47,16 @@ pub fn alert(event: &Event, hostname: &str, now: &Tick) -> Alert {
         fingerprint: fingerprint(kind, kind, labels.iter().map(|(name, value)| (name.as_str(), value.as_str()))),
         labels,
         status: Status::Firing,
-    }
+    })
 }
 
 /// `The kernel killed java (pid 42, uid 1000) in cgroup /web/app: cgroup /web had reached its memory limit. …`
 fn oom_kill(event: &Event, kill: &OomKill) -> String {
-    let mut text = format!("The kernel killed {}", process(event));
+    let mut text = if kill.already_exiting == Some(true) {
+        format!("Memory ran out, and the kernel waits for {}, which was already exiting", process(event))
+    } else {
+        format!("The kernel killed {}", process(event))
+    };
     if let Some(why) = shortage(kill) {
         text += ": ";
         text += &why;
@@ -72,13 +84,27 @@ fn oom_kill(event: &Event, kill: &OomKill) -> String {
         }
         (None, None) => {}
     }
+    if let Some(group) = &kill.oom_group {
+        let _ = write!(text, " All processes of cgroup {} were killed with it.", shown(group, PATH_MAX));
+    }
+    text
+}
+
+/// `earlyoom (pid 7, uid 0) killed java (pid 42, uid 1000) in cgroup /web/app with SIGKILL, as it does when memory …`
+fn sigkill(event: &Event, kill: &Sigkill) -> String {
+    let mut text = kill.sender_comm.as_ref().map_or_else(|| "A process".to_owned(), |comm| shown(comm, NAME_MAX));
+    if let Some(pid) = kill.sender_pid {
+        let _ = write!(text, " (pid {pid})");
+    }
+    let _ = write!(text, " killed {} with SIGKILL, as it does when memory runs short.", process(event));
     text
 }
 
 /// What had run out, as far as the kernel said.
 fn shortage(kill: &OomKill) -> Option<String> {
     if let Some(path) = &kill.oom_memcg {
-        return Some(format!("cgroup {} had reached its memory limit", shown(path, PATH_MAX)));
+        let limit = kill.oom_memcg_limit_bytes.map(|bytes| format!(" of {}", bytes_text(bytes))).unwrap_or_default();
+        return Some(format!("cgroup {} had reached its memory limit{limit}", shown(path, PATH_MAX)));
     }
     Some(match kill.constraint.as_deref()? {
         "CONSTRAINT_NONE" => "the machine had run out of memory".to_owned(),
@@ -181,6 +207,10 @@ fn process(event: &Event) -> String {
     }
     if let Some(cgroup) = &event.cgroup {
         let _ = write!(text, " in cgroup {}", shown(cgroup, PATH_MAX));
+        // The id is in the path, too, but there it is easily overlooked.
+        if let Some(container) = place(cgroup).container {
+            let _ = write!(text, " (container {})", shown(container, SHORT_ID));
+        }
     }
     text
 }
@@ -203,6 +233,10 @@ mod tests {
     fn now() -> Tick {
         let up = Duration::from_secs(6000);
         Tick { monotonic: up, boottime: up, wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_771_777_800) }
+    }
+
+    fn alert(event: &Event, hostname: &str, now: &Tick) -> Alert {
+        super::alert(event, hostname, now).expect("worth an alert")
     }
 
     fn event(comm: &str, detail: Detail) -> Event {
@@ -263,6 +297,35 @@ mod tests {
         let bare = alert(&bare, "h", &now());
         assert_eq!(bare.message, "The kernel killed a process.");
         assert!(bare.labels.is_empty());
+    }
+
+    #[test]
+    fn a_mark_without_a_kill_is_no_kill_and_a_group_is_named() {
+        let exiting = OomKill { already_exiting: Some(true), ..OomKill::default() };
+        let told = alert(&event("dd", Detail::OomKill(exiting)), "h", &now());
+        assert_eq!(told.severity, Severity::Warn);
+        assert!(told.message.starts_with("Memory ran out, and the kernel waits for dd (pid 92"), "{}", told.message);
+        let group = OomKill {
+            oom_memcg: Some("/db".into()),
+            oom_memcg_limit_bytes: Some(48 << 20),
+            oom_group: Some("/db".into()),
+            ..OomKill::default()
+        };
+        let told = alert(&event("dd", Detail::OomKill(group)), "h", &now());
+        assert!(told.message.contains("cgroup /db had reached its memory limit of 48.0 MiB."), "{}", told.message);
+        assert!(told.message.ends_with("All processes of cgroup /db were killed with it."), "{}", told.message);
+    }
+
+    #[test]
+    fn a_sigkill_is_worth_an_alert_when_it_was_for_memory() {
+        let kill = Sigkill { sender_pid: Some(7), sender_comm: Some("earlyoom".into()), ..Sigkill::default() };
+        assert_eq!(super::alert(&event("dd", Detail::Sigkill(kill.clone())), "h", &now()), None);
+        let mut killed = event("dd", Detail::Sigkill(Sigkill { for_memory: true, ..kill }));
+        killed.cgroup = Some(format!("/docker/{}", "0123456789abcdef".repeat(4)));
+        let told = alert(&killed, "h", &now());
+        assert_eq!((told.severity, told.metric.as_str()), (Severity::Critical, "sigkill"));
+        assert!(told.message.starts_with("earlyoom (pid 7) killed dd (pid 92, uid 1000) in cgroup /docker/"));
+        assert!(told.message.contains("(container 0123456789a"), "{}", told.message);
     }
 
     #[test]

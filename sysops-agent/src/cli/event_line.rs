@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::model::event::{FdLeak, HungTask, OomKill, Outcome, Phase};
+use crate::model::event::{FdLeak, HungTask, OomKill, Outcome, Phase, Sigkill};
 use crate::model::{Detail, Event, bytes_text, shown};
 
 /// `14:02:07Z  oom_kill   postgres[4242] uid 26 in /db.slice: 1.9 GiB anonymous, …`.
@@ -31,6 +31,7 @@ impl fmt::Display for EventLine<'_> {
             Detail::OomKill(kill) => oom_kill(kill, f),
             Detail::HungTask(hang) => hung_task(hang, f),
             Detail::FdLeak(leak) => fd_leak(leak, f),
+            Detail::Sigkill(kill) => sigkill(kill, f),
         }
     }
 }
@@ -38,6 +39,10 @@ impl fmt::Display for EventLine<'_> {
 fn oom_kill(kill: &OomKill, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let parts = [(kill.anon_rss_bytes, "anonymous"), (kill.file_rss_bytes, "file"), (kill.shmem_rss_bytes, "shared")];
     let mut separator = ": ";
+    if kill.already_exiting == Some(true) {
+        write!(f, "{separator}already exiting, not killed")?;
+        separator = ", ";
+    }
     for (bytes, name) in parts {
         if let Some(bytes) = bytes {
             write!(f, "{separator}{} {name}", bytes_text(bytes))?;
@@ -52,8 +57,28 @@ fn oom_kill(kill: &OomKill, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (None, Some(constraint)) => write!(f, ", {}", shown(constraint, 40))?,
         (None, None) => {}
     }
+    if let Some(bytes) = kill.oom_memcg_limit_bytes.or(kill.limit_bytes) {
+        write!(f, ", limit {}", bytes_text(bytes))?;
+    }
     if let (Some(pid), Some(comm)) = (kill.trigger_pid, &kill.trigger_comm) {
         write!(f, ", asked for by {}[{pid}]", shown(comm, 64))?;
+    }
+    if let Some(incident) = &kill.incident {
+        write!(f, ", incident {}", shown(incident, 40))?;
+    }
+    Ok(())
+}
+
+fn sigkill(kill: &Sigkill, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, ": sent by {}", kill.sender_comm.as_ref().map_or_else(|| "?".to_owned(), |comm| shown(comm, 64)))?;
+    if let Some(pid) = kill.sender_pid {
+        write!(f, "[{pid}]")?;
+    }
+    if let Some(uid) = kill.sender_uid {
+        write!(f, " uid {uid}")?;
+    }
+    if let Some(cgroup) = &kill.sender_cgroup {
+        write!(f, " in {}", shown(cgroup, 200))?;
     }
     Ok(())
 }

@@ -3,8 +3,9 @@
 use crate::model::event::{HungTask, OomKill};
 use crate::model::{Detail, Event, Source};
 
-/// Joins `second`, which came later, into `first`. Both are of the same kind, of different sources.
-pub(super) fn join(first: &mut Event, mut second: Event) {
+/// Joins `second`, which came later, into `first`. Both are of the same kind, of different sources. Where each has given
+/// the incident a name of its own, gives the one that is not kept, and the one that is.
+pub(super) fn join(first: &mut Event, mut second: Event) -> Option<(String, String)> {
     let mut source = std::mem::take(&mut first.source);
     source.extend(second.source.iter().filter(|new| !first.source.contains(new)));
     let is_log = source.first() == Some(&Source::Kmsg);
@@ -18,11 +19,12 @@ pub(super) fn join(first: &mut Event, mut second: Event) {
     add(&mut first.uid, second.uid);
     add(&mut first.cgroup, second.cgroup);
     match (&mut first.detail, second.detail) {
-        (Detail::OomKill(first), Detail::OomKill(second)) => add_kill(first, second),
+        (Detail::OomKill(first), Detail::OomKill(second)) => return add_kill(first, second),
         (Detail::HungTask(first), Detail::HungTask(second)) => add_hang(first, second),
-        // Never asked for: only reports of one kind are joined, and leaks have but one source.
-        (Detail::OomKill(_) | Detail::HungTask(_) | Detail::FdLeak(_), _) => {}
+        // Of one kind, the caller says; and leaks and SIGKILLs have but one source.
+        (Detail::OomKill(_) | Detail::HungTask(_) | Detail::FdLeak(_) | Detail::Sigkill(_), _) => {}
     }
+    None
 }
 
 fn add<T>(known: &mut Option<T>, other: Option<T>) {
@@ -31,7 +33,7 @@ fn add<T>(known: &mut Option<T>, other: Option<T>) {
     }
 }
 
-fn add_kill(known: &mut OomKill, other: OomKill) {
+fn add_kill(known: &mut OomKill, other: OomKill) -> Option<(String, String)> {
     add(&mut known.oom_score_adj, other.oom_score_adj);
     add(&mut known.total_vm_bytes, other.total_vm_bytes);
     add(&mut known.anon_rss_bytes, other.anon_rss_bytes);
@@ -46,6 +48,21 @@ fn add_kill(known: &mut OomKill, other: OomKill) {
     } else if known.trigger_comm == other.trigger_comm || known.trigger_pid == other.trigger_pid {
         add(&mut known.trigger_pid, other.trigger_pid);
         add(&mut known.trigger_comm, other.trigger_comm);
+    }
+    add(&mut known.trigger_cgroup, other.trigger_cgroup);
+    add(&mut known.already_exiting, other.already_exiting);
+    add(&mut known.thread_comm, other.thread_comm);
+    add(&mut known.limit_bytes, other.limit_bytes);
+    add(&mut known.oom_memcg_limit_bytes, other.oom_memcg_limit_bytes);
+    add(&mut known.oom_memcg_usage_bytes, other.oom_memcg_usage_bytes);
+    add(&mut known.oom_group, other.oom_group);
+    match (&known.incident, other.incident) {
+        (Some(kept), Some(other)) if *kept != other => Some((other, kept.clone())),
+        (Some(_), _) => None,
+        (None, other) => {
+            known.incident = other;
+            None
+        }
     }
 }
 

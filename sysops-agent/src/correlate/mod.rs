@@ -1,7 +1,8 @@
 //! Joins what several sources say of the same kernel event into one event, and tells each hang once. Pure: time is a
 //! parameter. Who waits for [`Correlator::next_deadline`] is left to `pipeline`.
 //!
-//! An OOM kill is the same when the task (process or thread id, and name) is the same and the times are near.
+//! An OOM kill is the same when the task (process or thread id, and name) is the same and the times are near. Kills of
+//! one incident keep one name for it, also those of which only the log knew. A SIGKILL has one source and passes.
 //!
 //! The kernel reports a hung task again at each check while it hangs. It is the same hang when it began
 //! (`time - blocked_seconds`) before the last report of it: a task that ran in between was counted anew by the kernel,
@@ -15,6 +16,7 @@ mod join;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::model::event::Phase;
 use crate::model::{Batch, Desc, Detail, Event, Metric, Source, Tick, Unit};
 
 static EVENTS: Metric<1> = Metric::counter(
@@ -50,6 +52,8 @@ const SAME_SOURCE: Duration = Duration::from_secs(1);
 const SAME_HANG: Duration = Duration::from_secs(240);
 /// Kills and hangs that are remembered, each.
 const MAX_SEEN: usize = 1024;
+/// Incidents that probe and log have named differently, and that are remembered.
+const MAX_RENAMED: usize = 64;
 
 /// Which sources give events of a kind: nothing waits for one that gives none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,10 +86,13 @@ pub struct Correlator {
     hang_sources: Sources,
     kills: VecDeque<Seen>,
     hangs: VecDeque<Seen>,
-    /// Wait for nothing, or were pushed out of a full list while they waited.
-    pushed_out: Vec<Event>,
+    /// Wait for no one: they have one source, or were pushed out of a full list.
+    passing: Vec<Event>,
+    /// The log's name of an incident, and the probe's.
+    renamed: VecDeque<(String, String)>,
     told_kills: u64,
     told_hangs: u64,
+    told_sigkills: u64,
     told_fd_leaks: u64,
     joined: u64,
     late: u64,
@@ -98,6 +105,7 @@ struct Seen {
     pid: Option<u32>,
     tid: Option<u32>,
     comm: Option<String>,
+    thread_comm: Option<String>,
     sources: Sources,
     /// How often the hung task had run, where that is known.
     switches: Option<u64>,
@@ -126,15 +134,15 @@ impl Correlator {
         if event.is_end() {
             // Who waits for what another source says of its beginning, waits no longer.
             let same = self.hangs.iter_mut().rfind(|seen| seen.is_same(&event, sources));
-            self.pushed_out.extend(same.and_then(|seen| seen.waiting.take()).map(|(began, _)| began));
-            self.pushed_out.push(event);
+            self.passing.extend(same.and_then(|seen| seen.waiting.take()).map(|(began, _)| began));
+            self.passing.push(event);
             return;
         }
         let (list, all, hold) = match event.detail {
             Detail::OomKill(_) => (&mut self.kills, self.kill_sources, HOLD_KILL),
             Detail::HungTask(_) => (&mut self.hangs, self.hang_sources, HOLD_HANG),
-            // It has no second source, and who tells it tells it once.
-            Detail::FdLeak(_) => return self.pushed_out.push(event),
+            // They have no second source, and who tells them tells them once.
+            Detail::FdLeak(_) | Detail::Sigkill(_) => return self.passing.push(event),
         };
         let Some(at) = list.iter().rposition(|seen| seen.is_same(&event, sources)) else {
             let until = if sources.has(all) { now.monotonic } else { now.monotonic + hold };
@@ -148,7 +156,10 @@ impl Correlator {
         match &mut seen.waiting {
             _ if seen.sources.has(sources) => self.repeated += 1,
             Some((first, until)) => {
-                join::join(first, event);
+                if let Some(names) = join::join(first, event) {
+                    self.renamed.truncate(MAX_RENAMED - 1);
+                    self.renamed.push_front(names);
+                }
                 *until = now.monotonic;
                 self.joined += 1;
             }
@@ -160,7 +171,7 @@ impl Correlator {
 
     /// Takes note of an event that was told in an earlier life of the agent.
     pub fn remember(&mut self, event: &Event) {
-        if matches!(event.detail, Detail::FdLeak(_)) {
+        if matches!(event.detail, Detail::FdLeak(_) | Detail::Sigkill(_)) {
             return;
         }
         self.remember_as(Seen::new(event, Sources::of(event)), None);
@@ -180,7 +191,7 @@ impl Correlator {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
         let waiting = self.kills.iter().chain(&self.hangs).filter_map(|seen| Some(seen.waiting.as_ref()?.1));
-        waiting.chain(self.pushed_out.first().map(|_| Duration::ZERO)).min()
+        waiting.chain(self.passing.first().map(|_| Duration::ZERO)).min()
     }
 
     /// Events of which two sources knew in time.
@@ -209,6 +220,7 @@ impl Correlator {
         out.counter(&EVENTS, ["oom_kill"], number(self.told_kills));
         out.counter(&EVENTS, ["hung_task"], number(self.told_hangs));
         out.counter(&EVENTS, ["fd_leak"], number(self.told_fd_leaks));
+        out.counter(&EVENTS, ["sigkill"], number(self.told_sigkills));
         let outcomes =
             [("joined", self.joined), ("late", self.late), ("repeated", self.repeated), ("dropped", dropped)];
         for (outcome, count) in outcomes {
@@ -220,23 +232,29 @@ impl Correlator {
         let list = if seen.blocked.is_some() { &mut self.hangs } else { &mut self.kills };
         if list.len() >= MAX_SEEN {
             let oldest = list.pop_front().and_then(|seen| seen.waiting);
-            self.pushed_out.extend(oldest.map(|(event, _)| event));
+            self.passing.extend(oldest.map(|(event, _)| event));
         }
         list.push_back(Seen { waiting, ..seen });
     }
 
     fn take(&mut self, out: &mut Vec<Event>, is_over: impl Fn(Duration) -> bool) {
         let first = out.len();
-        out.append(&mut self.pushed_out);
+        out.append(&mut self.passing);
         let waiting = self.kills.iter_mut().chain(&mut self.hangs);
         let over = waiting.filter_map(|seen| seen.waiting.take_if(|(_, until)| is_over(*until)));
         out.extend(over.map(|(event, _)| event));
-        for event in &out[first..] {
-            match event.detail {
-                Detail::OomKill(_) => self.told_kills += 1,
-                Detail::HungTask(_) if event.is_end() => {}
-                Detail::HungTask(_) => self.told_hangs += 1,
+        for event in &mut out[first..] {
+            match &mut event.detail {
+                Detail::OomKill(kill) => {
+                    self.told_kills += 1;
+                    let name = self.renamed.iter().find(|(theirs, _)| kill.incident.as_ref() == Some(theirs));
+                    if let Some((_, kept)) = name {
+                        kill.incident = Some(kept.clone());
+                    }
+                }
+                Detail::HungTask(hang) => self.told_hangs += u64::from(hang.phase == Phase::Began),
                 Detail::FdLeak(_) => self.told_fd_leaks += 1,
+                Detail::Sigkill(_) => self.told_sigkills += 1,
             }
         }
     }
@@ -248,6 +266,7 @@ impl Seen {
             pid: event.pid,
             tid: event.tid,
             comm: event.comm.clone(),
+            thread_comm: thread_comm(event).map(str::to_owned),
             sources,
             switches: event.hang().and_then(|hang| hang.switches),
             last: time(event),
@@ -261,10 +280,14 @@ impl Seen {
         let is_known_and = |mine: Option<u32>, its: Option<u32>| mine.is_some() && mine == its;
         let is_process = is_known_and(self.pid, event.pid);
         let is_thread = is_known_and(self.tid, event.tid);
-        let is_comm = self.comm.is_none() || event.comm.is_none() || self.comm == event.comm;
+        // The probe names process and thread, the log the thread alone.
+        let mine = [self.comm.as_deref(), self.thread_comm.as_deref()];
+        let its = [event.comm.as_deref(), thread_comm(event)];
+        let is_comm =
+            mine[0].is_none() || its[0].is_none() || mine.iter().flatten().any(|comm| its.contains(&Some(comm)));
         let at = time(event);
         match &event.detail {
-            Detail::FdLeak(_) => false,
+            Detail::FdLeak(_) | Detail::Sigkill(_) => false,
             Detail::OomKill(_) => {
                 let most = if self.sources.has(sources) { SAME_SOURCE } else { SAME_KILL };
                 (is_process || is_thread) && is_comm && self.last.abs_diff(at) <= most
@@ -288,6 +311,13 @@ impl Seen {
     }
 }
 
+fn thread_comm(event: &Event) -> Option<&str> {
+    match &event.detail {
+        Detail::OomKill(kill) => kill.thread_comm.as_deref(),
+        Detail::HungTask(_) | Detail::FdLeak(_) | Detail::Sigkill(_) => None,
+    }
+}
+
 fn time(event: &Event) -> Duration {
     Duration::from_nanos(event.monotonic_ns)
 }
@@ -295,7 +325,7 @@ fn time(event: &Event) -> Duration {
 /// For how long a hung task has hung, zero if it does not say; `None` for other events.
 fn blocked(event: &Event) -> Option<Duration> {
     match &event.detail {
-        Detail::OomKill(_) | Detail::FdLeak(_) => None,
+        Detail::OomKill(_) | Detail::FdLeak(_) | Detail::Sigkill(_) => None,
         Detail::HungTask(hung) => Some(Duration::from_secs(hung.blocked_seconds.unwrap_or(0))),
     }
 }

@@ -134,6 +134,61 @@ fn a_first_thread_that_has_ended_does_not_part_log_and_probe() {
     assert_eq!(out.iter().map(|event| (event.pid, event.tid)).collect::<Vec<_>>(), [(Some(9), Some(12))]);
 }
 
+/// The probe tells the name of the process, the log that of the thread which the kernel named.
+#[test]
+fn a_thread_with_a_name_of_its_own_does_not_part_log_and_probe() {
+    for probe_first in [true, false] {
+        let mut probe = Event { tid: Some(12), comm: Some("server".into()), ..probe_kill(9, 1000) };
+        let Detail::OomKill(kill) = &mut probe.detail else { panic!("{probe:?}") };
+        kill.thread_comm = Some("dd".into());
+        let mut reports = [probe, log_kill(12, 1000)];
+        if !probe_first {
+            reports.reverse();
+        }
+        let mut correlator = Correlator::new(BOTH, BOTH);
+        reports.into_iter().for_each(|report| correlator.add(report, tick(1000)));
+        let out = ready(&mut correlator, 1000);
+        let told: Vec<_> = out.iter().map(|event| (event.pid, event.comm.as_deref())).collect();
+        assert_eq!((told.as_slice(), correlator.joined()), (&[(Some(9), Some("server"))][..], 1));
+    }
+}
+
+/// A group kill of three: the probe lost the last, the log has all.
+#[test]
+fn an_incident_keeps_one_name_whoever_saw_its_kills() {
+    let named = |mut event: Event, name: &str| {
+        let Detail::OomKill(kill) = &mut event.detail else { panic!("{event:?}") };
+        kill.incident = Some(name.into());
+        event
+    };
+    let mut correlator = Correlator::new(BOTH, BOTH);
+    for pid in [1, 2] {
+        correlator.add(named(probe_kill(pid, 1000), "probe"), tick(1000));
+    }
+    for pid in [1, 2, 3] {
+        correlator.add(named(log_kill(pid, 1001), "log"), tick(1001));
+    }
+    correlator.add(named(log_kill(4, 1001), "another"), tick(1001));
+    let incident = |event: &Event| match &event.detail {
+        Detail::OomKill(kill) => kill.incident.clone(),
+        _ => None,
+    };
+    let told: Vec<_> = ready(&mut correlator, 1100).iter().map(|event| (event.pid, incident(event))).collect();
+    let expected = [(1, "probe"), (2, "probe"), (3, "probe"), (4, "another")];
+    assert_eq!(told, expected.map(|(pid, name)| (Some(pid), Some(name.to_owned()))));
+}
+
+#[test]
+fn a_sigkill_waits_for_no_one() {
+    let mut correlator = Correlator::new(BOTH, BOTH);
+    let sigkill = Detail::Sigkill(crate::model::event::Sigkill::default());
+    for _ in 0..2 {
+        correlator.add(event(Source::TpBtf, 9, 1000, sigkill.clone()), tick(1000));
+    }
+    assert_eq!(correlator.next_deadline(), Some(Duration::ZERO));
+    assert_eq!(ready(&mut correlator, 1000).len(), 2, "two signals are two events");
+}
+
 #[test]
 fn a_hang_is_told_once_and_the_next_one_again() {
     let mut correlator = Correlator::new(BOTH, BOTH);

@@ -35,6 +35,22 @@ impl Tracepoint {
         offsets: &O,
         verify: impl FnOnce(&Check<R>, &Own) -> Result<(), Refusal>,
     ) -> Result<Object, Refusal> {
+        self.attach_behind(rung, host, facts, offsets, verify, |_| Ok(()))
+    }
+
+    /// The same with a word between the check and the attachment: `prepare` attaches what must run before the probe does.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or `verify` or `prepare` does.
+    pub(super) fn attach_behind<O: Plain, R: Plain>(
+        &self,
+        rung: Rung,
+        host: &Host,
+        facts: &Facts,
+        offsets: &O,
+        verify: impl FnOnce(&Check<R>, &Own) -> Result<(), Refusal>,
+        prepare: impl FnOnce(&mut Object) -> Result<(), Refusal>,
+    ) -> Result<Object, Refusal> {
         let mut object = Object::load(self.object, offsets)?;
         let typed = |name| {
             let id = facts.btf.as_ref().ok().and_then(|btf| btf.tracepoint(name));
@@ -55,6 +71,7 @@ impl Tracepoint {
             let (check, own) = object.check(program, point, facts.check_name, look)?;
             verify(&check, &own)?;
         }
+        prepare(&mut object)?;
         object.attach(program, point)?;
         Ok(object)
     }

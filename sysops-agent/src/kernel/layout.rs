@@ -52,6 +52,23 @@ pub(super) fn task_argument(btf: &Btf, name: &str) -> Result<(), Refusal> {
     }
 }
 
+/// Where a counter of resident pages lies: up to 6.1 in `struct mm_rss_stat` as one of an array of numbers, since 6.2
+/// in an array of `struct percpu_counter`, whose `count` the kernel itself prints when it kills.
+pub(super) fn resident_pages(btf: &Btf, enumerator: &str) -> Result<Offset, Refusal> {
+    let index = btf.enumerator(enumerator).ok_or_else(|| contradiction(format!("no {enumerator} in BTF")))?;
+    if btf.member("mm_struct", "rss_stat.count").is_ok() {
+        return element(btf, "mm_struct", "rss_stat.count", index, 8);
+    }
+    let missing = || contradiction("BTF: mm_struct.rss_stat: expected an array of percpu_counter".to_owned());
+    let array = btf.member("mm_struct", "rss_stat").map_err(|error| contradiction(error.to_string()))?;
+    let element = btf.element(array.type_id).ok_or_else(missing)?;
+    let count =
+        btf.member_in(element, "count").filter(|count| btf.size(count.type_id) == Some(8)).ok_or_else(missing)?;
+    let (size, whole) = (btf.size(element).ok_or_else(missing)?, btf.size(array.type_id).ok_or_else(missing)?);
+    let start = index.checked_mul(size).filter(|&start| start < whole).ok_or_else(missing)?;
+    at("mm_struct", "rss_stat", array.offset.saturating_add(start).saturating_add(count.offset))
+}
+
 /// Where the members are that name a process.
 ///
 /// # Errors

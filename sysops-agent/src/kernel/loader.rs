@@ -60,13 +60,17 @@ impl Object {
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn load_sized<T: Plain>(name: &str, offsets: &T, sizes: &[(&str, u32)]) -> Result<Self, Refusal> {
+        Self::open(embedded(name)?, offsets, sizes)
+    }
+
+    fn open<T: Plain>(bytes: &[u8], offsets: &T, sizes: &[(&str, u32)]) -> Result<Self, Refusal> {
         let mut loader = EbpfLoader::new();
         // No relocations by types: offsets come in OFFSETS.
         loader.btf(None).override_global("OFFSETS", offsets, true);
         for (map, entries) in sizes {
             loader.map_max_entries(map, *entries);
         }
-        let mut ebpf = loader.load(embedded(name)?).map_err(|error| refused("load", &error))?;
+        let mut ebpf = loader.load(bytes).map_err(|error| refused("load", &error))?;
         let counters = take(&mut ebpf, "COUNTERS")?;
         let counters = Array::try_from(counters).map_err(|error| refused("map COUNTERS", &error))?;
         let events = match ebpf.take_map("EVENTS") {
@@ -419,5 +423,23 @@ fn shorten(text: &str) -> String {
         // The last line of a verifier's log counts instructions; the one before it says what is wrong.
         [first, .., wrong, _counts] => format!("{first} … {wrong}"),
         [first, second] => format!("{first} {second}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A binary that was cut off on its way: the probe is refused with a reason, and nothing else happens.
+    #[test]
+    fn an_object_that_is_cut_off_is_refused() {
+        assert!(!OBJECTS.is_empty(), "this build has no objects: cargo xtask build-ebpf");
+        for (name, bytes) in OBJECTS {
+            for keep in [0, 1, 4, 63, 64, 65, bytes.len() / 4, bytes.len() / 2, bytes.len() - 64, bytes.len() - 1] {
+                let refusal = Object::open(&bytes[..keep], &0_u32).err();
+                let refusal = refusal.unwrap_or_else(|| panic!("{name}: {keep} of {} bytes", bytes.len()));
+                assert!(refusal.reason.starts_with("load: "), "{name}, {keep} bytes: {refusal:?}");
+            }
+        }
     }
 }

@@ -22,6 +22,7 @@ mod memory_leak;
 mod oom_kill;
 mod process;
 mod record;
+mod sigkill;
 #[cfg(feature = "ebpf")]
 mod stacks;
 #[cfg(not(feature = "ebpf"))]
@@ -226,8 +227,15 @@ pub struct Entry {
 }
 
 /// All probes.
-pub static ALL: &[&Entry] =
-    &[&oom_kill::ENTRY, &hung_task::ENTRY, &block_io::ENTRY, &fd::ENTRY, &memory_leak::ENTRY, &tasks::ENTRY];
+pub static ALL: &[&Entry] = &[
+    &oom_kill::ENTRY,
+    &sigkill::ENTRY,
+    &hung_task::ENTRY,
+    &block_io::ENTRY,
+    &fd::ENTRY,
+    &memory_leak::ENTRY,
+    &tasks::ENTRY,
+];
 
 static RECEIVED: Metric<1> = Metric::counter(
     "kernel_probe_received_total",

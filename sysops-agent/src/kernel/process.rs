@@ -2,8 +2,9 @@
 //! be told any more is absent.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::host::Host;
+use crate::host::{Host, os};
 
 /// The kernel's flag of a task that is on its way out (include/linux/sched.h).
 const PF_EXITING: u64 = 0x4;
@@ -60,6 +61,16 @@ impl<'a> Process<'a> {
         state(&self.text("stat")?)
     }
 
+    /// True when it had started before that instant of CLOCK_MONOTONIC: else the number is another's by now.
+    #[must_use]
+    pub(super) fn was_there_at(&self, monotonic: Duration) -> bool {
+        let (now, ticks_per_second) = (self.host.clock.now(), os::ticks_per_second());
+        // /proc counts from boot, sleep included.
+        let boottime = now.boottime.saturating_sub(now.monotonic.saturating_sub(monotonic));
+        let ticks = boottime.as_nanos().saturating_mul(u128::from(ticks_per_second)) / 1_000_000_000;
+        self.start_ticks().is_some_and(|start| u128::from(start) < ticks)
+    }
+
     /// Its path in the memory controller's hierarchy. The first version shows `/` for a task that is on its way out,
     /// wherever it was: that is no answer.
     #[must_use]
@@ -72,6 +83,12 @@ impl<'a> Process<'a> {
             }
         }
         Some(found)
+    }
+
+    /// Its paths in all hierarchies, as they stand in /proc.
+    #[must_use]
+    pub(super) fn cgroups(&self) -> Option<String> {
+        self.text("cgroup")
     }
 
     /// The kernel function in which it sleeps.

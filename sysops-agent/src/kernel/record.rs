@@ -33,13 +33,16 @@ pub(super) fn name(comm: &[u8]) -> String {
     String::from_utf8_lossy(&comm[..end]).into_owned()
 }
 
-/// The path of the task's memory cgroup, from names that lead from the leaf to the root.
+/// The path of the task's memory cgroup.
 #[must_use]
 pub(super) fn path(task: &Task) -> Option<String> {
-    if task.known & known::PATH == 0 {
-        return None;
-    }
-    let names = task.path.get(..task.path_len as usize)?;
+    (task.known & known::PATH != 0).then(|| names(&task.path, task.path_len)).flatten()
+}
+
+/// A path from names that lead from the leaf to the root, `len` bytes of them.
+#[must_use]
+pub(super) fn names(path: &[u8], len: u32) -> Option<String> {
+    let names = path.get(..len as usize)?;
     let mut path = String::with_capacity(names.len() + 1);
     for name in names.split(|&byte| byte == 0).rev().filter(|name| !name.is_empty()) {
         path.push('/');

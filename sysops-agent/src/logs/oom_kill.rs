@@ -5,7 +5,8 @@
 //! five seconds) and the `Killed process` line is not: a kill takes facts of a report only where the report names it.
 //!
 //! `Killed process N` is the thread that held the memory: the process id, unless the first thread has ended before
-//! the others. `Kill process N (…) sharing same memory` (before 4.x) is no event: the process of the report is.
+//! the others. The kills of a group share the incident; their cgroup is the group's or one below it, which the log does
+//! not tell, so `oom_group` names the group and /proc is asked for the rest. `Kill process N (…) sharing same memory` (before 4.x) is no event: the process of the report is.
 
 use super::Sighting;
 use super::record::{Record, find, leading_number, lossy, rfind, whole_number};
@@ -35,11 +36,21 @@ struct Report {
     chosen: Option<Chosen>,
     /// The killed task.
     victim: Option<(u32, String)>,
+    /// From `memory: usage 49152kB, limit 49152kB, failcnt 97`: of the cgroup whose limit was reached.
+    memory: Memory,
     /// What the victim's event says of the cgroup whose limit was reached, for the rest of its group.
     oom_memcg: Option<String>,
+    /// Names the decision to kill: the time of its first victim's line.
+    incident: Option<String>,
     /// Set from `Tasks in … are going to be killed`: whose tasks all die.
     group: Option<String>,
     micros: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Memory {
+    usage_bytes: Option<u64>,
+    limit_bytes: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -74,6 +85,8 @@ impl Parser {
             self.open_report().summary = Summary::parse(summary);
         } else if let Some(tasks) = text.strip_prefix(b"Task in /") {
             self.open_report().limit = limit_3_10(tasks);
+        } else if let Some(memory) = text.strip_prefix(b"memory: usage ") {
+            self.open_report().memory = Memory::parse(memory);
         } else if let Some(chosen) = chosen_3_10(text) {
             self.open_report().chosen = Some(chosen);
         } else if let Some(group) = group(text) {
@@ -114,24 +127,30 @@ impl Parser {
                 return None;
             }
             Some(_) if report.group.is_some() && age <= GROUP_GAP_MICROS => {
-                // A member of the group, in this cgroup or below it.
-                cgroup = report.group.clone();
+                cgroup = None;
                 constraint = killed.is_memcg.then(|| MEMCG.to_owned());
                 uid = None;
             }
             _ => {
                 let last = self.open_report();
                 (constraint, cgroup, uid) = last.facts(&killed);
+                last.incident = Some(format!("{:x}", record.micros.saturating_mul(1000)));
                 last.victim = Some((killed.pid, killed.comm.clone()));
             }
         }
         self.report.micros = record.micros;
         let trigger = self.report.trigger.as_ref();
+        let memory = self.report.oom_memcg.as_ref().map(|_| self.report.memory).unwrap_or_default();
         let detail = OomKill {
             constraint,
             oom_memcg: self.report.oom_memcg.clone(),
             trigger_pid: trigger.and_then(|trigger| trigger.pid),
             trigger_comm: trigger.map(|trigger| lossy(&trigger.comm)),
+            incident: self.report.incident.clone(),
+            already_exiting: Some(false),
+            oom_memcg_limit_bytes: memory.limit_bytes,
+            oom_memcg_usage_bytes: memory.usage_bytes,
+            oom_group: self.report.group.clone(),
             ..killed.detail
         };
         let event = Event {
@@ -174,6 +193,16 @@ impl Report {
         let Some((task, limit)) = &self.limit else { return (memcg, None, None) };
         self.oom_memcg = Some(limit.clone());
         (memcg, (chosen.pid == pid).then(|| task.clone()), None)
+    }
+}
+
+impl Memory {
+    /// `49152kB, limit 49152kB, failcnt 97`. A cgroup without a limit has one of 2^63 bytes, to the page.
+    fn parse(text: &[u8]) -> Self {
+        let mut fields = text.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+        let usage_bytes = fields.next().and_then(kilobytes);
+        let limit_bytes = fields.next().and_then(|field| kilobytes(field.strip_prefix(b"limit ")?));
+        Self { usage_bytes, limit_bytes: limit_bytes.filter(|bytes| *bytes < 1 << 62) }
     }
 }
 

@@ -47,8 +47,8 @@ pub struct Event {
     /// User id in the initial user namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
-    /// Path in the memory controller's hierarchy.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Path in the memory controller's hierarchy. Written with what it tells of container and unit beside it.
+    #[serde(flatten, with = "cgroup")]
     pub cgroup: Option<String>,
     /// What happened.
     #[serde(flatten)]
@@ -68,6 +68,8 @@ pub enum Detail {
     HungTask(HungTask),
     /// A process takes file descriptors and does not give them back.
     FdLeak(FdLeak),
+    /// A process sent another one a SIGKILL.
+    Sigkill(Sigkill),
 }
 
 /// An OOM kill.
@@ -103,6 +105,53 @@ pub struct OomKill {
     /// Its name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trigger_comm: Option<String>,
+    /// Path of its memory cgroup.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trigger_cgroup: Option<String>,
+    /// The same in all events of one decision of the kernel: one for a kill, several where `memory.oom.group` is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub incident: Option<String>,
+    /// True when the kernel killed no one: the victim was on its way out and was let at the reserves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub already_exiting: Option<bool>,
+    /// Name of the thread that the kernel named, where it is not that of the process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thread_comm: Option<String>,
+    /// Smallest memory limit of the victim's cgroup and those above it; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_bytes: Option<u64>,
+    /// Limit of `oom_memcg`, as the kernel's log has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oom_memcg_limit_bytes: Option<u64>,
+    /// What was charged to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oom_memcg_usage_bytes: Option<u64>,
+    /// Path of the cgroup with `memory.oom.group` all of whose processes are killed, as the log has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oom_group: Option<String>,
+}
+
+/// A SIGKILL from a process outside: the head of the event is the one that got it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sigkill {
+    /// Process that sent it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sender_pid: Option<u32>,
+    /// Name of the thread that sent it; as hostile as any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sender_comm: Option<String>,
+    /// Its real user id in the initial user namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sender_uid: Option<u32>,
+    /// Path of its memory cgroup.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sender_cgroup: Option<String>,
+    /// The program that is known to kill, by the sender's name: `systemd-oomd`, `earlyoom`, `containerd-shim`, …
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub killer: Option<String>,
+    /// True when that program kills when memory runs short.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub for_memory: bool,
 }
 
 /// A hung task.
@@ -220,17 +269,51 @@ pub struct FdLeak {
     pub frames: Vec<Frame>,
 }
 
+/// The path with what follows from it, as keys beside each other.
+mod cgroup {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::model::container::place;
+
+    #[derive(Serialize)]
+    struct Written<'a> {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cgroup: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        container: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        unit: Option<&'a str>,
+    }
+
+    #[derive(Deserialize)]
+    struct Read {
+        cgroup: Option<String>,
+    }
+
+    #[expect(clippy::ref_option, reason = "serde hands over the field as it is")]
+    pub(super) fn serialize<S: Serializer>(cgroup: &Option<String>, to: S) -> Result<S::Ok, S::Error> {
+        let place = cgroup.as_deref().map(place).unwrap_or_default();
+        Written { cgroup: cgroup.as_deref(), container: place.container, unit: place.unit }.serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+        Read::deserialize(from).map(|read| read.cgroup)
+    }
+}
+
 impl Event {
     /// The version of the shape.
     pub const SCHEMA: u32 = 1;
 
     /// `oom_kill`, `hung_task`, `fd_leak`.
+    /// `oom_kill`, `hung_task`, `sigkill`.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self.detail {
             Detail::OomKill(_) => "oom_kill",
             Detail::HungTask(_) => "hung_task",
             Detail::FdLeak(_) => "fd_leak",
+            Detail::Sigkill(_) => "sigkill",
         }
     }
 
@@ -254,5 +337,41 @@ impl Event {
             .into_iter()
             .filter_map(|(name, value)| Some((name.to_owned(), value?)))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn container_and_unit_are_told_beside_the_path_and_read_back() {
+        let id = "0123456789abcdef".repeat(4);
+        let mut event = Event {
+            schema: Event::SCHEMA,
+            time: "2026-02-22T16:30:00.000000005Z".into(),
+            source: vec![Source::TpBtf],
+            pid: Some(42),
+            tid: None,
+            comm: None,
+            uid: None,
+            cgroup: Some(format!("/system.slice/docker-{id}.scope")),
+            detail: Detail::Sigkill(Sigkill { sender_pid: Some(7), ..Sigkill::default() }),
+            monotonic_ns: 0,
+        };
+        let json = serde_json::to_value(&event).expect("an event is JSON");
+        assert_eq!(
+            json,
+            serde_json::json!({
+                "schema": 1, "time": "2026-02-22T16:30:00.000000005Z", "source": ["tp_btf"], "pid": 42, "kind": "sigkill",
+                "cgroup": format!("/system.slice/docker-{id}.scope"), "container": id,
+                "unit": format!("docker-{id}.scope"), "sender_pid": 7,
+            })
+        );
+        assert_eq!(serde_json::from_value::<Event>(json).expect("its own JSON"), event);
+        event.cgroup = None;
+        let json = serde_json::to_value(&event).expect("an event is JSON");
+        assert!(json.get("cgroup").is_none() && json.get("container").is_none() && json.get("unit").is_none());
+        assert_eq!(serde_json::from_value::<Event>(json).expect("its own JSON"), event);
     }
 }

@@ -4,6 +4,7 @@ pub mod alert;
 pub mod batch;
 pub mod bytes;
 pub mod causes;
+pub mod container;
 pub mod event;
 pub mod finding;
 pub mod leak;

@@ -7,8 +7,7 @@ use sysops_common::tasks::{IO_MEMBERS, Offsets};
 
 use super::super::btf::Btf;
 use super::super::ladder::Refusal;
-use super::super::layout::{contradiction, element, offset};
-use super::super::oom_kill::counter;
+use super::super::layout::{contradiction, element, offset, resident_pages};
 
 /// `RLIMIT_NOFILE` (include/uapi/asm-generic/resource.h), the same but on alpha, mips and sparc.
 const RLIMIT_NOFILE: u32 = 7;
@@ -50,9 +49,9 @@ pub(super) fn offsets(btf: &Btf) -> Result<Offsets, Refusal> {
         // struct rlimit: the soft limit, then the hard one.
         files_limit: element(btf, "signal_struct", "rlim", RLIMIT_NOFILE, 16)?,
         mm: task("mm", 8)?,
-        file_pages: counter(btf, "MM_FILEPAGES")?,
-        anon_pages: counter(btf, "MM_ANONPAGES")?,
-        shmem_pages: counter(btf, "MM_SHMEMPAGES")?,
+        file_pages: resident_pages(btf, "MM_FILEPAGES")?,
+        anon_pages: resident_pages(btf, "MM_ANONPAGES")?,
+        shmem_pages: resident_pages(btf, "MM_SHMEMPAGES")?,
         files: task("files", 8)?,
         fdt: offset(btf, "files_struct", "fdt", 8)?,
         max_fds: offset(btf, "fdtable", "max_fds", 4)?,

@@ -1,0 +1,184 @@
+//! Which kills belong to one decision of the kernel, and which marks are of a process that was told already. Pure.
+//!
+//! With `memory.oom.group` the kernel kills the chosen process first and then, out of the same call, each process of the
+//! group: its stack is then deeper by the walk over the group, and the same from the decision outwards. Another decision of
+//! the same task comes from the same depth as the first, or from another way. All of it runs under one lock of the kernel,
+//! so the kills of two decisions never mix.
+
+use std::collections::VecDeque;
+
+use sysops_common::oom_kill::{Record, STACK_DEPTH, known};
+use sysops_common::task::known as task_known;
+
+/// Most frames by which the walk over a group lies deeper, and in which both ways differ.
+const FRAMES_BETWEEN: usize = 4;
+/// Frames from the decision outwards that must be the same.
+const FRAMES_SAME: usize = 3;
+/// Processes that are remembered as told.
+const TOLD_MAX: usize = 1024;
+
+/// What was told.
+#[derive(Debug, Default)]
+pub(super) struct Incidents {
+    last: Option<Decision>,
+    told: VecDeque<Told>,
+}
+
+/// The last decision to kill.
+#[derive(Debug)]
+struct Decision {
+    trigger: (u32, u32),
+    stack: [u64; STACK_DEPTH],
+    name: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Told {
+    tgid: u32,
+    start: u64,
+    exiting: bool,
+}
+
+impl Incidents {
+    /// The name of the incident to which a mark belongs: when its first one was made.
+    pub(super) fn name(&mut self, read: &Record, exiting: bool) -> String {
+        let trigger = (read.trigger_tgid, read.trigger_tid);
+        let has_stack = read.known & known::STACK != 0;
+        let same = self
+            .last
+            .as_ref()
+            .filter(|last| has_stack && !exiting && last.trigger == trigger && is_member(&last.stack, &read.stack));
+        if let Some(last) = same {
+            return last.name.clone();
+        }
+        let name = format!("{:x}", read.monotonic_ns);
+        if has_stack && !exiting {
+            self.last = Some(Decision { trigger, stack: read.stack, name: name.clone() });
+        }
+        name
+    }
+
+    /// False when the process was told already. The kernel marks threads: of one that dies it may mark several, and
+    /// in a group kill the chosen one twice.
+    pub(super) fn first_time(&mut self, read: &Record, exiting: bool) -> bool {
+        const BOTH: u32 = task_known::TGID | task_known::START;
+        if read.task.known & BOTH != BOTH {
+            return true;
+        }
+        let now = Told { tgid: read.task.tgid, start: read.task.start_boottime_ns, exiting };
+        let before = self.told.iter_mut().rev().find(|told| (told.tgid, told.start) == (now.tgid, now.start));
+        match before {
+            // It was on its way out, and then killed all the same.
+            Some(told) if told.exiting && !exiting => {
+                *told = now;
+                true
+            }
+            Some(_) => false,
+            None => {
+                if self.told.len() == TOLD_MAX {
+                    self.told.pop_front();
+                }
+                self.told.push_back(now);
+                true
+            }
+        }
+    }
+}
+
+/// True when `stack` is that of a kill out of the decision that killed with `chosen` before.
+fn is_member(chosen: &[u64; STACK_DEPTH], stack: &[u64; STACK_DEPTH]) -> bool {
+    let Some(fork) = (0..STACK_DEPTH).find(|&at| chosen[at] != stack[at]) else { return false };
+    (1..=FRAMES_BETWEEN).any(|deeper| {
+        (fork + 1..=fork + FRAMES_BETWEEN).any(|from| {
+            let outer = || (from..STACK_DEPTH.saturating_sub(deeper)).map(|at| (chosen[at], stack[at + deeper]));
+            outer().all(|(mine, its)| mine == its) && outer().filter(|(mine, _)| *mine != 0).count() >= FRAMES_SAME
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::record::tests::task;
+    use super::super::tests::record;
+    use super::*;
+
+    /// The frames of one way into the kernel, from a page fault that is charged.
+    const FAULT: [u64; 6] = [0x51, 0x52, 0x53, 0x54, 0x55, 0x56];
+    /// From a read that is charged.
+    const READ: [u64; 5] = [0x61, 0x62, 0x63, 0x64, 0x65];
+
+    fn stack(parts: &[&[u64]]) -> [u64; STACK_DEPTH] {
+        let mut stack = [0; STACK_DEPTH];
+        stack.iter_mut().zip(parts.iter().copied().flatten()).for_each(|(to, from)| *to = *from);
+        stack
+    }
+
+    /// mark_oom_victim and __oom_kill_process, then oom_kill_process.
+    fn chosen(way: &[u64]) -> [u64; STACK_DEPTH] {
+        stack(&[&[1, 2, 0x10], way])
+    }
+
+    /// The same two, then oom_kill_memcg_member, mem_cgroup_scan_tasks, and another place in oom_kill_process.
+    fn member(way: &[u64]) -> [u64; STACK_DEPTH] {
+        stack(&[&[1, 2, 0x20, 0x21, 0x11], way])
+    }
+
+    fn mark(at: u64, trigger: u32, stack: [u64; STACK_DEPTH]) -> Record {
+        Record { monotonic_ns: at, trigger_tgid: trigger, trigger_tid: trigger, stack, ..record(known::STACK) }
+    }
+
+    #[test]
+    fn the_members_of_a_group_share_the_incident_of_the_chosen_one() {
+        let mut incidents = Incidents::default();
+        let marks = [
+            mark(1, 7, chosen(&FAULT)),
+            mark(2, 7, member(&FAULT)),
+            mark(3, 7, member(&FAULT)),
+            // The same task again, in the same way: another decision.
+            mark(4, 7, chosen(&FAULT)),
+            mark(5, 7, member(&FAULT)),
+            // By another way, which is deeper by one and not the same further out.
+            mark(6, 7, chosen(&READ)),
+            mark(7, 8, chosen(&FAULT)),
+            mark(8, 8, member(&FAULT)),
+            // Another task's group kill of which the first was lost.
+            mark(9, 9, member(&FAULT)),
+        ];
+        let names: Vec<String> = marks.iter().map(|mark| incidents.name(mark, false)).collect();
+        assert_eq!(names, ["1", "1", "1", "4", "4", "6", "7", "7", "9"]);
+    }
+
+    #[test]
+    fn a_stack_that_is_cut_or_missing_joins_nothing_wrongly() {
+        let deep: Vec<u64> = (0x100..0x120).collect();
+        let mut incidents = Incidents::default();
+        assert_eq!(incidents.name(&mark(1, 7, chosen(&deep)), false), "1");
+        assert_eq!(incidents.name(&mark(2, 7, member(&deep)), false), "1");
+        assert_eq!(incidents.name(&mark(3, 7, [0; STACK_DEPTH]), false), "3", "nothing in common");
+        let without = Record { known: 0, ..mark(4, 7, chosen(&deep)) };
+        assert_eq!(incidents.name(&without, false), "4");
+        assert_eq!(incidents.name(&mark(5, 7, chosen(&deep)), true), "5", "a mark without a kill stands alone");
+    }
+
+    #[test]
+    fn a_process_is_told_once_however_many_threads_are_marked() {
+        let mut incidents = Incidents::default();
+        let of = |tgid: u32, start: u64| {
+            let mut read = record(0);
+            (read.task.tgid, read.task.start_boottime_ns) = (tgid, start);
+            read
+        };
+        assert!(incidents.first_time(&of(5, 1), true));
+        assert!(incidents.first_time(&of(5, 1), false), "it was exiting, and now it is killed");
+        assert!(!incidents.first_time(&of(5, 1), false) && !incidents.first_time(&of(5, 1), true));
+        assert!(incidents.first_time(&of(5, 2), false), "the number is another's now");
+        for tgid in 10..3000 {
+            assert!(incidents.first_time(&of(tgid, 1), false));
+        }
+        assert_eq!(incidents.told.len(), TOLD_MAX);
+        let mut unknown = record(0);
+        unknown.task = task(b"");
+        unknown.task.known = task_known::TID;
+        assert!(incidents.first_time(&unknown, false) && incidents.first_time(&unknown, false));
+    }
+}

@@ -1,0 +1,331 @@
+//! Many OOM kills at full load of all CPUs, group kills among them: each is one event with the right process and cgroup, from
+//! the probe and from the kernel's log alone; odd victims; and nothing that grows while cgroups come and go.
+#![expect(clippy::disallowed_methods, clippy::panic, reason = "a test reads files, runs programs and fails by panic")]
+
+use std::collections::BTreeMap;
+use std::process::Child;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use sysops_agent::host::{EventSource, Host};
+use sysops_agent::kernel::Kernel;
+use sysops_agent::logs::Kmsg;
+use sysops_agent::model::event::OomKill;
+use sysops_agent::model::{Detail, Event};
+use sysops_agent::spec::{Value, Values};
+use sysops_tests::busy::Busy;
+use sysops_tests::events::take_until;
+use sysops_tests::frozen_mount::FrozenMount;
+use sysops_tests::memory_cgroup::MemoryCgroup;
+use sysops_tests::one_probe::{has_tracefs, key};
+use sysops_tests::require::{self, require};
+
+const KILLS: usize = 100;
+const GROUPS: usize = 10;
+const LIMIT: u64 = 8 << 20;
+/// Takes 64 MiB at once.
+const GREEDY: &str = "dd if=/dev/zero of=/dev/null bs=64M count=1";
+
+/// Processes by their ids: the cgroup of each, and its group.
+type Killed = BTreeMap<u32, (String, Option<usize>)>;
+
+#[test]
+fn a_hundred_kills_at_full_load_are_a_hundred_events() {
+    if !require(MemoryCgroup::missing().or_else(|| require::programs(&["sh", "dd"]))) {
+        return;
+    }
+    seen_by_probe(|| kill_one_by_one("probe"));
+}
+
+/// Group kills need cgroups of version 2, which not every machine has: there the test says so and is no failure.
+#[test]
+fn ten_groups_of_five_at_full_load_are_fifty_events_and_ten_incidents() {
+    if let Some(reason) = MemoryCgroup::groups_missing() {
+        return eprintln!("skipped: {reason}; the guests of vm-test have them");
+    }
+    let events = seen_by_probe(|| kill_groups("probe"));
+    let mut groups: BTreeMap<String, usize> = BTreeMap::new();
+    for (event, _) in events.values() {
+        *groups.entry(kill(event).incident.clone().expect("on each rung")).or_default() += 1;
+    }
+    assert_eq!(groups.values().copied().collect::<Vec<_>>(), [5; GROUPS], "{groups:?}");
+    for incident in groups.keys() {
+        let of: Vec<_> = events.values().filter(|(event, _)| kill(event).incident.as_ref() == Some(incident)).collect();
+        assert!(of.iter().all(|(_, group)| *group == of[0].1), "an incident is of one group: {of:#?}");
+    }
+}
+
+/// What the log says of the same, and what it says again to an agent that is started anew: nothing.
+#[test]
+fn the_log_alone_tells_of_each_kill_once_and_again_after_a_restart_of_none() {
+    let missing = || require::programs(&["sh", "dd"]).or_else(|| require::files(&["/dev/kmsg"]));
+    if !require(MemoryCgroup::missing().or_else(missing)) {
+        return;
+    }
+    let host = live();
+    let data = std::env::temp_dir().join(format!("sysops-kmsg-{}", std::process::id()));
+    std::fs::create_dir_all(&data).expect("a directory of our own");
+    let open = || Kmsg::open(&host, &Values::default(), &data).unwrap_or_else(|error| panic!("{error:?}"));
+    let mut kmsg = open();
+    let _busy = Busy::start();
+    let (events, killed) = watch(&mut kmsg, &host, || {
+        let mut killed = kill_one_by_one("log");
+        if MemoryCgroup::groups_missing().is_none() {
+            killed.extend(kill_groups("log"));
+        }
+        killed
+    });
+    let told = hold_against(&events, &killed, false);
+    let with_cgroup = told.values().filter(|(event, _)| event.cgroup.is_some()).count();
+    eprintln!("the log alone: {} of {} kills, {with_cgroup} with their cgroup", told.len(), killed.len());
+    kmsg.save_now();
+    drop(kmsg);
+    let again = take_until(&mut open(), &host, Duration::from_millis(500), |_| false);
+    std::fs::remove_dir_all(&data).expect("a directory of our own");
+    assert!(!again.iter().any(|event| event.tid.is_some_and(|tid| killed.contains_key(&tid))), "{again:#?}");
+}
+
+/// A process that has been sent a SIGKILL and cannot die, as it waits for a frozen file system: the kernel marks it when
+/// memory runs out, and kills no one.
+#[test]
+fn a_victim_that_was_already_exiting_is_marked_as_such() {
+    let missing = FrozenMount::missing().or_else(|| require::programs(&["sh", "dd", "unshare"]));
+    if !require(MemoryCgroup::missing().or(missing)) {
+        return;
+    }
+    // The mount is in a mount namespace of its own.
+    if !has_tracefs("a_victim_that_was_already_exiting_is_marked_as_such") {
+        return;
+    }
+    let host = live();
+    for rung in ["tp_btf", "raw_tracepoint", "tracepoint"] {
+        let Some(mut kernel) = start(&host, rung) else { continue };
+        let cgroup = MemoryCgroup::new(&format!("sysops-oom-{}-exiting-{rung}", std::process::id()), 47 << 20);
+        let mut mount = FrozenMount::new();
+        let file = mount.file("big");
+        let mut exiting = cgroup.start(&format!("dd if=/dev/zero of={} bs=32M count=1", file.display()));
+        // A task sleeps like this for a moment now and then; only one that is stuck does so all the time.
+        let mut stuck = 0;
+        wait_for("it hangs in its write", || {
+            let is_stuck = comm(exiting.id()).as_deref() == Some("dd") && state(exiting.id()) == Some('D');
+            stuck = if is_stuck { stuck + 1 } else { 0 };
+            stuck == 20
+        });
+        // Sure to be chosen, whatever the other holds: 1000 is worth the limit, in whole thousands of pages.
+        std::fs::write(format!("/proc/{}/oom_score_adj", exiting.id()), "1000").expect("our child");
+        exiting.kill().expect("our child");
+        let mut greedy = cgroup.start(GREEDY);
+        let about = |events: &[Event], pid: u32| events.iter().filter(|event| event.tid == Some(pid)).count();
+        let events = take_until(&mut kernel, &host, Duration::from_secs(20), |events| about(events, exiting.id()) > 0);
+        mount.thaw();
+        exiting.wait().expect("our child");
+        greedy.wait().expect("our child");
+        let event =
+            events.iter().find(|event| event.tid == Some(exiting.id())).unwrap_or_else(|| panic!("{events:#?}"));
+        eprintln!("{}", serde_json::to_string(event).expect("an event is JSON"));
+        assert_eq!(kill(event).already_exiting, Some(true), "{rung}: {event:?}");
+        assert_eq!(about(&events, exiting.id()), 1, "{rung}: {events:#?}");
+        let counted = cgroup.oom_kills().expect("the kernel counts");
+        let more = take_until(&mut kernel, &host, Duration::from_millis(300), |_| false);
+        let killed = events
+            .iter()
+            .chain(&more)
+            .filter(|event| event.tid == Some(greedy.id()) && kill(event).already_exiting == Some(false));
+        assert_eq!(killed.count() as u64, counted, "{rung}: what the kernel counts are kills, not marks");
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_process_whose_first_thread_has_ended_is_named_as_a_whole() {
+    use sysops_tests::leaderless::{FIRST, Leaderless, SECOND};
+    if !require(MemoryCgroup::missing()) {
+        return;
+    }
+    let host = live();
+    for rung in ["tp_btf", "raw_tracepoint"] {
+        let Some(mut kernel) = start(&host, rung) else { continue };
+        let cgroup = MemoryCgroup::new(&format!("sysops-oom-{}-leaderless-{rung}", std::process::id()), LIMIT);
+        let mut victim = Leaderless::start(&cgroup);
+        let second = victim.second();
+        assert!(victim.die(), "{rung}: it was not killed");
+        let mut events = take_until(&mut kernel, &host, Duration::from_secs(10), |events| !events.is_empty());
+        events.extend(take_until(&mut kernel, &host, Duration::from_millis(300), |_| false));
+        events.retain(|event| event.pid == Some(victim.pid()) || event.tid == Some(second));
+        let [event] = events.as_slice() else { panic!("{rung}: one event for one process: {events:#?}") };
+        eprintln!("{}", serde_json::to_string(event).expect("an event is JSON"));
+        assert_eq!((event.pid, event.tid), (Some(victim.pid()), Some(second)), "{rung}: {event:?}");
+        assert_eq!(event.comm.as_deref(), Some(FIRST), "{rung}: {event:?}");
+        assert_eq!(kill(event).thread_comm.as_deref(), Some(SECOND), "{rung}: {event:?}");
+        assert_eq!(event.cgroup.as_deref(), Some(cgroup.path.as_str()), "{rung}: {event:?}");
+    }
+}
+
+/// The probes keep nothing for a cgroup.
+#[test]
+fn ten_thousand_cgroups_that_come_and_go_leave_nothing_behind() {
+    if !require(MemoryCgroup::missing().or_else(|| require::programs(&["sh", "dd"]))) {
+        return;
+    }
+    let host = live();
+    let Some(mut kernel) = start(&host, "auto") else { return };
+    let before = resident_kib();
+    for round in 0..10_000 {
+        drop(MemoryCgroup::without_limit(&format!("sysops-oom-{}-churn-{}", std::process::id(), round % 7)));
+    }
+    let after = resident_kib();
+    assert!(after < before + 1024, "{before} KiB before, {after} KiB after");
+    let cgroup = MemoryCgroup::new(&format!("sysops-oom-{}-churned", std::process::id()), LIMIT);
+    let mut victim = cgroup.start(GREEDY);
+    victim.wait().expect("our child");
+    let about = |event: &&Event| event.tid == Some(victim.id());
+    let events = take_until(&mut kernel, &host, Duration::from_secs(5), |events| events.iter().any(|e| about(&e)));
+    let event = events.iter().find(about).expect("an event about the victim");
+    assert_eq!(event.cgroup.as_deref(), Some(cgroup.path.as_str()), "{event:?}");
+}
+
+/// Kills while the probe watches at full load, and holds what it says against what was done.
+fn seen_by_probe(kill_all: impl FnOnce() -> Killed + Send) -> BTreeMap<u32, (Event, Option<usize>)> {
+    let host = live();
+    let Some(mut kernel) = start(&host, "auto") else { return BTreeMap::new() };
+    let standing = kernel.standings().into_iter().find(|standing| standing.name == "oom_kill").expect("in the list");
+    let _busy = Busy::start();
+    let (events, killed) = watch(&mut kernel, &host, kill_all);
+    hold_against(&events, &killed, standing.rung.word() != "tracepoint")
+}
+
+/// Takes what `source` gives while `kill_all` runs in a thread, and prints how late it came.
+fn watch(source: &mut impl EventSource, host: &Host, kill_all: impl FnOnce() -> Killed + Send) -> (Vec<Event>, Killed) {
+    let is_over = AtomicBool::new(false);
+    let (mut late, mut over_at) = (Vec::new(), None);
+    let (events, killed) = std::thread::scope(|scope| {
+        let killer = scope.spawn(|| {
+            let killed = kill_all();
+            is_over.store(true, Ordering::Relaxed);
+            killed
+        });
+        let events = take_until(source, host, Duration::from_secs(200), |events| {
+            let now = host.clock.now().monotonic;
+            let new = &events[late.len()..];
+            late.extend(new.iter().map(|event| now.saturating_sub(Duration::from_nanos(event.monotonic_ns))));
+            // Time for what must not come: a second word about the same kill.
+            let since = is_over.load(Ordering::Relaxed).then(|| *over_at.get_or_insert(now));
+            since.is_some_and(|since| now.saturating_sub(since) > Duration::from_secs(1))
+        });
+        (events, killer.join().expect("the killer does not fail"))
+    });
+    late.sort_unstable();
+    let at = |share: usize| late.get((late.len() * share / 100).min(late.len().saturating_sub(1))).copied();
+    eprintln!("{} events: half within {:?}, p99 {:?}, the last {:?}", late.len(), at(50), at(99), late.last());
+    (events, killed)
+}
+
+/// Each that was killed is told once, with the right cgroup, and no other of our cgroups.
+fn hold_against(events: &[Event], killed: &Killed, needs_cgroup: bool) -> BTreeMap<u32, (Event, Option<usize>)> {
+    let ours = format!("/sysops-oom-{}-", std::process::id());
+    let mut told = BTreeMap::new();
+    for event in events.iter().filter(|event| event.kind() == "oom_kill") {
+        let Some((cgroup, group)) = event.tid.and_then(|tid| killed.get(&tid)) else {
+            assert!(!event.cgroup.as_ref().is_some_and(|path| path.starts_with(&ours)), "who is it? {event:?}");
+            continue;
+        };
+        assert!(event.cgroup.as_ref().map_or(!needs_cgroup, |path| path == cgroup), "{event:?} was in {cgroup}");
+        assert_ne!(kill(event).already_exiting, Some(true), "{event:?}");
+        let before = told.insert(event.tid.unwrap_or_default(), (event.clone(), *group));
+        assert!(before.is_none(), "told twice: {before:?} and {event:?}");
+    }
+    let missed: Vec<_> = killed.iter().filter(|(pid, _)| !told.contains_key(pid)).collect();
+    assert!(missed.is_empty(), "{} of {} were not told: {missed:?}", missed.len(), killed.len());
+    told
+}
+
+fn kill_one_by_one(name: &str) -> Killed {
+    let one = |index: usize| {
+        let cgroup = MemoryCgroup::new(&format!("sysops-oom-{}-{name}-{index}", std::process::id()), LIMIT);
+        let mut victim = cgroup.start(GREEDY);
+        assert_killed(&mut victim);
+        assert_eq!(cgroup.oom_kills(), Some(1), "the kernel's own count");
+        // With this the cgroup is removed at once, whether its event was taken or not.
+        (victim.id(), (cgroup.path.clone(), None))
+    };
+    (0..KILLS).map(one).collect()
+}
+
+/// Groups of five, in two cgroups below that which has the limit and kills as a group.
+fn kill_groups(name: &str) -> Killed {
+    let mut killed = Killed::new();
+    for index in 0..GROUPS {
+        let top = format!("sysops-oom-{}-{name}-group-{index}", std::process::id());
+        let group = MemoryCgroup::new(&top, LIMIT);
+        group.kill_as_group();
+        let below =
+            [MemoryCgroup::without_limit(&format!("{top}/a")), MemoryCgroup::without_limit(&format!("{top}/b"))];
+        let mut children: Vec<(Child, &MemoryCgroup)> =
+            (0..4).map(|place| &below[place % 2]).map(|cgroup| (cgroup.start("sleep 1000"), cgroup)).collect();
+        for (child, _) in &children {
+            wait_for("it sleeps in its cgroup", || comm(child.id()).as_deref() == Some("sleep"));
+        }
+        children.push((below[0].start(GREEDY), &below[0]));
+        for (child, cgroup) in &mut children {
+            assert_killed(child);
+            killed.insert(child.id(), (cgroup.path.clone(), Some(index)));
+        }
+        let (kills, groups) = (group.event("oom_kill"), group.event("oom_group_kill"));
+        // The kernel counts the chosen one twice when it comes to it again before it is gone.
+        assert!(matches!(kills, Some(5 | 6)), "the kernel's own count: {kills:?}");
+        assert!(groups.is_none_or(|groups| groups == 1), "{groups:?}");
+    }
+    killed
+}
+
+fn assert_killed(child: &mut Child) {
+    use std::os::unix::process::ExitStatusExt;
+    let status = child.wait().expect("our child");
+    assert_eq!(status.signal(), Some(9), "it was not killed: {status}");
+}
+
+fn kill(event: &Event) -> &OomKill {
+    let Detail::OomKill(kill) = &event.detail else { panic!("{event:?}") };
+    kill
+}
+
+fn comm(pid: u32) -> Option<String> {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).ok().map(|comm| comm.trim_end().to_owned())
+}
+
+fn state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("there is one");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("in each status");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let host = live();
+    let start = host.clock.now();
+    while !is_so() {
+        assert!(host.clock.now().since(&start) < Duration::from_secs(20), "it never came: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The OOM probe alone on `rung`; `None` when it cannot stand on it and this machine may go without.
+fn start(host: &Host, rung: &str) -> Option<Kernel> {
+    let mut values = Values::default();
+    for name in sysops_agent::kernel::ALL.iter().map(|entry| entry.name) {
+        let rung = if name == "oom_kill" { rung } else { "off" };
+        values.set(key(&format!("kernel.{name}.rung")), Value::Text(rung.to_owned()));
+    }
+    let kernel = Kernel::start(host, &values);
+    let standing = kernel.standings().into_iter().find(|standing| standing.name == "oom_kill").expect("in the list");
+    let stands = standing.rung.source().is_some();
+    (stands || require(Some(format!("{rung}: {}", standing.reason)))).then_some(kernel)
+}
+
+fn live() -> Host {
+    Host::live(&sysops_agent::host::Roots::default())
+}
