@@ -206,6 +206,5 @@ impl Format {
     };
 }
 
-const _: () = assert!(
-    size_of::<Offsets>() == 88 && size_of::<Record>() == 240 + PATH_LEN + NAME_LEN + size_of::<Task>()
-);
+const _: () =
+    assert!(size_of::<Offsets>() == 88 && size_of::<Record>() == 240 + PATH_LEN + NAME_LEN + size_of::<Task>());

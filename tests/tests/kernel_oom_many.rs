@@ -50,8 +50,7 @@ fn ten_groups_of_five_at_full_load_are_fifty_events_and_ten_incidents() {
     }
     assert_eq!(groups.values().copied().collect::<Vec<_>>(), [5; GROUPS], "{groups:?}");
     for incident in groups.keys() {
-        let of: Vec<_> =
-            events.values().filter(|(event, _)| kill(event).incident.as_ref() == Some(incident)).collect();
+        let of: Vec<_> = events.values().filter(|(event, _)| kill(event).incident.as_ref() == Some(incident)).collect();
         assert!(of.iter().all(|(_, group)| *group == of[0].1), "an incident is of one group: {of:#?}");
     }
 }
@@ -121,15 +120,17 @@ fn a_victim_that_was_already_exiting_is_marked_as_such() {
         mount.thaw();
         exiting.wait().expect("our child");
         greedy.wait().expect("our child");
-        let event = events.iter().find(|event| event.tid == Some(exiting.id())).unwrap_or_else(|| panic!("{events:#?}"));
+        let event =
+            events.iter().find(|event| event.tid == Some(exiting.id())).unwrap_or_else(|| panic!("{events:#?}"));
         eprintln!("{}", serde_json::to_string(event).expect("an event is JSON"));
         assert_eq!(kill(event).already_exiting, Some(true), "{rung}: {event:?}");
         assert_eq!(about(&events, exiting.id()), 1, "{rung}: {events:#?}");
         let counted = cgroup.oom_kills().expect("the kernel counts");
         let more = take_until(&mut kernel, &host, Duration::from_millis(300), |_| false);
-        let killed = events.iter().chain(&more).filter(|event| {
-            event.tid == Some(greedy.id()) && kill(event).already_exiting == Some(false)
-        });
+        let killed = events
+            .iter()
+            .chain(&more)
+            .filter(|event| event.tid == Some(greedy.id()) && kill(event).already_exiting == Some(false));
         assert_eq!(killed.count() as u64, counted, "{rung}: what the kernel counts are kills, not marks");
     }
 }
@@ -194,11 +195,7 @@ fn seen_by_probe(kill_all: impl FnOnce() -> Killed + Send) -> BTreeMap<u32, (Eve
 }
 
 /// Takes what `source` gives while `kill_all` runs in a thread, and prints how late it came.
-fn watch(
-    source: &mut impl EventSource,
-    host: &Host,
-    kill_all: impl FnOnce() -> Killed + Send,
-) -> (Vec<Event>, Killed) {
+fn watch(source: &mut impl EventSource, host: &Host, kill_all: impl FnOnce() -> Killed + Send) -> (Vec<Event>, Killed) {
     let is_over = AtomicBool::new(false);
     let (mut late, mut over_at) = (Vec::new(), None);
     let (events, killed) = std::thread::scope(|scope| {
@@ -261,7 +258,8 @@ fn kill_groups(name: &str) -> Killed {
         let top = format!("sysops-oom-{}-{name}-group-{index}", std::process::id());
         let group = MemoryCgroup::new(&top, LIMIT);
         group.kill_as_group();
-        let below = [MemoryCgroup::without_limit(&format!("{top}/a")), MemoryCgroup::without_limit(&format!("{top}/b"))];
+        let below =
+            [MemoryCgroup::without_limit(&format!("{top}/a")), MemoryCgroup::without_limit(&format!("{top}/b"))];
         let mut children: Vec<(Child, &MemoryCgroup)> =
             (0..4).map(|place| &below[place % 2]).map(|cgroup| (cgroup.start("sleep 1000"), cgroup)).collect();
         for (child, _) in &children {

@@ -5,7 +5,7 @@
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use sysops_agent::host::{EventSource, Host};
+use sysops_agent::host::Host;
 use sysops_agent::kernel::{ALL, Kernel, Rung};
 use sysops_agent::model::event::Sigkill;
 use sysops_agent::model::{Detail, Event};
@@ -52,7 +52,7 @@ fn a_cgroup_that_is_killed_is_an_event_for_each_of_its_processes() {
     let mut sender = named("systemd-oomd", &format!("echo 1 >{}", target.display()));
     let sender_pid = sender.id();
     assert!(sender.wait().expect("our child").success());
-    victims.iter_mut().for_each(|victim| assert_killed(victim));
+    victims.iter_mut().for_each(assert_killed);
     let events = take_until(&mut kernel, &host, Duration::from_secs(5), |events| {
         victims.iter().all(|victim| about(events, victim).is_some())
     });
@@ -93,13 +93,13 @@ fn from_outside(rung: &str) {
     let (mut victim, mut child, mut neighbour) = (cgroup.sleeper(), cgroup.sleeper(), cgroup.sleeper());
     // Everyday: by the parent, and from the same cgroup.
     child.kill().expect("our child");
-    let mut inside = cgroup.memory.start(&format!("sh -c 'echo $$ >{}; kill -9 {}; exit 0'", cgroup.procs(), neighbour.id()));
+    let mut inside =
+        cgroup.memory.start(&format!("sh -c 'echo $$ >{}; kill -9 {}; exit 0'", cgroup.procs(), neighbour.id()));
     inside.wait().expect("our child");
     // From outside; a zombie keeps its place in /proc for the rung that asks there.
     let mut sender = named("earlyoom", &format!("kill -9 {}", victim.id()));
     let sender_pid = sender.id();
-    let mut events =
-        take_until(&mut kernel, &host, Duration::from_secs(5), |events| about(events, &victim).is_some());
+    let mut events = take_until(&mut kernel, &host, Duration::from_secs(5), |events| about(events, &victim).is_some());
     events.extend(take_until(&mut kernel, &host, Duration::from_millis(300), |_| false));
     assert!(sender.wait().expect("our child").success());
     [&mut victim, &mut child, &mut neighbour].into_iter().for_each(assert_killed);

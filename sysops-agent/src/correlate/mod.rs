@@ -266,7 +266,8 @@ impl Seen {
         // The probe names process and thread, the log the thread alone.
         let mine = [self.comm.as_deref(), self.thread_comm.as_deref()];
         let its = [event.comm.as_deref(), thread_comm(event)];
-        let is_comm = mine[0].is_none() || its[0].is_none() || mine.iter().flatten().any(|comm| its.contains(&Some(comm)));
+        let is_comm =
+            mine[0].is_none() || its[0].is_none() || mine.iter().flatten().any(|comm| its.contains(&Some(comm)));
         let at = time(event);
         match &event.detail {
             Detail::OomKill(_) => {

@@ -52,6 +52,19 @@ pub(super) fn task_argument(btf: &Btf, name: &str) -> Result<(), Refusal> {
     }
 }
 
+/// The tracepoint `signal_generate` hands over number, information and task.
+///
+/// # Errors
+/// When this kernel's does not.
+pub(super) fn signal_arguments(btf: &Btf) -> Result<(), Refusal> {
+    match btf.arguments("signal_generate").map_err(|error| contradiction(error.to_string()))?.as_slice() {
+        [Argument::Value, Argument::Pointer(_), Argument::Pointer(task), ..] if task == "task_struct" => Ok(()),
+        _ => Err(contradiction(
+            "BTF: tracepoint signal_generate: expected a number, information and a task_struct".to_owned(),
+        )),
+    }
+}
+
 /// Where the members are that name a process.
 ///
 /// # Errors

@@ -44,9 +44,10 @@ impl Incidents {
     pub(super) fn name(&mut self, read: &Record, exiting: bool) -> String {
         let trigger = (read.trigger_tgid, read.trigger_tid);
         let has_stack = read.known & known::STACK != 0;
-        let same = self.last.as_ref().filter(|last| {
-            has_stack && !exiting && last.trigger == trigger && is_member(&last.stack, &read.stack)
-        });
+        let same = self
+            .last
+            .as_ref()
+            .filter(|last| has_stack && !exiting && last.trigger == trigger && is_member(&last.stack, &read.stack));
         if let Some(last) = same {
             return last.name.clone();
         }

@@ -39,20 +39,7 @@ fn victim_is_number(btf: &Btf) -> Result<bool, Refusal> {
     if arguments != [Argument::Value] {
         return layout::task_argument(btf, "mark_victim").map(|()| false);
     }
-    signals(btf).map(|()| true)
-}
-
-/// `signal_generate` hands over number, information and task.
-///
-/// # Errors
-/// When this kernel's does not.
-pub(in crate::kernel) fn signals(btf: &Btf) -> Result<(), Refusal> {
-    match btf.arguments("signal_generate").map_err(|error| layout::contradiction(error.to_string()))?.as_slice() {
-        [Argument::Value, Argument::Pointer(_), Argument::Pointer(task), ..] if task == "task_struct" => Ok(()),
-        _ => Err(layout::contradiction(
-            "BTF: tracepoint signal_generate: expected a number, information and a task_struct".to_owned(),
-        )),
-    }
+    layout::signal_arguments(btf).map(|()| true)
 }
 
 /// Adds where the kernel keeps the limits of memory cgroups, which the probe can do
@@ -147,7 +134,6 @@ pub(super) fn compare_memory(read: &Record, offsets: &Offsets, own: &Own) -> Res
     check::near("mm.rss_stat of file and shmem", read.file.saturating_add(read.shmem), shared, slack)?;
     check::near("mm.rss_stat of anon", read.anon, resident.saturating_sub(shared), slack)
 }
-
 
 /// Holds the limit that the program read about the agent's own cgroup against what the cgroup's files say.
 pub(super) fn compare_limit(read: &Record, host: &Host, own: &Own) -> Result<(), Refusal> {
