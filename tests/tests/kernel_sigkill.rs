@@ -5,7 +5,7 @@
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use sysops_agent::host::{EventSource, Host};
+use sysops_agent::host::Host;
 use sysops_agent::kernel::{ALL, Kernel, Rung};
 use sysops_agent::model::event::Sigkill;
 use sysops_agent::model::{Detail, Event};
@@ -52,7 +52,7 @@ fn a_cgroup_that_is_killed_is_an_event_for_each_of_its_processes() {
     let mut sender = named("systemd-oomd", &format!("echo 1 >{}", target.display()));
     let sender_pid = sender.id();
     assert!(sender.wait().expect("our child").success());
-    victims.iter_mut().for_each(|victim| assert_killed(victim));
+    victims.iter_mut().for_each(assert_killed);
     let events = take_until(&mut kernel, &host, Duration::from_secs(5), |events| {
         victims.iter().all(|victim| about(events, victim).is_some())
     });

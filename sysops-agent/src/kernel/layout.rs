@@ -54,6 +54,9 @@ pub(super) fn task_argument(btf: &Btf, name: &str) -> Result<(), Refusal> {
 
 /// Where a counter of resident pages lies: up to 6.1 in `struct mm_rss_stat` as one of an array of numbers, since 6.2
 /// in an array of `struct percpu_counter`, whose `count` the kernel itself prints when it kills.
+///
+/// # Errors
+/// When it is of another shape.
 pub(super) fn resident_pages(btf: &Btf, enumerator: &str) -> Result<Offset, Refusal> {
     let index = btf.enumerator(enumerator).ok_or_else(|| contradiction(format!("no {enumerator} in BTF")))?;
     if btf.member("mm_struct", "rss_stat.count").is_ok() {
@@ -67,6 +70,19 @@ pub(super) fn resident_pages(btf: &Btf, enumerator: &str) -> Result<Offset, Refu
     let (size, whole) = (btf.size(element).ok_or_else(missing)?, btf.size(array.type_id).ok_or_else(missing)?);
     let start = index.checked_mul(size).filter(|&start| start < whole).ok_or_else(missing)?;
     at("mm_struct", "rss_stat", array.offset.saturating_add(start).saturating_add(count.offset))
+}
+
+/// The tracepoint `signal_generate` hands over number, information and task.
+///
+/// # Errors
+/// When this kernel's does not.
+pub(super) fn signal_arguments(btf: &Btf) -> Result<(), Refusal> {
+    match btf.arguments("signal_generate").map_err(|error| contradiction(error.to_string()))?.as_slice() {
+        [Argument::Value, Argument::Pointer(_), Argument::Pointer(task), ..] if task == "task_struct" => Ok(()),
+        _ => Err(contradiction(
+            "BTF: tracepoint signal_generate: expected a number, information and a task_struct".to_owned(),
+        )),
+    }
 }
 
 /// Where the members are that name a process.

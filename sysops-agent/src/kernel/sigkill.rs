@@ -17,7 +17,7 @@ use super::facts::Facts;
 use super::ladder::{Ground, Refusal, Step, WORDS};
 use super::loader::{self, Object};
 use super::process::Process;
-use super::{Entry, Probe, Rung, layout, oom_kill, record, tracefs};
+use super::{Entry, Probe, Rung, layout, record, tracefs};
 use crate::host::Host;
 use crate::model::event::{Detail, Event, Sigkill};
 use crate::spec::{Key, Values};
@@ -181,7 +181,7 @@ fn complete(event: &mut Event, host: &Host, all: bool) -> bool {
 
 /// What the program must know of the running kernel's types.
 fn offsets(btf: &Btf) -> Result<Offsets, Refusal> {
-    oom_kill::signals(btf)?;
+    layout::signal_arguments(btf)?;
     Ok(Offsets {
         task: layout::task(btf)?,
         flags: layout::offset(btf, "task_struct", "flags", 4)?,

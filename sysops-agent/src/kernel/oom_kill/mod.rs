@@ -13,14 +13,13 @@ use sysops_common::oom_kill::{Format, Offsets, Record, SignalFormat, known};
 use sysops_common::task::known as task_known;
 
 use self::incident::Incidents;
-pub(super) use self::types::signals;
 use super::attach::{Point, Tracepoint};
 use super::check::{self, Own};
 use super::facts::Facts;
 use super::ladder::{Ground, Refusal, Step, WORDS};
 use super::loader::{self, Object};
 use super::process::Process;
-use super::{Entry, Probe, Rung, record};
+use super::{Entry, Probe, Rung, layout, record};
 use crate::host::{Host, os};
 use crate::model::event::{Detail, Event, OomKill};
 use crate::spec::{Key, Values};
@@ -74,8 +73,8 @@ fn new(host: &Host, facts: &Facts, _values: &Values) -> OomKills {
     };
     let mut types = Offsets { check_name: facts.check_name, ..types.unwrap_or(Offsets::ABSENT) };
     if let (Ok(btf), true) = (&facts.btf, ground.types.is_ok()) {
-        extras.limit = without("limit_bytes", types::add_limit(btf, &mut types));
-        extras.signals = without("already_exiting", signals(btf));
+        extras.limit = without("limit_bytes", &types::add_limit(btf, &mut types));
+        extras.signals = without("already_exiting", &layout::signal_arguments(btf));
     }
     OomKills {
         ground,
@@ -90,8 +89,8 @@ fn new(host: &Host, facts: &Facts, _values: &Values) -> OomKills {
 }
 
 /// True when an extra stands; else says why the key is absent.
-fn without(key: &str, stands: Result<(), Refusal>) -> bool {
-    if let Err(refusal) = &stands {
+fn without(key: &str, stands: &Result<(), Refusal>) -> bool {
+    if let Err(refusal) = stands {
         tracing::warn!("probe oom_kill: without {key}: {}", refusal.reason);
     }
     stands.is_ok()
@@ -114,14 +113,14 @@ impl Probe for OomKills {
             check::compare(check, &check.record.task, &offsets.task, own)?;
             types::compare_memory(&check.record, &offsets, own)?;
             if extras.limit {
-                extras.limit = without("limit_bytes", types::compare_limit(&check.record, host, own));
+                extras.limit = without("limit_bytes", &types::compare_limit(&check.record, host, own));
             }
             Ok(())
         };
         let follow_signals = |object: &mut Object| {
             let attached = follow(object, rung, facts);
             if offsets.victim_is_number == 0 {
-                signals &= without("already_exiting", attached);
+                signals &= without("already_exiting", &attached);
                 return Ok(());
             }
             attached

@@ -39,20 +39,7 @@ fn victim_is_number(btf: &Btf) -> Result<bool, Refusal> {
     if arguments != [Argument::Value] {
         return layout::task_argument(btf, "mark_victim").map(|()| false);
     }
-    signals(btf).map(|()| true)
-}
-
-/// `signal_generate` hands over number, information and task.
-///
-/// # Errors
-/// When this kernel's does not.
-pub(in crate::kernel) fn signals(btf: &Btf) -> Result<(), Refusal> {
-    match btf.arguments("signal_generate").map_err(|error| layout::contradiction(error.to_string()))?.as_slice() {
-        [Argument::Value, Argument::Pointer(_), Argument::Pointer(task), ..] if task == "task_struct" => Ok(()),
-        _ => Err(layout::contradiction(
-            "BTF: tracepoint signal_generate: expected a number, information and a task_struct".to_owned(),
-        )),
-    }
+    layout::signal_arguments(btf).map(|()| true)
 }
 
 /// Adds where the kernel keeps the limits of memory cgroups, which the probe can do
