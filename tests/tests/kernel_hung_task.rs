@@ -10,10 +10,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use sysops_agent::host::{Host, files::Files};
+use sysops_agent::host::{EventSource as _, Host, files::Files};
 use sysops_agent::kernel::{Kernel, Rung, Standing};
 use sysops_agent::model::event::{HungTask, Outcome, Phase, Tier};
-use sysops_agent::model::{Event, Source};
+use sysops_agent::model::{Batch, Event, Reading, Source, batch::label_values};
 use sysops_agent::spec::{Value, Values};
 use sysops_tests::events::take_until;
 use sysops_tests::falsified_btf::move_member;
@@ -98,6 +98,8 @@ fn each_hang_is_told_early_once_and_has_its_end() {
     assert_eq!((hang(first).tier, &first.source), (Some(Tier::Early), &vec![Source::TaskIter]));
     assert_eq!(first.comm.as_deref(), Some(HOSTILE));
     assert!(hang(first).wchan.is_some() || !hang(first).kernel_stack.is_empty(), "{first:#?}");
+    let blocked = blocked_seconds(&mut kernel, &host, writer.tid);
+    assert!(blocked.is_some_and(|seconds| (3.0..20.0).contains(&seconds)), "{blocked:?}");
     // Then the kernel's own detector finds it, with nothing to say in its log.
     {
         let _warnings = Sysctl::set("kernel/hung_task_warnings", "0");
@@ -122,6 +124,7 @@ fn each_hang_is_told_early_once_and_has_its_end() {
     let end = take_until(&mut kernel, &host, Duration::from_secs(10), |events| ended(events, writer.tid) == 1);
     let end = hang(find(&end, writer.tid, Phase::Ended));
     assert!(end.blocked_seconds >= Some(EARLY.as_secs()), "{end:?}");
+    assert_eq!(blocked_seconds(&mut kernel, &host, writer.tid), None);
 }
 
 /// A program on a mount that does not answer: the child that is to become it sleeps so that only a signal can end it, which
@@ -339,6 +342,18 @@ fn assert_early(kernel: &Kernel, means: &str, reason: &str) {
     let extras = standing(kernel).extras;
     let early = extras.iter().find(|extra| extra.name == "early").unwrap_or_else(|| panic!("{extras:?}"));
     assert!(early.means == means && early.reason.contains(reason), "{early:?}");
+}
+
+/// The metric of that name about the thread.
+fn blocked_seconds(kernel: &mut Kernel, host: &Host, tid: u32) -> Option<f64> {
+    let mut batch = Batch::default();
+    kernel.collect(host, &mut batch);
+    let tid = tid.to_string();
+    let mut series = batch.iter().filter(|(entry, _)| entry.metric.name == "hung_task_blocked_seconds");
+    series.find(|(_, key)| label_values(key).nth(1) == Some(&tid)).and_then(|(entry, _)| match entry.reading {
+        Reading::Gauge(seconds) => Some(seconds),
+        _ => None,
+    })
 }
 
 fn hang(event: &Event) -> &HungTask {
