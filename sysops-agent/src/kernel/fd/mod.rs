@@ -267,6 +267,10 @@ impl Probe for Fds {
         true
     }
 
+    fn watch_leaks(&mut self, pid: u32) {
+        self.watched.want(pid);
+    }
+
     fn leaks(&mut self, host: &Host, out: &mut Vec<LeakReport>) {
         let Some(Standing { rung, followed: Some(followed) }) = &mut self.standing else { return };
         let Some(descriptors) = &mut self.descriptors else { return };
