@@ -83,7 +83,8 @@ fn on_rung(rung: &str) {
     }
     let named = found.iter().all(|(function, ..)| function.is_some());
     let mut wanted: Vec<_> = KEPT.iter().map(|(name, kind, count)| (named.then_some(*name), *kind, *count)).collect();
-    (found.sort_unstable(), wanted.sort_unstable());
+    found.sort_unstable();
+    wanted.sort_unstable();
     assert_eq!(found, wanted, "{report:#?}");
     assert!(report.stacks.is_sorted_by_key(|stack| std::cmp::Reverse(stack.count)));
     let attributed: u64 = KEPT.iter().map(|(.., count)| count).sum();
