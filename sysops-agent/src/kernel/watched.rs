@@ -336,7 +336,7 @@ mod tests {
         machine.run(8, "java", 100);
         let mut watched = Watched::new(&machine.host, &[], 64);
         assert_eq!(look(&mut watched), []);
-        (watched.want(7), watched.want(8), watched.want(7));
+        [7, 8, 7].into_iter().for_each(|pid| watched.want(pid));
         assert_eq!(look(&mut watched), [Change::Came(7), Change::Came(8)]);
         assert_eq!(look(&mut watched), []);
         machine.run(7, "java", 200);
