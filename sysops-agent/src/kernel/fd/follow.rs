@@ -262,7 +262,7 @@ impl Followed {
                 attributed: tally.attributed,
                 coverage: share(tally.attributed, open),
                 rung: rung.word(),
-                unattributed: unattributed(tally, open, full, stackless),
+                unattributed: unattributed(tally, open, full, stackless) + &self.stacks.lost().explain(tally.stackless),
                 stacks: groups.iter().map(|(key, group)| leak_stack(&self.stacks, key, group, now)).collect(),
             });
         }

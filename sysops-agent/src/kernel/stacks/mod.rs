@@ -28,7 +28,7 @@ use crate::model::Frame;
 pub(super) use self::offsets::offsets;
 
 /// Stacks that are told apart at once.
-const STACKS_MAX: usize = 1 << 15;
+const STACKS_MAX: usize = 1 << 13;
 /// References that are remembered at once.
 const REFERENCES_MAX: usize = 1 << 17;
 /// Processes whose stacks are walked at once.
@@ -49,6 +49,22 @@ pub(super) struct Lost {
     pub gone: u64,
     /// A bound was reached.
     pub full: u64,
+}
+
+impl Lost {
+    /// Why `count` captures of one process may have no stack, in brackets; empty when none was lost. The losses are those of
+    /// all processes together.
+    #[must_use]
+    pub(super) fn explain(self, count: u64) -> String {
+        let reasons = [
+            (self.cut, "could not be followed to their end"),
+            (self.gone, "of processes that were gone"),
+            (self.full, "too many"),
+        ];
+        let said: Vec<String> =
+            reasons.iter().filter(|(lost, _)| *lost > 0).map(|(lost, what)| format!("{lost} {what}")).collect();
+        if count == 0 || said.is_empty() { String::new() } else { format!(" (stacks in all: {})", said.join(", ")) }
+    }
 }
 
 /// The stacks that one object captures. Dropping it forgets them all.
@@ -289,7 +305,11 @@ impl Stacks {
     }
 
     fn remember(&mut self, host: &Host, pid: u32, reference: u64, ips: &[u64]) {
-        if ips.is_empty() || self.references.len() >= REFERENCES_MAX {
+        if ips.is_empty() {
+            self.lost.cut += 1;
+            return;
+        }
+        if self.references.len() >= REFERENCES_MAX {
             self.lost.full += 1;
             return;
         }
