@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::model::event::{HungTask, OomKill};
+use crate::model::event::{HungTask, OomKill, SlowIo};
 use crate::model::{Alert, Detail, Event, Severity, Status, Tick, bytes_text, cut, shown};
 
 use super::fingerprint;
@@ -24,6 +24,7 @@ pub fn alert(event: &Event, hostname: &str, now: &Tick) -> Alert {
     let (severity, message) = match &event.detail {
         Detail::OomKill(kill) => (Severity::Critical, oom_kill(event, kill)),
         Detail::HungTask(task) => (Severity::Warn, hung_task(event, task)),
+        Detail::SlowIo(io) => (Severity::Warn, slow_io(event, io)),
     };
     let labels: BTreeMap<_, _> = event.labels().into_iter().map(|(name, value)| (name, bounded(value))).collect();
     let kind = event.kind();
@@ -104,6 +105,26 @@ fn hung_task(event: &Event, task: &HungTask) -> String {
         let _ = write!(text, " Stack: {}{more}", frames.join(" < "));
     }
     text
+}
+
+/// `A write of 16 KiB to vda took 2.310 s: 0.100 s in the queue, 2.210 s in the device. It was asked for by …`
+fn slow_io(event: &Event, io: &SlowIo) -> String {
+    let operation = io.operation.as_deref().unwrap_or("request");
+    let mut text = format!("A block I/O request ({}", shown(operation, NAME_MAX));
+    if let Some(bytes) = io.bytes.filter(|&bytes| bytes > 0) {
+        let _ = write!(text, " of {}", bytes_text(bytes));
+    }
+    let (queue, device) = (io.queue_seconds, io.device_seconds);
+    let _ = write!(text, ") on {}", shown(io.device.as_deref().unwrap_or("an unknown disk"), NAME_MAX));
+    let _ = write!(text, " took {:.3} s: {queue:.3} s in the queue, {device:.3} s in the device", queue + device);
+    if let Some(status) = &io.status {
+        let _ = write!(text, ", and failed: {}", shown(status, NAME_MAX));
+    }
+    if event.comm.is_some() {
+        let kernel = if io.kernel_thread == Some(true) { ", for the kernel itself or on behalf of others" } else { "" };
+        let _ = write!(text, ". It was asked for by {}{kernel}", process(event));
+    }
+    text + "."
 }
 
 /// `java (pid 42, uid 1000) in cgroup /web/app`, as far as it is known.

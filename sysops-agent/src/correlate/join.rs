@@ -20,7 +20,8 @@ pub(super) fn join(first: &mut Event, mut second: Event) {
     match (&mut first.detail, second.detail) {
         (Detail::OomKill(first), Detail::OomKill(second)) => add_kill(first, second),
         (Detail::HungTask(first), Detail::HungTask(second)) => add_hang(first, second),
-        (Detail::OomKill(_), Detail::HungTask(_)) | (Detail::HungTask(_), Detail::OomKill(_)) => {}
+        // Of other pairs none is of one kind; a slow request is told by its probe alone.
+        (Detail::OomKill(_) | Detail::HungTask(_) | Detail::SlowIo(_), _) => {}
     }
 }
 

@@ -85,6 +85,7 @@ pub struct Correlator {
     pushed_out: Vec<Event>,
     told_kills: u64,
     told_hangs: u64,
+    told_slow_ios: u64,
     joined: u64,
     late: u64,
     repeated: u64,
@@ -122,6 +123,8 @@ impl Correlator {
         let (list, all, hold) = match event.detail {
             Detail::OomKill(_) => (&mut self.kills, self.kill_sources, HOLD_KILL),
             Detail::HungTask(_) => (&mut self.hangs, self.hang_sources, HOLD_HANG),
+            // Told by its probe alone, and by that once: there is nothing to wait for.
+            Detail::SlowIo(_) => return self.pushed_out.push(event),
         };
         let Some(at) = list.iter().rposition(|seen| seen.is_same(&event, sources)) else {
             let until = if sources.has(all) { now.monotonic } else { now.monotonic + hold };
@@ -191,6 +194,7 @@ impl Correlator {
         let number = |count: u64| count as f64;
         out.counter(&EVENTS, ["oom_kill"], number(self.told_kills));
         out.counter(&EVENTS, ["hung_task"], number(self.told_hangs));
+        out.counter(&EVENTS, ["slow_io"], number(self.told_slow_ios));
         let outcomes =
             [("joined", self.joined), ("late", self.late), ("repeated", self.repeated), ("dropped", dropped)];
         for (outcome, count) in outcomes {
@@ -217,6 +221,7 @@ impl Correlator {
             match event.detail {
                 Detail::OomKill(_) => self.told_kills += 1,
                 Detail::HungTask(_) => self.told_hangs += 1,
+                Detail::SlowIo(_) => self.told_slow_ios += 1,
             }
         }
     }
@@ -247,6 +252,7 @@ impl Seen {
                 let most = if self.sources.has(sources) { SAME_SOURCE } else { SAME_KILL };
                 (is_process || is_thread) && is_comm && self.last.abs_diff(at) <= most
             }
+            Detail::SlowIo(_) => false,
             Detail::HungTask(hung) => {
                 // Threads of one process hang each for itself.
                 let both = self.tid.is_some() && event.tid.is_some();
@@ -270,7 +276,7 @@ fn time(event: &Event) -> Duration {
 /// For how long a hung task has hung, zero if it does not say; `None` for other events.
 fn blocked(event: &Event) -> Option<Duration> {
     match &event.detail {
-        Detail::OomKill(_) => None,
+        Detail::OomKill(_) | Detail::SlowIo(_) => None,
         Detail::HungTask(hung) => Some(Duration::from_secs(hung.blocked_seconds.unwrap_or(0))),
     }
 }

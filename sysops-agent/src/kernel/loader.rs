@@ -49,9 +49,20 @@ impl Object {
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn load<T: Plain>(name: &str, offsets: &T) -> Result<Self, Refusal> {
+        Self::load_sized(name, offsets, &[])
+    }
+
+    /// The same with maps, by name, that hold another number of entries than the object says.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn load_sized<T: Plain>(name: &str, offsets: &T, sizes: &[(&str, u32)]) -> Result<Self, Refusal> {
         let mut loader = EbpfLoader::new();
         // No relocations by types: offsets come in OFFSETS.
         loader.btf(None).override_global("OFFSETS", offsets, true);
+        for &(map, entries) in sizes {
+            loader.map_max_entries(map, entries);
+        }
         let mut ebpf = loader.load(embedded(name)?).map_err(|error| refused("load", &error))?;
         let counters = take(&mut ebpf, "COUNTERS")?;
         let counters = Array::try_from(counters).map_err(|error| refused("map COUNTERS", &error))?;

@@ -127,6 +127,10 @@ trait Probe: Send {
     fn stands_by(&self) -> Option<&'static str> {
         None
     }
+    /// What the probe does without on the rung where it stands, and why.
+    fn lacks(&self) -> Option<String> {
+        None
+    }
     /// What the programs counted; `None` when nothing is attached.
     fn counters(&self) -> Option<Counters>;
 }
@@ -246,7 +250,8 @@ impl Running {
     fn climb(&mut self, host: &Host, facts: &Facts) {
         let choice = ladder::climb(self.steps.clone(), self.forced, |rung| self.probe.attach(rung, host, facts));
         let standby = self.probe.stands_by().filter(|_| choice.rung != Rung::Off);
-        let reasons = [Some(choice.reason.as_str()).filter(|reason| !reason.is_empty()), standby];
+        let lacks = self.probe.lacks().filter(|_| choice.rung != Rung::Off);
+        let reasons = [Some(choice.reason.as_str()).filter(|reason| !reason.is_empty()), standby, lacks.as_deref()];
         self.standing.reason = reasons.into_iter().flatten().collect::<Vec<_>>().join("; ");
         self.standing.rung = choice.rung;
         self.standing.remedy = choice.remedy;

@@ -40,6 +40,14 @@ impl Object {
         Err(available().err().unwrap_or_else(|| Refusal::new("built without the feature ebpf", "")))
     }
 
+    /// Fails.
+    ///
+    /// # Errors
+    /// Always.
+    pub(super) fn load_sized<T: Plain>(name: &str, offsets: &T, _sizes: &[(&str, u32)]) -> Result<Self, Refusal> {
+        Self::load(name, offsets)
+    }
+
     /// There is no object to attach.
     ///
     /// # Errors
