@@ -55,7 +55,6 @@ macro_rules! program {
 }
 
 // Where a tracepoint hands over the queue first, as up to 5.10.136, the request or the bio comes behind it.
-program!(start_tp_btf, start_raw_tracepoint, requests::start[0]);
 program!(insert_tp_btf, insert_raw_tracepoint, requests::insert[0]);
 program!(insert_behind_queue_tp_btf, insert_behind_queue_raw_tracepoint, requests::insert[1]);
 program!(issue_tp_btf, issue_raw_tracepoint, requests::issue[0]);

@@ -1,5 +1,4 @@
-//! Follows a request by its address from who asked for it through its queue to its driver and its completion. What came
-//! of it is left to `totals`.
+//! Follows a request by its address from who asks for it through its queue to its driver and its completion. What came of it is left to `totals`.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated};
@@ -23,20 +22,7 @@ static IN_FLIGHT: HashMap<u64, Flight> = HashMap::with_max_entries(8192, 0);
 #[map]
 static PASSING: HashMap<u64, Flight> = HashMap::with_max_entries(8192, 0);
 
-/// Someone asks for a request: the beginning of its life, in the task that wants it. Since 6.5, and only while the
-/// kernel itself counts for /proc/diskstats.
-#[inline(always)]
-pub fn start<R: Reach>(request: u64) {
-    let Some(flight) = enter(request) else { return };
-    // SAFETY: it points to a value of a map.
-    unsafe {
-        (*flight).insert_ns = 0;
-        (*flight).issue_ns = 0;
-        ask::<R>(flight, || R::follow(request, &OFFSETS.request_bio));
-    }
-}
-
-/// A request has to wait.
+/// A request has to wait: its disk's scheduler takes it from the task that wants it.
 #[inline(always)]
 pub fn insert<R: Reach>(request: u64) {
     let Some(flight) = enter(request) else { return };

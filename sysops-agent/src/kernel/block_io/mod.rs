@@ -246,7 +246,6 @@ impl BlockIo {
         let _ = types::charges(btf, &mut offsets);
         let sizes = [("IN_FLIGHT", self.requests_max), ("PASSING", self.requests_max), ("PLACES", 1)];
         let mut object = Object::load_sized("block_io", &offsets, &sizes)?;
-        // Who asked must be seen before what was asked, so that no request is without.
         for (what, tracepoint, structure, without) in types::EXTRAS {
             let ground = if structure == "bio" { bios.clone() } else { Ok(()) };
             let attached = ground

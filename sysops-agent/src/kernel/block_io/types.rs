@@ -20,11 +20,8 @@ pub(super) const POINTS: [(&str, &str, bool); 4] = [
 ];
 
 /// What a probe can stand without: the program, its tracepoint, what that hands over, and what is missing without it.
-pub(super) const EXTRAS: [(&str, &str, &str, &str); 3] = [
-    ("start", "block_io_start", "request", "who asked is told at the first wait or issue"),
-    ("merge", "block_rq_merge", "request", "without merges"),
-    ("split", "block_split", "bio", "without splits"),
-];
+pub(super) const EXTRAS: [(&str, &str, &str, &str); 2] =
+    [("merge", "block_rq_merge", "request", "without merges"), ("split", "block_split", "bio", "without splits")];
 
 /// Name and point of the program `what` on `tracepoint`, which hands over a `structure`.
 ///
