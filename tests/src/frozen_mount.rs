@@ -35,17 +35,35 @@ impl FrozenMount {
     /// When the machine refuses.
     #[must_use]
     pub fn new() -> Self {
+        let mut mount = Self::thawed("16M");
+        mount.freeze();
+        mount
+    }
+
+    /// Makes and mounts it with `size`, as truncate(1) has it, and does not freeze it yet.
+    ///
+    /// # Panics
+    /// When the machine refuses.
+    #[must_use]
+    pub fn thawed(size: &str) -> Self {
         let directory = std::env::temp_dir().join(format!("sysops-frozen-{}", std::process::id()));
         std::fs::create_dir_all(directory.join("mnt")).expect("a directory of our own");
         let mut mount = Self { directory, mounted: false, frozen: false };
         let (image, at) = (mount.directory.join("image"), mount.at());
-        run("truncate", &["-s".as_ref(), "16M".as_ref(), &image]);
+        run("truncate", &["-s".as_ref(), size.as_ref(), &image]);
         run("mkfs.ext4", &["-q".as_ref(), "-F".as_ref(), &image]);
         run("mount", &["-o".as_ref(), "loop".as_ref(), &image, &at]);
         mount.mounted = true;
-        run("fsfreeze", &["--freeze".as_ref(), &at]);
-        mount.frozen = true;
         mount
+    }
+
+    /// Lets whoever writes to it wait.
+    ///
+    /// # Panics
+    /// When the machine refuses.
+    pub fn freeze(&mut self) {
+        run("fsfreeze", &["--freeze".as_ref(), &self.at()]);
+        self.frozen = true;
     }
 
     /// Starts a process that hangs in a write to it.
@@ -69,7 +87,9 @@ impl FrozenMount {
         }
     }
 
-    fn at(&self) -> PathBuf {
+    /// Where it is mounted.
+    #[must_use]
+    pub fn at(&self) -> PathBuf {
         self.directory.join("mnt")
     }
 }

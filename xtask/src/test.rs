@@ -15,6 +15,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("setpriv", "util-linux"),
     ("ip", "iproute2"),
     ("strace", "strace"),
+    ("fio", "fio"),
 ];
 
 /// Servers that tests start by hand. Their packages are unpacked and not installed: a package starts its service.

@@ -45,12 +45,12 @@ impl Flights {
         self.swept
     }
 
-    /// Looks at all entries when it is time, or when disks have come or gone (`is_new`).
-    pub(super) fn sweep(&mut self, host: &Host, disks: &Disks, listed: bool) {
+    /// Looks at all entries when it is time, or when disks have come or gone. True when it did.
+    pub(super) fn sweep(&mut self, host: &Host, disks: &Disks, listed: bool) -> bool {
         let now = host.clock.now().monotonic;
         let is_time = self.last.is_none_or(|last| now.saturating_sub(last) >= INTERVAL);
         if !listed || !(is_time || disks.have_changed()) {
-            return;
+            return false;
         }
         self.last = Some(now);
         let now_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
@@ -66,6 +66,7 @@ impl Flights {
             swept += remove(&mut self.places, key, now_ns, disks);
         }
         self.swept += swept;
+        true
     }
 }
 

@@ -1,6 +1,7 @@
 //! Requests of block devices: how long each waited and how long its device took, errors, and what became of them in
 //! between, as the programs count them in the kernel. They are read once a cycle; only slow ones are handed over.
 
+mod cgroups;
 mod flights;
 mod quantile;
 mod series;
@@ -15,6 +16,7 @@ use std::os::fd::BorrowedFd;
 use sysops_common::block_io::{DiskName, Offsets, Seen, Slow};
 use sysops_common::counters::Counters;
 
+use self::cgroups::Cgroups;
 use self::flights::Flights;
 use self::series::{All, Tables};
 use self::slow::Limit;
@@ -35,7 +37,7 @@ use crate::spec::{Key, Values};
 pub(super) static ENTRY: Entry = Entry {
     name: "block_io",
     metrics: series::METRICS,
-    keys: &[RUNG.spec(), SLOW_MS.spec(), REQUESTS.spec()],
+    keys: &[RUNG.spec(), SLOW_MS.spec(), REQUESTS.spec(), CGROUPS.spec()],
     rung: &RUNG,
     new: |host, facts, values| Box::new(new(host, facts, values)),
 };
@@ -66,11 +68,21 @@ static REQUESTS: Key<i64> = Key::int(
      measured, and counted as dropped (`map_full`).",
 );
 
+static CGROUPS: Key<i64> = Key::int(
+    "kernel.block_io.cgroups",
+    0,
+    0,
+    200,
+    "Cgroups whose requests and bytes are given, those first that read and write most; all others are one. 0 counts none, and costs \
+     nothing.",
+);
+
 struct BlockIo {
     ground: Ground,
     types: Offsets,
     formats: Offsets,
     requests_max: u32,
+    cgroups_max: usize,
     standing: Option<Attached>,
     disks: Disks,
     all: All,
@@ -85,6 +97,7 @@ struct Attached {
     object: Object,
     tables: Tables,
     flights: Flights,
+    cgroups: Option<Cgroups>,
     stacked: Stacked,
     seen: Slot<Seen>,
     limit: Limit,
@@ -95,8 +108,10 @@ struct Attached {
 fn new(host: &Host, facts: &Facts, values: &Values) -> BlockIo {
     let types = facts.btf.as_ref().map_err(Clone::clone).and_then(types::requests);
     let formats = types::formats(|event| facts.format(host, event));
+    let cgroups_max = usize::try_from(values.get(&CGROUPS)).unwrap_or(0);
     let configured = |offsets: &Result<Offsets, Refusal>| Offsets {
         slow_ns: u64::try_from(values.get(&SLOW_MS)).unwrap_or(0).saturating_mul(1_000_000),
+        by_cgroup: u64::from(cgroups_max > 0),
         ..*offsets.as_ref().unwrap_or(&Offsets::ABSENT)
     };
     BlockIo {
@@ -110,6 +125,7 @@ fn new(host: &Host, facts: &Facts, values: &Values) -> BlockIo {
         types: configured(&types),
         formats: configured(&formats),
         requests_max: u32::try_from(values.get(&REQUESTS)).unwrap_or(1),
+        cgroups_max,
         standing: None,
         disks: Disks::new(&host.files),
         all: All::default(),
@@ -141,6 +157,7 @@ impl Probe for BlockIo {
             rung,
             tables: Tables::of(&mut object)?,
             flights: Flights::of(&mut object)?,
+            cgroups: if self.cgroups_max > 0 { Some(Cgroups::of(&mut object, self.cgroups_max)?) } else { None },
             seen: object.slot("SEEN")?,
             limit: Limit::of(&mut object)?,
             object,
@@ -216,7 +233,12 @@ impl Probe for BlockIo {
                 self.all.forget(&mut attached.tables, dev);
             }
         }
-        attached.flights.sweep(host, &self.disks, listed);
+        if let Some(cgroups) = &mut attached.cgroups {
+            cgroups.collect(host, out);
+        }
+        if attached.flights.sweep(host, &self.disks, listed) {
+            attached.cgroups.iter_mut().for_each(|cgroups| cgroups.sweep(host));
+        }
     }
 
     fn contradiction(&mut self) -> Option<Refusal> {

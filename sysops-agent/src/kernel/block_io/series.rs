@@ -84,7 +84,18 @@ pub(super) static MEASURED: Metric<1> = Metric::gauge(
     "Of each disk that makes no requests (dm, md, NVMe multipath, zram): 1 when its bios are measured, 0 when they cannot be.",
     &["device"],
 );
+pub(super) static CGROUP_REQUESTS: Metric<2> = Metric::counter(
+    "block_io_cgroup_requests_total",
+    Unit::Count,
+    "Requests by the cgroup of who asked for them, for kernel.block_io.cgroups of them, and `other`; operation is read, or write \
+     for all the rest.",
+    &["cgroup", "operation"],
+);
+pub(super) static CGROUP_BYTES: Metric<2> =
+    Metric::counter("block_io_cgroup_bytes_total", Unit::Bytes, "Bytes of these requests.", &["cgroup", "operation"]);
 pub(super) static METRICS: &[&Desc] = &[
+    CGROUP_REQUESTS.desc(),
+    CGROUP_BYTES.desc(),
     LATENCY.desc(),
     QUEUE.desc(),
     QUANTILE.desc(),

@@ -6,6 +6,7 @@ use super::super::ladder::Refusal;
 use super::super::loader::{Object, Slot};
 use super::super::process::Process;
 use super::super::record;
+use super::cgroups::path_of;
 use super::series::SLOW_UNTOLD;
 use super::status;
 use crate::host::Host;
@@ -34,7 +35,7 @@ pub(super) fn event(host: &Host, source: Source, read: &Slow, device: Option<Str
         tid: has_task.then_some(flight.tid),
         comm,
         uid: process.as_ref().and_then(|process| process.status("Uid")),
-        cgroup: process.as_ref().and_then(Process::memory_path).map(|found| found.path),
+        cgroup: cgroup(host, read, process.as_ref()),
         detail: Detail::SlowIo(SlowIo {
             device,
             operation: Operation::ALL
@@ -50,6 +51,19 @@ pub(super) fn event(host: &Host, source: Source, read: &Slow, device: Option<Str
         monotonic_ns: read.complete_ns,
     }
 }
+
+/// That of the process; for a task of the kernel, and for a process that is gone, the one that the program noted.
+fn cgroup(host: &Host, read: &Slow, process: Option<&Process<'_>>) -> Option<String> {
+    let own = process.filter(|process| process.is_kernel_thread() == Some(false));
+    let noted = || {
+        let is_known = read.flight.known & known::CGROUP != 0 && read.flight.cgroup != ROOT_CGROUP;
+        is_known.then(|| path_of(&host.files, read.flight.cgroup)).flatten()
+    };
+    own.and_then(Process::memory_path).map(|found| found.path).or_else(noted)
+}
+
+/// The root of the unified hierarchy, of which is said nothing.
+const ROOT_CGROUP: u64 = 1;
 
 /// Slow requests that were too many to be told.
 pub(super) struct Limit(Slot<SlowLimit>);
