@@ -26,9 +26,9 @@ static QUEUE: Metric<2> = Metric::histogram(
 static QUANTILE: Metric<4> = Metric::gauge(
     "block_io_quantile_seconds",
     Unit::Seconds,
-    "Time that the share `quantile` (0.5, 0.9, 0.99) of the requests since the last cycle did not exceed, interpolated within a \
+    "Time that the `share` (0.5, 0.9, 0.99) of the requests since the last cycle did not exceed, interpolated within a \
      bucket of the histogram; stage is queue, device, or total (both together). Absent when there were none.",
-    &["device", "operation", "stage", "quantile"],
+    &["device", "operation", "stage", "share"],
 );
 static ERRORS: Metric<2> = Metric::counter(
     "block_io_errors_total",
