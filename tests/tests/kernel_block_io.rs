@@ -1,5 +1,5 @@
 //! Requests of a disk of the test's own: what the probe measured is what /proc/diskstats counted, on every rung.
-#![expect(clippy::disallowed_methods, reason = "a test reads files as it likes")]
+#![expect(clippy::disallowed_methods, clippy::panic, reason = "a test reads files and fails as it likes")]
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -301,6 +301,6 @@ mod tests {
         }
         let no_sector = |_: &str| Ok(tracefs::parse(b"field:dev_t dev;\toffset:8;\tsize:4;\tsigned:0;"));
         let refused = formats(no_sector).expect_err("no sector");
-        assert_eq!(refused.reason, "tracefs: block/block_rq_issue: expected a field sector of 8 bytes");
+        assert_eq!(refused.reason, "tracefs: block/block_rq_insert: expected a field sector of 8 bytes");
     }
 }
