@@ -1,8 +1,9 @@
-//! Requests of block devices: how long each took from issue to completion, by device and operation, as counted in the
-//! kernel.
+//! Requests of block devices: how long each waited and how long its device took, by device and operation, as counted
+//! in the kernel, and those that took long, one by one.
 
 use crate::offset::Offset;
 use crate::plain::plain;
+use crate::task::COMM_LEN;
 
 /// Longest name of a disk, the closing NUL included (DISK_NAME_LEN).
 pub const NAME_LEN: usize = 32;
@@ -48,10 +49,14 @@ impl Operation {
     }
 }
 
-/// What the program must know about the running kernel.
+/// What the program must know of the running kernel, and what is configured.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offsets {
+    /// A request that takes this long in all is told by itself; zero is never.
+    pub slow_ns: u64,
+    /// Not zero: bytes and requests are counted by cgroup.
+    pub by_cgroup: u64,
     /// `request.q`, or absent where the request itself has the disk.
     pub request_q: Offset,
     /// `request_queue.disk`, or `request.rq_disk` up to 5.16.
@@ -66,6 +71,42 @@ pub struct Offsets {
     pub cmd_flags: Offset,
     /// `request.__data_len`: bytes that are still to do.
     pub data_len: Offset,
+    /// `request.__sector`.
+    pub sector: Offset,
+    /// `request.bio`.
+    pub request_bio: Offset,
+    /// `bio.bi_bdev`, or absent where the bio itself has the disk.
+    pub bio_bdev: Offset,
+    /// `block_device.bd_disk`, or `bio.bi_disk` up to 5.11.
+    pub bio_disk: Offset,
+    /// `gendisk.fops`.
+    pub fops: Offset,
+    /// `block_device_operations.submit_bio`, which a disk has that makes no requests.
+    pub submit_bio: Offset,
+    /// `bio.bi_opf`.
+    pub bio_flags: Offset,
+    /// `bio.bi_status`.
+    pub bio_status: Offset,
+    /// `bio.bi_iter.bi_sector`.
+    pub bio_sector: Offset,
+    /// `bio.bi_iter.bi_size`.
+    pub bio_size: Offset,
+    /// `bio.bi_blkg`.
+    pub bio_blkg: Offset,
+    /// `blkcg_gq.blkcg`.
+    pub blkg_blkcg: Offset,
+    /// `blkcg.css.cgroup`.
+    pub blkcg_cgroup: Offset,
+    /// `cgroup.kn`.
+    pub cgroup_kn: Offset,
+    /// `kernfs_node.id`.
+    pub kn_id: Offset,
+    /// `cgroup.root`.
+    pub cgroup_root: Offset,
+    /// `cgroup_root.hierarchy_id`, zero in the unified hierarchy.
+    pub hierarchy_id: Offset,
+    /// Fields of the plain tracepoint `block_rq_insert`.
+    pub insert: Format,
     /// Fields of the plain tracepoint `block_rq_issue`.
     pub issue: Format,
     /// Fields of the plain tracepoint `block_rq_complete`.
@@ -90,31 +131,59 @@ pub struct Format {
     pub rwbs: Offset,
     /// `error`, on completion only.
     pub error: Offset,
+    /// Keeps the size a multiple of eight bytes.
+    pub reserved: [Offset; 3],
 }
 
-/// A request that was issued. With types at hand it is its address; else the place that it reads or writes.
+/// A request by the place that it reads or writes, where its address is not known.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RequestKey {
-    /// Address of the request, or its first sector.
-    pub place: u64,
-    /// Zero beside an address; else the device and, in the upper half, the operation.
+pub struct Place {
+    /// First sector.
+    pub sector: u64,
+    /// The device and, in the upper half, the operation.
     pub device: u64,
 }
 
-/// What is remembered of a request until it completes.
+/// What is remembered of a request, or of a bio of a disk that makes no requests, until it completes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Started {
-    /// CLOCK_MONOTONIC of the last issue.
+pub struct Flight {
+    /// CLOCK_MONOTONIC since when it waits in a queue; zero when it never waited.
+    pub insert_ns: u64,
+    /// CLOCK_MONOTONIC of the last issue; zero while it is with no driver.
     pub issue_ns: u64,
-    /// Device and operation.
+    /// First sector at the last issue, in units of 512 bytes.
+    pub sector: u64,
+    /// Id of the cgroup that is charged, if known.
+    pub cgroup: u64,
+    /// Device and operation, as of the last issue.
     pub series: Series,
+    /// Bytes at the last issue.
+    pub bytes: u32,
     /// Sectors that are still to do, where the record of a completion does not tell.
-    pub sectors: u64,
+    pub sectors: u32,
+    /// Thread that asked for it, if known.
+    pub tid: u32,
+    /// Its process.
+    pub tgid: u32,
+    /// Bits of [`known`].
+    pub known: u32,
+    /// Keeps the size a multiple of eight bytes.
+    pub reserved: u32,
+    /// Name of the thread.
+    pub comm: [u8; COMM_LEN],
 }
 
-/// What latencies are told apart by.
+/// Bits of [`Flight::known`].
+pub mod known {
+    /// `tid`, `tgid` and `comm` are of who asked.
+    pub const TASK: u32 = 1;
+    /// `cgroup` is known.
+    pub const CGROUP: u32 = 1 << 1;
+}
+
+/// What is told apart in counting.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Series {
@@ -124,18 +193,91 @@ pub struct Series {
     pub operation: u32,
 }
 
-/// Latencies of one device and operation. All CPUs add to it atomically, so that no completion is lost or torn.
+/// Completions by time, not cumulative.
+pub type Buckets = [u64; BUCKETS];
+
+/// What was counted of one device and operation. All CPUs add to it atomically, so that no completion is lost or torn.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Latency {
-    /// Completions by bucket, not cumulative.
-    pub buckets: [u64; BUCKETS],
-    /// Sum of all latencies.
-    pub sum_ns: u64,
+pub struct Totals {
+    /// Requests that never waited in a queue, by their time in the device: that is all their time.
+    pub direct: Buckets,
+    /// Requests that waited, by their time in the queue.
+    pub queue: Buckets,
+    /// Requests that waited, by their time in the device.
+    pub device: Buckets,
+    /// Requests that waited, by both together.
+    pub whole: Buckets,
+    /// Sum of all times in the device.
+    pub device_ns: u64,
+    /// Sum of all times in the queue.
+    pub queue_ns: u64,
     /// Completions with an error.
     pub errors: u64,
     /// Requests that were given back to the queue.
     pub requeues: u64,
+    /// Completions of a part of a request.
+    pub partial: u64,
+    /// Requests that were merged into another.
+    pub merges: u64,
+    /// Bios that were too large for the device and were split.
+    pub splits: u64,
+    /// Completions at or over the threshold of slow requests.
+    pub slow: u64,
+}
+
+/// What a completion with an error is counted under.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Failure {
+    /// As in [`Series`].
+    pub dev: u32,
+    /// A `blk_status_t`, or below zero a number of errno.
+    pub status: i32,
+}
+
+/// What the tasks of one cgroup read and wrote.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CgroupTotals {
+    /// Requests by operation: reads, then everything else.
+    pub requests: [u64; 2],
+    /// Bytes, likewise.
+    pub bytes: [u64; 2],
+}
+
+/// The cgroup under which is counted what the map has no room for.
+pub const OTHER_CGROUPS: u64 = 0;
+
+/// A request that took long, handed over at its completion.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slow {
+    /// CLOCK_MONOTONIC of the completion.
+    pub complete_ns: u64,
+    /// Zero, or an error as in [`Failure::status`].
+    pub status: i32,
+    /// Keeps the size a multiple of eight bytes.
+    pub reserved: u32,
+    /// Who, where, since when.
+    pub flight: Flight,
+}
+
+/// Slow requests that are handed over in one [`SLOW_WINDOW_SHIFT`] window; the rest is counted alone.
+pub const SLOW_PER_WINDOW: u64 = 10;
+/// The window: 2^30 ns.
+pub const SLOW_WINDOW_SHIFT: u64 = 30;
+
+/// How many slow requests were handed over in a window of time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SlowLimit {
+    /// The window's number.
+    pub window: u64,
+    /// Handed over in it.
+    pub told: u64,
+    /// Never handed over, in all windows.
+    pub untold: u64,
 }
 
 /// The name of a disk, as the kernel has it.
@@ -155,11 +297,13 @@ pub struct Seen {
     pub beyond: u64,
 }
 
-plain!(Offsets, Format, RequestKey, Started, Series, Latency, DiskName, Seen);
+plain!(Offsets, Format, Place, Flight, Series, Totals, Failure, CgroupTotals, Slow, SlowLimit, DiskName, Seen);
 
 impl Offsets {
     /// Nothing is known.
     pub const ABSENT: Self = Self {
+        slow_ns: 0,
+        by_cgroup: 0,
         request_q: Offset::ABSENT,
         disk: Offset::ABSENT,
         major: Offset::ABSENT,
@@ -167,6 +311,24 @@ impl Offsets {
         disk_name: Offset::ABSENT,
         cmd_flags: Offset::ABSENT,
         data_len: Offset::ABSENT,
+        sector: Offset::ABSENT,
+        request_bio: Offset::ABSENT,
+        bio_bdev: Offset::ABSENT,
+        bio_disk: Offset::ABSENT,
+        fops: Offset::ABSENT,
+        submit_bio: Offset::ABSENT,
+        bio_flags: Offset::ABSENT,
+        bio_status: Offset::ABSENT,
+        bio_sector: Offset::ABSENT,
+        bio_size: Offset::ABSENT,
+        bio_blkg: Offset::ABSENT,
+        blkg_blkcg: Offset::ABSENT,
+        blkcg_cgroup: Offset::ABSENT,
+        cgroup_kn: Offset::ABSENT,
+        kn_id: Offset::ABSENT,
+        cgroup_root: Offset::ABSENT,
+        hierarchy_id: Offset::ABSENT,
+        insert: Format::ABSENT,
         issue: Format::ABSENT,
         complete: Format::ABSENT,
         requeue: Format::ABSENT,
@@ -182,31 +344,95 @@ impl Format {
         nr_sector: Offset::ABSENT,
         rwbs: Offset::ABSENT,
         error: Offset::ABSENT,
+        reserved: [Offset::ABSENT; 3],
     };
 }
 
-impl Latency {
-    /// None yet.
-    pub const ZERO: Self = Self { buckets: [0; BUCKETS], sum_ns: 0, errors: 0, requeues: 0 };
+impl Flight {
+    /// Nothing is known yet.
+    pub const IDLE: Self = Self {
+        insert_ns: 0,
+        issue_ns: 0,
+        sector: 0,
+        cgroup: 0,
+        series: Series { dev: 0, operation: 0 },
+        bytes: 0,
+        sectors: 0,
+        tid: 0,
+        tgid: 0,
+        known: 0,
+        reserved: 0,
+        comm: [0; COMM_LEN],
+    };
 
-    /// The bucket of a latency: the first whose bound, in whole microseconds, is not below it.
+    /// Nanoseconds in the queue up to the last issue.
     #[inline(always)]
     #[must_use]
-    pub const fn bucket(latency_ns: u64) -> usize {
-        let us = latency_ns.div_ceil(1000);
-        // The power of two that is not below `us`. By halves: BPF has no instruction that counts zeros.
-        let (mut rest, mut power) = (us.saturating_sub(1), 0);
-        let mut step = 32;
-        while step > 0 {
-            if rest >> step != 0 {
-                rest >>= step;
-                power += step;
-            }
-            step /= 2;
+    pub const fn queue_ns(&self) -> u64 {
+        if self.insert_ns == 0 { 0 } else { self.issue_ns.saturating_sub(self.insert_ns) }
+    }
+}
+
+impl Totals {
+    /// None yet.
+    pub const ZERO: Self = Self {
+        direct: [0; BUCKETS],
+        queue: [0; BUCKETS],
+        device: [0; BUCKETS],
+        whole: [0; BUCKETS],
+        device_ns: 0,
+        queue_ns: 0,
+        errors: 0,
+        requeues: 0,
+        partial: 0,
+        merges: 0,
+        splits: 0,
+        slow: 0,
+    };
+
+    /// The bucket of a time: the first whose bound, 1000 ns times a power of two, is not below it.
+    #[inline(always)]
+    #[must_use]
+    pub fn bucket(ns: u64) -> usize {
+        if ns <= 1000 {
+            return 0;
         }
-        let bucket = power + (rest != 0) as usize;
+        // As a thousand is just below 2^10, the bound of as many bits as `ns` has, less ten, or the one after that.
+        let bits = bit_length(ns);
+        let bucket = (bits - 10) as usize + (ns > 1000 << (bits - 10)) as usize;
         if bucket < BUCKETS { bucket } else { BUCKETS - 1 }
     }
+}
+
+/// Bits of a number above zero. BPF has no instruction that counts zeros, and a search by halves is 64 paths that the
+/// verifier would follow for each number: all lower bits are set, which leaves 64 numbers, each with six bits of its own
+/// at the top of its product with a de Bruijn sequence.
+#[inline(always)]
+fn bit_length(number: u64) -> u64 {
+    let mut filled = number;
+    filled |= filled >> 1;
+    filled |= filled >> 2;
+    filled |= filled >> 4;
+    filled |= filled >> 8;
+    filled |= filled >> 16;
+    filled |= filled >> 32;
+    // The mask says to the verifier what the shift says to the reader, and keeps the difference from 10 a small number.
+    u64::from(BIT_LENGTHS[(filled.wrapping_mul(DE_BRUIJN) >> 58) as usize]) & 127
+}
+
+const DE_BRUIJN: u64 = 0x03f6_eaf2_cd27_1461;
+
+static BIT_LENGTHS: [u8; 64] = bit_lengths();
+
+const fn bit_lengths() -> [u8; 64] {
+    let mut lengths = [0; 64];
+    let mut bits = 1;
+    while bits <= 64 {
+        let filled = u64::MAX >> (64 - bits);
+        lengths[(filled.wrapping_mul(DE_BRUIJN) >> 58) as usize] = bits as u8;
+        bits += 1;
+    }
+    lengths
 }
 
 /// The operation that the first two letters of `rwbs` tell (blk_fill_rwbs in kernel/trace/blktrace.c): a letter F in
@@ -227,8 +453,8 @@ pub const fn operation_of_letters(first: u8, second: u8) -> Operation {
     }
 }
 
-const _: () = assert!(size_of::<Offsets>() == 14 + 30 + OPERATIONS && size_of::<Started>() == 24);
-const _: () = assert!(size_of::<Latency>() == 8 * (BUCKETS + 3));
+const _: () = assert!(size_of::<Offsets>() == 16 + 48 + 64 + OPERATIONS && size_of::<Flight>() == 80);
+const _: () = assert!(size_of::<Totals>() == 8 * (4 * BUCKETS + 8) && size_of::<Slow>() == 96);
 
 #[cfg(test)]
 mod tests {
@@ -236,14 +462,22 @@ mod tests {
 
     #[test]
     fn a_latency_is_in_the_first_bucket_whose_bound_it_does_not_exceed() {
-        assert_eq!([0, 1, 999, 1000].map(Latency::bucket), [0; 4]);
-        assert_eq!([1001, 2000, 2001, 4000, 4001].map(Latency::bucket), [1, 1, 2, 2, 3]);
+        assert_eq!([0, 1, 999, 1000].map(Totals::bucket), [0; 4]);
+        assert_eq!([1001, 2000, 2001, 4000, 4001].map(Totals::bucket), [1, 1, 2, 2, 3]);
         for power in 0..BOUNDS {
             let bound_ns = 1000_u64 << power;
-            assert_eq!(Latency::bucket(bound_ns), power);
-            assert_eq!(Latency::bucket(bound_ns + 1), power + 1);
+            assert_eq!(Totals::bucket(bound_ns), power);
+            assert_eq!(Totals::bucket(bound_ns + 1), power + 1);
         }
-        assert_eq!([LATENCY_NS_MAX, u64::MAX].map(Latency::bucket), [BUCKETS - 1; 2]);
+        assert_eq!([LATENCY_NS_MAX, u64::MAX].map(Totals::bucket), [BUCKETS - 1; 2]);
+    }
+
+    #[test]
+    fn bits_are_counted() {
+        for bits in 1..=64_u64 {
+            let most = u64::MAX >> (64 - bits);
+            assert_eq!([bit_length(most), bit_length(most / 2 + 1)], [bits; 2]);
+        }
     }
 
     #[test]

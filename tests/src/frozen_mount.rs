@@ -35,19 +35,29 @@ impl FrozenMount {
     /// When the machine refuses.
     #[must_use]
     pub fn new() -> Self {
-        let directory = std::env::temp_dir().join(format!("sysops-frozen-{}", std::process::id()));
-        std::fs::create_dir_all(directory.join("mnt")).expect("a directory of our own");
-        let mut mount = Self { directory, mounted: false, frozen: false };
-        let (image, at) = (mount.directory.join("image"), mount.at());
-        run("truncate", &["-s".as_ref(), "16M".as_ref(), &image]);
-        run("mkfs.ext4", &["-q".as_ref(), "-F".as_ref(), &image]);
-        run("mount", &["-o".as_ref(), "loop".as_ref(), &image, &at]);
-        mount.mounted = true;
+        let mut mount = Self::thawed("16M");
         mount.freeze();
         mount
     }
 
-    /// Freezes it again.
+    /// Makes and mounts it with `size`, as truncate(1) has it, and does not freeze it yet.
+    ///
+    /// # Panics
+    /// When the machine refuses.
+    #[must_use]
+    pub fn thawed(size: &str) -> Self {
+        let directory = std::env::temp_dir().join(format!("sysops-frozen-{}", std::process::id()));
+        std::fs::create_dir_all(directory.join("mnt")).expect("a directory of our own");
+        let mut mount = Self { directory, mounted: false, frozen: false };
+        let (image, at) = (mount.directory.join("image"), mount.at());
+        run("truncate", &["-s".as_ref(), size.as_ref(), &image]);
+        run("mkfs.ext4", &["-q".as_ref(), "-F".as_ref(), &image]);
+        run("mount", &["-o".as_ref(), "loop".as_ref(), &image, &at]);
+        mount.mounted = true;
+        mount
+    }
+
+    /// Lets whoever writes to it wait.
     ///
     /// # Panics
     /// When the machine refuses.

@@ -1,7 +1,7 @@
 //! A disk of the test's own: a loop device over a file, read and written without the page cache.
 
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 
 use crate::require;
 
@@ -42,14 +42,54 @@ impl LoopDevice {
     /// When the machine refuses.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        let file = std::env::temp_dir().join(format!("sysops-{name}-{}.img", std::process::id()));
+        Self::over(std::env::temp_dir().join(format!("sysops-{name}-{}.img", std::process::id())))
+    }
+
+    /// Makes one over a new file at `file`.
+    ///
+    /// # Panics
+    /// When the machine refuses.
+    #[must_use]
+    pub fn over(file: PathBuf) -> Self {
         std::fs::File::create(&file).and_then(|file| file.set_len(SIZE)).expect("a file of our own");
         let output = run(program("losetup").args(["--find", "--show"]).arg(&file));
         assert!(output.status.success(), "{output:?}");
         let device = Self { file, path: String::from_utf8_lossy(&output.stdout).trim().to_owned() };
         // The queue outlives the disk, and with it what an earlier test set.
         device.set("iostats", "1");
+        device.set("scheduler", "none");
         device
+    }
+
+    /// `/dev/loop3`.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Starts a process that writes the block `place` of 4096 bytes as one request.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start_write(&self, place: u32) -> Child {
+        let mut dd = program("dd");
+        dd.args(["if=/dev/zero", "bs=4096", "count=1", "oflag=direct", "conv=notrunc", "status=none"]);
+        dd.arg(format!("of={}", self.path)).arg(format!("seek={place}")).spawn().expect("require() was asked")
+    }
+
+    /// Reads blocks of 4096 bytes at random, `requests` in all and `depth` at a time; true when that succeeds.
+    #[must_use]
+    pub fn read_at_random(&self, requests: u32, depth: u32) -> bool {
+        let mut fio = program("fio");
+        fio.args(["--name=test", "--direct=1", "--ioengine=libaio", "--rw=randread", "--bs=4k", "--size=48M"]);
+        fio.args([
+            format!("--filename={}", self.path),
+            format!("--iodepth={depth}"),
+            "--allow_file_create=0".to_owned(),
+        ]);
+        fio.arg(format!("--io_size={}", u64::from(requests) * 4096));
+        run(&mut fio).status.success()
     }
 
     /// `loop3`.
@@ -97,19 +137,24 @@ impl LoopDevice {
     /// # Panics
     /// When /proc/diskstats does not list it.
     #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "a test reads files as it likes")]
     pub fn completed(&self) -> Completed {
-        let text = std::fs::read_to_string("/proc/diskstats").expect("require() was asked");
-        let line = text.lines().find(|line| line.split_whitespace().nth(2) == Some(self.name()));
-        let fields: Vec<u64> = line
-            .expect("it is listed")
-            .split_whitespace()
-            .skip(3)
-            .map(|field| field.parse().expect("a number"))
-            .collect();
-        let of = |place: usize| fields.get(place).copied().unwrap_or(0);
-        Completed { reads: of(0), writes: of(4), discards: of(11), flushes: of(15) }
+        completed(self.name())
     }
+}
+
+/// What the kernel itself counted of the disk `name`.
+///
+/// # Panics
+/// When /proc/diskstats does not list it.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "a test reads files as it likes")]
+pub fn completed(name: &str) -> Completed {
+    let text = std::fs::read_to_string("/proc/diskstats").expect("require() was asked");
+    let line = text.lines().find(|line| line.split_whitespace().nth(2) == Some(name));
+    let fields: Vec<u64> =
+        line.expect("it is listed").split_whitespace().skip(3).map(|field| field.parse().expect("a number")).collect();
+    let of = |place: usize| fields.get(place).copied().unwrap_or(0);
+    Completed { reads: of(0), writes: of(4), discards: of(11), flushes: of(15) }
 }
 
 impl Completed {
@@ -128,6 +173,7 @@ impl Completed {
 impl Drop for LoopDevice {
     fn drop(&mut self) {
         self.set("iostats", "1");
+        self.set("scheduler", "none");
         run(program("losetup").args(["-d", &self.path]));
         // Left behind, it is a file in the temporary directory.
         let _ = std::fs::remove_file(&self.file);

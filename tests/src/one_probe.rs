@@ -43,6 +43,11 @@ impl OneProbe {
         self.kernel.standings().into_iter().find(|standing| standing.name == self.name).expect("it is in the list")
     }
 
+    /// Where its events come from.
+    pub fn source(&mut self) -> &mut impl EventSource {
+        &mut self.kernel
+    }
+
     /// Reads it once, as each cycle does.
     pub fn collect(&mut self, host: &Host) {
         self.batch.clear();
@@ -54,6 +59,15 @@ impl OneProbe {
     pub fn number(&self, metric: &str, labels: &[&str]) -> Option<u64> {
         match self.reading(metric, labels)? {
             Reading::Counter(value) | Reading::Gauge(value) => Some(value as u64),
+            _ => None,
+        }
+    }
+
+    /// The same with what comes behind its point.
+    #[must_use]
+    pub fn float(&self, metric: &str, labels: &[&str]) -> Option<f64> {
+        match self.reading(metric, labels)? {
+            Reading::Counter(value) | Reading::Gauge(value) => Some(value),
             _ => None,
         }
     }

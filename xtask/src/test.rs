@@ -16,6 +16,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("strace", "strace"),
     ("python3", "python3"),
+    ("fio", "fio"),
 ];
 
 /// Servers that tests start by hand. Their packages are unpacked and not installed: a package starts its service.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::model::container::place;
-use crate::model::event::{FdLeak, HungTask, OomKill, Outcome, Phase, Sigkill};
+use crate::model::event::{FdLeak, HungTask, OomKill, Outcome, Phase, Sigkill, SlowIo};
 use crate::model::{Alert, Detail, Event, Severity, Status, Tick, bytes_text, cut, shown};
 
 use super::fingerprint;
@@ -33,6 +33,7 @@ pub fn alert(event: &Event, hostname: &str, now: &Tick) -> Option<Alert> {
         Detail::Sigkill(_) => return None,
         Detail::HungTask(task) => (Severity::Warn, hung_task(event, task)),
         Detail::FdLeak(leak) => (fd_leak_severity(leak), fd_leak(event, leak)),
+        Detail::SlowIo(io) => (Severity::Warn, slow_io(event, io)),
     };
     let labels: BTreeMap<_, _> = event.labels().into_iter().map(|(name, value)| (name, bounded(value))).collect();
     let kind = event.kind();
@@ -188,6 +189,26 @@ fn hang_over(event: &Event, task: &HungTask) -> String {
     }
     text.push('.');
     text
+}
+
+/// `A write of 16 KiB to vda took 2.310 s: 0.100 s in the queue, 2.210 s in the device. It was asked for by …`
+fn slow_io(event: &Event, io: &SlowIo) -> String {
+    let operation = io.operation.as_deref().unwrap_or("request");
+    let mut text = format!("A block I/O request ({}", shown(operation, NAME_MAX));
+    if let Some(bytes) = io.bytes.filter(|&bytes| bytes > 0) {
+        let _ = write!(text, " of {}", bytes_text(bytes));
+    }
+    let (queue, device) = (io.queue_seconds, io.device_seconds);
+    let _ = write!(text, ") on {}", shown(io.device.as_deref().unwrap_or("an unknown disk"), NAME_MAX));
+    let _ = write!(text, " took {:.3} s: {queue:.3} s in the queue, {device:.3} s in the device", queue + device);
+    if let Some(status) = &io.status {
+        let _ = write!(text, ", and failed: {}", shown(status, NAME_MAX));
+    }
+    if event.comm.is_some() {
+        let kernel = if io.kernel_thread == Some(true) { ", for the kernel itself or on behalf of others" } else { "" };
+        let _ = write!(text, ". It was asked for by {}{kernel}", process(event));
+    }
+    text + "."
 }
 
 /// `java (pid 42, uid 1000) in cgroup /web/app`, as far as it is known.

@@ -47,7 +47,7 @@ pub static ABSENT: &[Absent] = &[
 ];
 
 /// Kinds of kernel events, as [`crate::model::Event::kind`] names them.
-pub static EVENT_KINDS: &[&str] = &["oom_kill", "hung_task", "fd_leak", "sigkill"];
+pub static EVENT_KINDS: &[&str] = &["oom_kill", "hung_task", "fd_leak", "sigkill", "slow_io"];
 
 /// Tables of the configuration in the order in which documents show them, each with what it is about.
 /// A table that is not named here follows in the order of its name.
@@ -170,7 +170,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::model::event::{FdLeak, HungTask, OomKill, Sigkill};
+    use crate::model::event::{FdLeak, HungTask, OomKill, Sigkill, SlowIo};
     use crate::model::{Detail, Event};
 
     #[test]
@@ -226,6 +226,7 @@ mod tests {
             kind(Detail::HungTask(HungTask::default())),
             kind(Detail::FdLeak(FdLeak::default())),
             kind(Detail::Sigkill(Sigkill::default())),
+            kind(Detail::SlowIo(SlowIo::default())),
         ];
         assert_eq!(kinds, *EVENT_KINDS);
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::model::event::{FdLeak, HungTask, OomKill, Outcome, Phase, Sigkill};
+use crate::model::event::{FdLeak, HungTask, OomKill, Outcome, Phase, Sigkill, SlowIo};
 use crate::model::{Detail, Event, bytes_text, shown};
 
 /// `14:02:07Z  oom_kill   postgres[4242] uid 26 in /db.slice: 1.9 GiB anonymous, …`.
@@ -32,6 +32,7 @@ impl fmt::Display for EventLine<'_> {
             Detail::HungTask(hang) => hung_task(hang, f),
             Detail::FdLeak(leak) => fd_leak(leak, f),
             Detail::Sigkill(kill) => sigkill(kill, f),
+            Detail::SlowIo(io) => slow_io(io, f),
         }
     }
 }
@@ -118,6 +119,27 @@ fn fd_leak(leak: &FdLeak, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     }
     for (frame, separator) in leak.frames.iter().take(6).zip([", taken by "].into_iter().chain([" < "; 5])) {
         write!(f, "{separator}{}", shown(&frame.place(), 80))?;
+    }
+    Ok(())
+}
+
+/// `: write of 16 KiB on vda at 2048 took 2.310 s (queue 0.100 s, device 2.210 s): timeout`.
+fn slow_io(io: &SlowIo, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, ": {}", io.operation.as_deref().unwrap_or("request"))?;
+    if let Some(bytes) = io.bytes.filter(|&bytes| bytes > 0) {
+        write!(f, " of {}", bytes_text(bytes))?;
+    }
+    write!(f, " on {}", shown(io.device.as_deref().unwrap_or("?"), 64))?;
+    if let Some(sector) = io.sector {
+        write!(f, " at {sector}")?;
+    }
+    let (queue, device) = (io.queue_seconds, io.device_seconds);
+    write!(f, " took {:.3} s (queue {queue:.3} s, device {device:.3} s)", queue + device)?;
+    if let Some(status) = &io.status {
+        write!(f, ": {}", shown(status, 40))?;
+    }
+    if io.kernel_thread == Some(true) {
+        write!(f, ", asked for by the kernel")?;
     }
     Ok(())
 }

@@ -21,8 +21,8 @@ pub(super) fn join(first: &mut Event, mut second: Event) -> Option<(String, Stri
     match (&mut first.detail, second.detail) {
         (Detail::OomKill(first), Detail::OomKill(second)) => return add_kill(first, second),
         (Detail::HungTask(first), Detail::HungTask(second)) => add_hang(first, second),
-        // Of one kind, the caller says; and leaks and SIGKILLs have but one source.
-        (Detail::OomKill(_) | Detail::HungTask(_) | Detail::FdLeak(_) | Detail::Sigkill(_), _) => {}
+        // Of one kind, the caller says; and the others have but one source.
+        (Detail::OomKill(_) | Detail::HungTask(_) | Detail::FdLeak(_) | Detail::Sigkill(_) | Detail::SlowIo(_), _) => {}
     }
     None
 }

@@ -94,6 +94,7 @@ pub struct Correlator {
     told_hangs: u64,
     told_sigkills: u64,
     told_fd_leaks: u64,
+    told_slow_ios: u64,
     joined: u64,
     late: u64,
     repeated: u64,
@@ -142,7 +143,7 @@ impl Correlator {
             Detail::OomKill(_) => (&mut self.kills, self.kill_sources, HOLD_KILL),
             Detail::HungTask(_) => (&mut self.hangs, self.hang_sources, HOLD_HANG),
             // They have no second source, and who tells them tells them once.
-            Detail::FdLeak(_) | Detail::Sigkill(_) => return self.passing.push(event),
+            Detail::FdLeak(_) | Detail::Sigkill(_) | Detail::SlowIo(_) => return self.passing.push(event),
         };
         let Some(at) = list.iter().rposition(|seen| seen.is_same(&event, sources)) else {
             let until = if sources.has(all) { now.monotonic } else { now.monotonic + hold };
@@ -171,7 +172,7 @@ impl Correlator {
 
     /// Takes note of an event that was told in an earlier life of the agent.
     pub fn remember(&mut self, event: &Event) {
-        if matches!(event.detail, Detail::FdLeak(_) | Detail::Sigkill(_)) {
+        if matches!(event.detail, Detail::FdLeak(_) | Detail::Sigkill(_) | Detail::SlowIo(_)) {
             return;
         }
         self.remember_as(Seen::new(event, Sources::of(event)), None);
@@ -221,6 +222,7 @@ impl Correlator {
         out.counter(&EVENTS, ["hung_task"], number(self.told_hangs));
         out.counter(&EVENTS, ["fd_leak"], number(self.told_fd_leaks));
         out.counter(&EVENTS, ["sigkill"], number(self.told_sigkills));
+        out.counter(&EVENTS, ["slow_io"], number(self.told_slow_ios));
         let outcomes =
             [("joined", self.joined), ("late", self.late), ("repeated", self.repeated), ("dropped", dropped)];
         for (outcome, count) in outcomes {
@@ -255,6 +257,7 @@ impl Correlator {
                 Detail::HungTask(hang) => self.told_hangs += u64::from(hang.phase == Phase::Began),
                 Detail::FdLeak(_) => self.told_fd_leaks += 1,
                 Detail::Sigkill(_) => self.told_sigkills += 1,
+                Detail::SlowIo(_) => self.told_slow_ios += 1,
             }
         }
     }
@@ -287,7 +290,7 @@ impl Seen {
             mine[0].is_none() || its[0].is_none() || mine.iter().flatten().any(|comm| its.contains(&Some(comm)));
         let at = time(event);
         match &event.detail {
-            Detail::FdLeak(_) | Detail::Sigkill(_) => false,
+            Detail::FdLeak(_) | Detail::Sigkill(_) | Detail::SlowIo(_) => false,
             Detail::OomKill(_) => {
                 let most = if self.sources.has(sources) { SAME_SOURCE } else { SAME_KILL };
                 (is_process || is_thread) && is_comm && self.last.abs_diff(at) <= most
@@ -314,7 +317,7 @@ impl Seen {
 fn thread_comm(event: &Event) -> Option<&str> {
     match &event.detail {
         Detail::OomKill(kill) => kill.thread_comm.as_deref(),
-        Detail::HungTask(_) | Detail::FdLeak(_) | Detail::Sigkill(_) => None,
+        Detail::HungTask(_) | Detail::FdLeak(_) | Detail::Sigkill(_) | Detail::SlowIo(_) => None,
     }
 }
 
@@ -325,7 +328,7 @@ fn time(event: &Event) -> Duration {
 /// For how long a hung task has hung, zero if it does not say; `None` for other events.
 fn blocked(event: &Event) -> Option<Duration> {
     match &event.detail {
-        Detail::OomKill(_) | Detail::FdLeak(_) | Detail::Sigkill(_) => None,
+        Detail::OomKill(_) | Detail::FdLeak(_) | Detail::Sigkill(_) | Detail::SlowIo(_) => None,
         Detail::HungTask(hung) => Some(Duration::from_secs(hung.blocked_seconds.unwrap_or(0))),
     }
 }

@@ -172,6 +172,22 @@ impl Files {
         Ok(names)
     }
 
+    /// Names of the directories in a directory, in no order. One that cannot be read has none.
+    #[must_use]
+    pub fn directories(&self, path: &Path) -> Vec<String> {
+        #[expect(clippy::disallowed_methods, reason = "this is the door")]
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        let is_directory = |entry: &std::fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+        entries.filter(is_directory).map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    /// Number of the inode at `path`; `None` when there is nothing.
+    #[must_use]
+    pub fn inode(&self, path: &Path) -> Option<u64> {
+        use std::os::unix::fs::MetadataExt;
+        path.symlink_metadata().ok().map(|metadata| metadata.ino())
+    }
+
     /// Target of a link as it is written in it, as `../../bus/virtio/drivers/virtio_blk`.
     ///
     /// # Errors

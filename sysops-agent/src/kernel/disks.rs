@@ -11,6 +11,9 @@ pub(super) struct Disks {
     diskstats: Vec<u8>,
     known: Vec<Disk>,
     gone: Vec<u32>,
+    /// Sum over the names that are listed, and whether the last look gave another.
+    listed: u64,
+    have_changed: bool,
 }
 
 struct Disk {
@@ -41,7 +44,14 @@ impl Disks {
     /// None yet.
     #[must_use]
     pub(super) fn new(files: &Files) -> Self {
-        Self { path: files.proc("diskstats"), diskstats: Vec::new(), known: Vec::new(), gone: Vec::new() }
+        Self {
+            path: files.proc("diskstats"),
+            diskstats: Vec::new(),
+            known: Vec::new(),
+            gone: Vec::new(),
+            listed: 0,
+            have_changed: false,
+        }
     }
 
     /// Reads which disks there are, and forgets those that are no more, or have become others: their numbers.
@@ -50,7 +60,11 @@ impl Disks {
     /// When /proc/diskstats cannot be read. Then nothing is forgotten.
     pub(super) fn refresh(&mut self, files: &Files) -> Result<&[u32], ReadError> {
         self.gone.clear();
-        files.read_into(&self.path, &mut self.diskstats)?;
+        self.refresh_names(files)?;
+        let listed =
+            lines(&self.diskstats).fold(0, |sum, line| line.name.iter().fold(sum ^ u64::from(line.dev), mixed));
+        self.have_changed = listed != self.listed;
+        self.listed = listed;
         let (text, gone) = (&self.diskstats, &mut self.gone);
         self.known.retain(|disk| {
             let there = lines(text).any(|line| line.is(disk.dev, disk.name.as_bytes()));
@@ -60,6 +74,39 @@ impl Disks {
             there
         });
         Ok(&self.gone)
+    }
+
+    /// Reads which disks there are, and forgets none.
+    ///
+    /// # Errors
+    /// When /proc/diskstats cannot be read.
+    pub(super) fn refresh_names(&mut self, files: &Files) -> Result<(), ReadError> {
+        files.read_into(&self.path, &mut self.diskstats)
+    }
+
+    /// Disks came or went between the last two looks.
+    #[must_use]
+    pub(super) fn have_changed(&self) -> bool {
+        self.have_changed
+    }
+
+    /// The disk with the number `dev` is there, as of the last look.
+    #[must_use]
+    pub(super) fn has(&self, dev: u32) -> bool {
+        self.known.iter().any(|disk| disk.dev == dev) || lines(&self.diskstats).any(|line| line.dev == dev)
+    }
+
+    /// Names of the disks that make no requests: those without hardware queues, but with any size.
+    #[must_use]
+    pub(super) fn without_requests(&self, files: &Files) -> Vec<String> {
+        let is_bio_based = |name: &String| {
+            let disk = files.sys("block").join(name);
+            let size = files.read_text(&disk.join("size")).unwrap_or_default();
+            size.trim().parse::<u64>().is_ok_and(|sectors| sectors > 0) && !files.exists(&disk.join("mq"))
+        };
+        // A slash in a name is an exclamation mark in sysfs.
+        let names = lines(&self.diskstats).map(|line| String::from_utf8_lossy(line.name).replace('/', "!"));
+        names.filter(is_bio_based).collect()
     }
 
     /// The disk with the number `dev`, as of the last look. Where the kernel's own name of it is known, both must be of
@@ -90,6 +137,11 @@ impl Line<'_> {
     fn is(&self, dev: u32, name: &[u8]) -> bool {
         (self.dev == dev || self.dev == HIDDEN) && self.name == name
     }
+}
+
+/// A sum that is another when any byte, or their order, is another (FNV-1a).
+fn mixed(sum: u64, byte: &u8) -> u64 {
+    (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
 }
 
 /// The number of a device as the kernel has it in `dev_t`.

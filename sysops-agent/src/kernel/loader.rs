@@ -55,7 +55,7 @@ impl Object {
         Self::load_sized(name, offsets, &[])
     }
 
-    /// The same with another number of entries for some maps.
+    /// The same with maps, by name, that hold another number of entries than the object says.
     ///
     /// # Errors
     /// When the kernel refuses.

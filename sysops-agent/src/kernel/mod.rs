@@ -210,6 +210,10 @@ trait Probe: Send {
     fn take_told(&mut self, _out: &mut Vec<Event>) {}
     /// Takes note of an event that the kernel's log told, and adds to it what the probe knows.
     fn follow(&mut self, _host: &Host, _event: &mut Event) {}
+    /// What the probe does without on the rung where it stands, and why.
+    fn lacks(&self) -> Option<String> {
+        None
+    }
     /// What the programs counted; `None` when nothing is attached.
     fn counters(&self) -> Option<Counters>;
 }
@@ -394,7 +398,8 @@ impl Running {
         let choice = ladder::climb(self.steps.clone(), self.forced, |rung| self.probe.attach(rung, host, facts));
         self.probe.settled(self.forced != Some(Rung::Off), host, facts);
         let standby = self.probe.stands_by().filter(|_| choice.rung != Rung::Off);
-        let reasons = [Some(choice.reason.as_str()).filter(|reason| !reason.is_empty()), standby];
+        let lacks = self.probe.lacks().filter(|_| choice.rung != Rung::Off);
+        let reasons = [Some(choice.reason.as_str()).filter(|reason| !reason.is_empty()), standby, lacks.as_deref()];
         self.standing.reason = reasons.into_iter().flatten().collect::<Vec<_>>().join("; ");
         self.standing.rung = choice.rung;
         self.standing.remedy = choice.remedy;

@@ -71,6 +71,12 @@ impl<'a> Process<'a> {
         self.start_ticks().is_some_and(|start| u128::from(start) < ticks)
     }
 
+    /// Whether it is a task of the kernel itself (PF_KTHREAD in the flags).
+    #[must_use]
+    pub(super) fn is_kernel_thread(&self) -> Option<bool> {
+        Some(stat_field(&self.text("stat")?, 9)? & 0x0020_0000 != 0)
+    }
+
     /// Its path in the memory controller's hierarchy. The first version shows `/` for a task that is on its way out,
     /// wherever it was: that is no answer.
     #[must_use]

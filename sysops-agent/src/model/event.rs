@@ -71,6 +71,8 @@ pub enum Detail {
     FdLeak(FdLeak),
     /// A process sent another one a SIGKILL.
     Sigkill(Sigkill),
+    /// A request of a block device took longer than kernel.block_io.slow_ms; the process is who asked for it.
+    SlowIo(SlowIo),
 }
 
 /// An OOM kill.
@@ -302,6 +304,33 @@ mod cgroup {
     }
 }
 
+/// A request of a block device that took long.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SlowIo {
+    /// Whole disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// `read`, `write`, `discard`, `flush`, `other`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub operation: Option<String>,
+    /// First sector, in units of 512 bytes; not of a flush.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sector: Option<u64>,
+    /// Length.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// Time before its last issue to the driver.
+    pub queue_seconds: f64,
+    /// Time from then to its completion.
+    pub device_seconds: f64,
+    /// What the kernel calls the error with which it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<String>,
+    /// The process is a task of the kernel, as that which writes back what others have written: who did is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel_thread: Option<bool>,
+}
+
 impl Event {
     /// The version of the shape.
     pub const SCHEMA: u32 = 1;
@@ -315,6 +344,7 @@ impl Event {
             Detail::HungTask(_) => "hung_task",
             Detail::FdLeak(_) => "fd_leak",
             Detail::Sigkill(_) => "sigkill",
+            Detail::SlowIo(_) => "slow_io",
         }
     }
 
@@ -330,11 +360,12 @@ impl Event {
         self.hang().is_some_and(|hang| hang.phase == Phase::Ended)
     }
 
-    /// `pid`, `comm` and `cgroup`, as alerts carry them.
+    /// `pid`, `comm` and `cgroup`, and for a slow request its `device`, as alerts carry them.
     #[must_use]
     pub fn labels(&self) -> BTreeMap<String, String> {
         let pid = self.pid.map(|pid| pid.to_string());
-        [("pid", pid), ("comm", self.comm.clone()), ("cgroup", self.cgroup.clone())]
+        let device = if let Detail::SlowIo(io) = &self.detail { io.device.clone() } else { None };
+        [("pid", pid), ("comm", self.comm.clone()), ("cgroup", self.cgroup.clone()), ("device", device)]
             .into_iter()
             .filter_map(|(name, value)| Some((name.to_owned(), value?)))
             .collect()

@@ -1,4 +1,5 @@
-//! Completions that the block_io probe counted beside those of /proc/diskstats, over a direct-I/O run.
+//! Completions that the block_io probe counted beside those of /proc/diskstats, over a direct-I/O run; and its 99th
+//! percentile beside that of fio, at depth 32.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -42,7 +43,65 @@ pub(super) fn measure() -> Result<Vec<Row>> {
             met: (least..=most).contains(&probe),
         });
     }
+    rows.push(beside_fio(&dir, &agent)?);
     Ok(rows)
+}
+
+/// The bucket in which the 99th percentile of the probe lies (device time: the disk has no scheduler), and fio's.
+fn beside_fio(dir: &Path, agent: &Agent) -> Result<Row> {
+    const WHAT: &str = "block I/O: p99 of 100,000 reads at depth 32";
+    if program::find("fio").is_none() || program::find("losetup").is_none() {
+        return Ok(note(WHAT, "not measured: needs fio and losetup"));
+    }
+    let image = dir.join("disk.img");
+    std::fs::File::create(&image)?.set_len(256 << 20)?;
+    let disk = program::capture(Command::new("losetup").args(["--find", "--show"]).arg(&image))?.trim().to_owned();
+    let measured = fio(&disk, agent);
+    program::show(Command::new("losetup").args(["--detach", &disk]))?;
+    std::fs::remove_file(&image)?;
+    let (bounds, clat_us) = measured?;
+    let value = format!("{:.0} to {:.0} us", bounds.0 * 1e6, bounds.1 * 1e6);
+    // One bucket is a factor of two.
+    let met = (bounds.0 * 1e6 / 2.0..=bounds.1 * 1e6 * 2.0).contains(&clat_us);
+    Ok(Row { what: WHAT.into(), value, target: format!("fio: {clat_us:.0} us"), met })
+}
+
+/// The bounds in seconds of the probe's bucket, and fio's completion latency in microseconds.
+fn fio(disk: &str, agent: &Agent) -> Result<((f64, f64), f64)> {
+    let device = disk.trim_start_matches("/dev/");
+    std::fs::write(format!("/sys/block/{device}/queue/scheduler"), "none")?;
+    let before = buckets(&agent.page()?, device);
+    let mut fio = Command::new("fio");
+    fio.args(["--name=bench", "--direct=1", "--ioengine=libaio", "--rw=randread", "--bs=4k", "--iodepth=32"]);
+    fio.args(["--size=200M", "--io_size=409600000", "--output-format=json", "--filename", disk]);
+    let said: serde_json::Value = serde_json::from_str(&program::capture(&mut fio)?)?;
+    let clat_ns = &said["jobs"][0]["read"]["clat_ns"]["percentile"]["99.000000"];
+    std::thread::sleep(Duration::from_secs(2));
+    let after = buckets(&agent.page()?, device);
+    let since: Vec<(f64, f64)> = after
+        .iter()
+        .map(|(bound, count)| (*bound, count - before.iter().find(|old| old.0 == *bound).map_or(0.0, |old| old.1)))
+        .collect();
+    let total = since.last().context("the page has no buckets of the disk")?.1;
+    let place = since.iter().position(|(_, count)| *count >= total * 0.99).context("no bucket has the percentile")?;
+    let below = if place == 0 { 0.0 } else { since[place - 1].0 };
+    Ok(((below, since[place].0), clat_ns.as_f64().context("fio tells no percentile")? / 1e3))
+}
+
+/// Bounds with their cumulative counts, as the page has them: the least first.
+fn buckets(page: &str, device: &str) -> Vec<(f64, f64)> {
+    let labels = [format!("device=\"{device}\""), "operation=\"read\"".to_owned()];
+    let of = |line: &str| {
+        let bound = line.split_once("le=\"")?.1.split_once('"')?.0;
+        let count = line.rsplit_once(' ')?.1.parse().ok()?;
+        Some((if bound == "+Inf" { f64::INFINITY } else { bound.parse().ok()? }, count))
+    };
+    page.lines()
+        .filter(|line| {
+            line.contains("block_io_latency_seconds_bucket{") && labels.iter().all(|label| line.contains(label))
+        })
+        .filter_map(of)
+        .collect()
 }
 
 /// Counts of reads and writes: the probe's, and the kernel's before and after asking the probe.
@@ -119,5 +178,6 @@ mod tests {
                     x_block_io_latency_seconds_bucket{device=\"vda\",operation=\"read\",le=\"1\"} 5\n";
         assert_eq!(count(page, "vda", "read"), 12);
         assert_eq!(count(page, "vda", "write"), 0);
+        assert_eq!(buckets(page, "vda"), [(1.0, 5.0)]);
     }
 }

@@ -1,0 +1,80 @@
+//! Follows a bio by its address through a disk that makes no requests (dm, md, the head of NVMe multipath, zram), and
+//! counts what was too large for a disk. What came of it is left to `totals`.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::HashMap;
+use sysops_common::block_io::{Flight, Operation, Series};
+use sysops_ebpf::clock_ns;
+use sysops_ebpf::counters::{Fate, count};
+use sysops_ebpf::memory::add;
+
+use crate::OFFSETS;
+use crate::reach::Reach;
+use crate::requests::{ask, number, operation};
+use crate::totals::{finish, totals};
+
+#[map]
+static BIOS: HashMap<u64, Flight> = HashMap::with_max_entries(8192, 0);
+
+/// A bio is handed to a disk. For one that makes requests of it these are followed instead.
+#[inline(always)]
+pub fn queue<R: Reach>(bio: u64) {
+    let Some(disk) = disk::<R>(bio) else { return count(Fate::ReadFault) };
+    let submits = R::follow(disk, &OFFSETS.fops).and_then(|fops| R::member::<u64>(fops, &OFFSETS.submit_bio));
+    if submits.unwrap_or(0) == 0 {
+        return;
+    }
+    let place = (R::member::<u64>(bio, &OFFSETS.bio_sector), series::<R>(bio, disk));
+    let (Some(sector), Some((series, bytes))) = place else { return count(Fate::ReadFault) };
+    let mut flight = Flight { sector, bytes, series, ..Flight::IDLE };
+    // SAFETY: it is a variable of ours.
+    unsafe { ask::<R>(&raw mut flight, || Some(bio)) };
+    flight.issue_ns = clock_ns();
+    if BIOS.insert(bio, flight, 0).is_err() {
+        count(Fate::MapFull);
+    }
+}
+
+/// A bio is complete, with all its parts.
+#[inline(always)]
+pub fn complete<R: Reach>(bio: u64) {
+    let now = clock_ns();
+    let Some(flight) = BIOS.get_ptr_mut(bio) else { return };
+    match R::member::<u8>(bio, &OFFSETS.bio_status) {
+        Some(status) => finish(flight, now, i32::from(status), || disk::<R>(bio)),
+        None => count(Fate::ReadFault),
+    }
+    let _ = BIOS.remove(bio);
+}
+
+/// A bio is too large for its disk: a part of it is cut off.
+#[inline(always)]
+pub fn split<R: Reach>(bio: u64) {
+    let Some(disk) = disk::<R>(bio) else { return count(Fate::ReadFault) };
+    let Some((series, _)) = series::<R>(bio, disk) else { return count(Fate::ReadFault) };
+    if let Some(totals) = totals(series, || Some(disk)) {
+        // SAFETY: it points into a value of a map.
+        unsafe { add(&raw mut (*totals).splits, 1) };
+    }
+}
+
+#[inline(always)]
+fn disk<R: Reach>(bio: u64) -> Option<u64> {
+    let holder = match sysops_ebpf::memory::offset(&OFFSETS.bio_bdev) {
+        Some(_) => R::follow(bio, &OFFSETS.bio_bdev)?,
+        None => bio,
+    };
+    R::follow(holder, &OFFSETS.bio_disk)
+}
+
+/// Device and operation of a bio, and its bytes. A bio asks for a flush by an empty write.
+#[inline(always)]
+fn series<R: Reach>(bio: u64, disk: u64) -> Option<(Series, u32)> {
+    let dev = number::<R>(disk)?;
+    let bytes = R::member::<u32>(bio, &OFFSETS.bio_size)?;
+    let mut operation = operation(R::member(bio, &OFFSETS.bio_flags)?);
+    if bytes == 0 && operation == Operation::Write as u32 {
+        operation = Operation::Flush as u32;
+    }
+    Some((Series { dev, operation }, bytes))
+}

@@ -1,0 +1,179 @@
+//! Adds what has completed to the totals of its device and operation, and hands over what took long. Following a request
+//! to its completion is left to `requests` and `bios`.
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, RingBuf};
+use sysops_common::block_io::{
+    Buckets, CgroupTotals, DiskName, Failure, Flight, LATENCY_NS_MAX, NAME_LEN, OTHER_CGROUPS, Operation,
+    SLOW_PER_WINDOW, SLOW_WINDOW_SHIFT, Seen, Series, Slow, SlowLimit, Totals, known,
+};
+use sysops_ebpf::counters::{Fate, count};
+use sysops_ebpf::memory::{add, copy_member};
+
+use crate::{OFFSETS, setting};
+
+// 200 disks with all operations, or more with fewer.
+#[map]
+static TOTALS: HashMap<Series, Totals> = HashMap::with_max_entries(1024, 0);
+
+// Few disks fail at a time, and each in few ways.
+#[map]
+static FAILURES: HashMap<Failure, u64> = HashMap::with_max_entries(512, 0);
+
+#[map]
+static CGROUPS: HashMap<u64, CgroupTotals> = HashMap::with_max_entries(1024, 0);
+
+#[map]
+static NAMES: HashMap<u32, DiskName> = HashMap::with_max_entries(512, 0);
+
+// Room for 600 slow requests that the agent has not yet taken: a minute at the most that are handed over.
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 16, 0);
+
+#[map]
+static SLOW_LIMIT: Array<SlowLimit> = Array::with_max_entries(1, 0);
+
+#[map]
+static SEEN: Array<Seen> = Array::with_max_entries(1, 0);
+
+// Larger than a program's stack.
+static ZERO: Totals = Totals::ZERO;
+
+/// Enters the completion of `flight` at `now`; `disk` is where the name is, for the first of its device.
+#[inline(always)]
+pub fn finish(flight: *const Flight, now: u64, status: i32, disk: impl FnOnce() -> Option<u64>) {
+    // SAFETY: it points into a value of a map, which the verifier checks.
+    let (issue_ns, queue_ns, series) = unsafe { ((*flight).issue_ns, (*flight).queue_ns(), (*flight).series) };
+    if now < issue_ns || now - issue_ns > LATENCY_NS_MAX || queue_ns > LATENCY_NS_MAX {
+        return count(Fate::Stale);
+    }
+    let device_ns = now - issue_ns;
+    let Some(totals) = totals(series, disk) else { return };
+    // SAFETY: all point into a value of a map, and buckets into their arrays.
+    unsafe {
+        if queue_ns == 0 {
+            tally(&raw mut (*totals).direct, device_ns);
+        } else {
+            tally(&raw mut (*totals).queue, queue_ns);
+            tally(&raw mut (*totals).device, device_ns);
+            tally(&raw mut (*totals).whole, queue_ns + device_ns);
+            add(&raw mut (*totals).queue_ns, queue_ns);
+        }
+        add(&raw mut (*totals).device_ns, device_ns);
+        if status != 0 {
+            add(&raw mut (*totals).errors, 1);
+            fail(Failure { dev: series.dev, status });
+        }
+        if setting(&OFFSETS.by_cgroup) != 0 {
+            charge(flight);
+        }
+        let slow_ns = setting(&OFFSETS.slow_ns);
+        if slow_ns != 0 && queue_ns + device_ns >= slow_ns {
+            add(&raw mut (*totals).slow, 1);
+            tell(flight, now, status);
+        }
+    }
+    count(Fate::Received);
+}
+
+/// Where the totals of `series` are. `disk` is run when there are none yet of this device and operation.
+#[inline(always)]
+pub fn totals(series: Series, disk: impl FnOnce() -> Option<u64>) -> Option<*mut Totals> {
+    if let Some(totals) = TOTALS.get_ptr_mut(series) {
+        return Some(totals);
+    }
+    if let Some(disk) = disk() {
+        name(disk, series.dev);
+    }
+    // Another CPU may have been quicker: then the value is there just as well.
+    let _ = TOTALS.insert(series, &ZERO, u64::from(BPF_NOEXIST));
+    let totals = TOTALS.get_ptr_mut(series);
+    if totals.is_none() {
+        count(Fate::MapFull);
+    }
+    totals
+}
+
+/// Counts what is seen seldom.
+#[inline(always)]
+pub fn see(counter: impl FnOnce(&mut Seen) -> *mut u64) {
+    let Some(seen) = SEEN.get_ptr_mut(0) else { return };
+    // SAFETY: it points into the map's one value.
+    unsafe { add(counter(&mut *seen), 1) };
+}
+
+/// # Safety
+/// `buckets` points into a value of a map.
+#[inline(always)]
+unsafe fn tally(buckets: *mut Buckets, ns: u64) {
+    // SAFETY: the caller's promise; the bucket is one of its buckets.
+    unsafe { add(buckets.cast::<u64>().add(Totals::bucket(ns)), 1) };
+}
+
+#[inline(always)]
+fn fail(failure: Failure) {
+    let found = FAILURES.get_ptr_mut(failure).or_else(|| {
+        let _ = FAILURES.insert(failure, 0, u64::from(BPF_NOEXIST));
+        FAILURES.get_ptr_mut(failure)
+    });
+    match found {
+        // SAFETY: it points to a value of a map.
+        Some(failures) => unsafe { add(failures, 1) },
+        None => count(Fate::MapFull),
+    }
+}
+
+/// Counts requests and bytes for the cgroup of who asked; for all others together when there is no more room.
+#[inline(always)]
+fn charge(flight: *const Flight) {
+    // SAFETY: it points into a value of a map.
+    let (cgroup, known, bytes, operation) =
+        unsafe { ((*flight).cgroup, (*flight).known, (*flight).bytes, (*flight).series.operation) };
+    let cgroup = if known & known::CGROUP != 0 { cgroup } else { OTHER_CGROUPS };
+    let found = CGROUPS.get_ptr_mut(cgroup).or_else(|| {
+        let none = CgroupTotals { requests: [0; 2], bytes: [0; 2] };
+        let _ = CGROUPS.insert(cgroup, none, u64::from(BPF_NOEXIST));
+        CGROUPS.get_ptr_mut(cgroup).or_else(|| CGROUPS.get_ptr_mut(OTHER_CGROUPS))
+    });
+    let Some(totals) = found else { return count(Fate::MapFull) };
+    let way = (operation != Operation::Read as u32) as usize;
+    // SAFETY: both point into a value of a map.
+    unsafe {
+        add((&raw mut (*totals).requests).cast::<u64>().add(way), 1);
+        add((&raw mut (*totals).bytes).cast::<u64>().add(way), u64::from(bytes));
+    }
+}
+
+/// Hands over a slow request, unless enough were handed over in this window of time. CPUs that come at the same moment
+/// may each hand over one more.
+#[inline(always)]
+fn tell(flight: *const Flight, now: u64, status: i32) {
+    let Some(limit) = SLOW_LIMIT.get_ptr_mut(0) else { return };
+    let window = now >> SLOW_WINDOW_SHIFT;
+    // SAFETY: all point into the map's one value.
+    unsafe {
+        if (*limit).window != window {
+            (*limit).window = window;
+            (*limit).told = 0;
+        }
+        if (*limit).told >= SLOW_PER_WINDOW {
+            return add(&raw mut (*limit).untold, 1);
+        }
+        add(&raw mut (*limit).told, 1);
+    }
+    let Some(mut entry) = EVENTS.reserve::<Slow>(0) else { return count(Fate::RingFull) };
+    // SAFETY: the flight is a value of a map, and copied whole.
+    entry.write(Slow { complete_ns: now, status, reserved: 0, flight: unsafe { *flight } });
+    entry.submit(0);
+}
+
+/// Keeps the name of a disk beside its number, so that the agent can tell a wrong number.
+#[inline(always)]
+fn name(disk: u64, dev: u32) {
+    let mut name = DiskName([0; NAME_LEN]);
+    if copy_member(disk, &OFFSETS.disk_name, &mut name.0).is_some() {
+        // When it is full the agent asks /proc alone.
+        let _ = NAMES.insert(dev, name, 0);
+    }
+}
