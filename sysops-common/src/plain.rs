@@ -25,6 +25,13 @@ pub fn view<T: Plain>(bytes: &[u8]) -> Option<&T> {
     Some(unsafe { &*start })
 }
 
+/// The bytes of a value, as the kernel gets them.
+#[must_use]
+pub fn bytes<T: Plain>(value: &T) -> &[u8] {
+    // SAFETY: integers and arrays of them, of as many bytes as the type has; they live as long as the value.
+    unsafe { core::slice::from_raw_parts(core::ptr::from_ref(value).cast(), size_of::<T>()) }
+}
+
 // SAFETY: an integer. aya has its own word for it.
 unsafe impl Plain for u32 {}
 

@@ -4,19 +4,41 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use aya::maps::{Array, HashMap, MapData, RingBuf};
 use aya::programs::{BtfTracePoint, FEntry, Iter, ProgramError, RawTracePoint, TracePoint};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
 use sysops_common::check::Check;
 use sysops_common::counters::Counters;
-use sysops_common::plain::{Plain, view};
+use sysops_common::plain::{Plain, bytes, view};
 
 use super::attach::Point;
 use super::ladder::Refusal;
 use crate::host::os;
 
 include!(concat!(env!("OUT_DIR"), "/objects.rs"));
+
+/// aya reads the kernel's whole types whenever it makes a loader, tens of megabytes and more time than all else takes
+/// here. Offsets come in OFFSETS, so it is told to forget them, and there is one loader for all objects.
+static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    Mutex::new(loader)
+});
+
+/// A copy for the loader, which keeps what it was given last. The offsets of a kernel do not change, so that there is one
+/// for each object and rung.
+fn kept(bytes: &[u8]) -> &'static [u8] {
+    static KEPT: Mutex<Vec<&'static [u8]>> = Mutex::new(Vec::new());
+    let mut all = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(found) = all.iter().find(|kept| **kept == bytes) {
+        return found;
+    }
+    let new: &'static [u8] = Box::leak(bytes.into());
+    all.push(new);
+    new
+}
 
 /// A loaded object. Dropping it detaches its programs and frees its maps.
 pub(super) struct Object {
@@ -49,10 +71,12 @@ impl Object {
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn load<T: Plain>(name: &str, offsets: &T) -> Result<Self, Refusal> {
-        let mut loader = EbpfLoader::new();
-        // No relocations by types: offsets come in OFFSETS.
-        loader.btf(None).override_global("OFFSETS", offsets, true);
-        let mut ebpf = loader.load(embedded(name)?).map_err(|error| refused("load", &error))?;
+        let object = embedded(name)?;
+        let mut ebpf = {
+            let mut loader = LOADER.lock().unwrap_or_else(PoisonError::into_inner);
+            loader.override_global("OFFSETS", kept(bytes(offsets)), true);
+            loader.load(object).map_err(|error| refused("load", &error))?
+        };
         let counters = take(&mut ebpf, "COUNTERS")?;
         let counters = Array::try_from(counters).map_err(|error| refused("map COUNTERS", &error))?;
         let events = match ebpf.take_map("EVENTS") {

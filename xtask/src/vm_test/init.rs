@@ -66,7 +66,7 @@ pub(crate) fn script(payload: &Payload, tests: &str, has_setpriv: bool) -> Strin
          /bin/stty -F /dev/ttyS1 raw -echo 115200; exec </dev/null >/dev/ttyS1 2>&1\n\
          for module in /modules/*.ko; do insmod $module; done\n\
          section() {{\n\
-         echo \"{BEGIN}$1\"; shift; timeout -s KILL {LIMIT_SECONDS} \"$@\"; status=$?; echo; echo \"{END}$status\"\n\
+         echo \"{BEGIN}$1\"; shift; timeout -s KILL {LIMIT_SECONDS} \"$@\"; status=$?; read -r up _ </proc/uptime; echo; echo \"{END}$status $up\"\n\
          }}\n\
          section kernel cat /proc/version\n"
     );

@@ -126,7 +126,9 @@ pub(crate) fn agent(dev: bool) -> Result<PathBuf> {
 
 fn optimised(cargo: &mut Command) -> &mut Command {
     for package in OPTIMISED {
-        cargo.arg("--config").arg(format!("profile.dev.package.{package}.opt-level=1"));
+        for setting in ["opt-level=2", "debug-assertions=false", "overflow-checks=true"] {
+            cargo.arg("--config").arg(format!("profile.dev.package.{package}.{setting}"));
+        }
     }
     cargo
 }

@@ -51,7 +51,7 @@ pub(crate) fn sections(said: &str) -> (Vec<Section>, bool) {
             sections.push(Section { name: name.to_owned(), body: String::new(), status: None });
             open = true;
         } else if let (Some(section), true) = (sections.last_mut(), open) {
-            if let Some(status) = line.strip_prefix(END).and_then(|status| status.parse().ok()) {
+            if let Some(status) = line.strip_prefix(END).and_then(|rest| rest.split(' ').next()?.parse().ok()) {
                 section.status = Some(status);
                 open = false;
             } else {
