@@ -14,6 +14,7 @@ use sysops_common::counters::Counters;
 use sysops_common::plain::{Plain, bytes, view};
 
 use super::attach::Point;
+use super::facts;
 use super::ladder::Refusal;
 use crate::host::os;
 
@@ -365,16 +366,49 @@ fn refused(what: &str, error: &dyn std::error::Error) -> Refusal {
         ""
     };
     tracing::debug!("{text}");
-    Refusal::new(shorten(&text), remedy)
+    let short = shorten(&text);
+    // The verifier of a kernel that is locked down knows no such helper.
+    if short.contains("bpf_probe_read") && (short.contains("unknown func") || short.contains("cannot use helper")) {
+        return facts::unreadable(&short);
+    }
+    Refusal::new(short, remedy)
 }
 
+/// A verifier's log says what is wrong in the line before the one that counts instructions.
 fn shorten(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    match lines.as_slice() {
-        [] => String::new(),
-        [one] => (*one).to_owned(),
-        // The last line of a verifier's log counts instructions; the one before it says what is wrong.
-        [first, .., wrong, _counts] => format!("{first} … {wrong}"),
-        [first, second] => format!("{first} {second}"),
+    let counts = lines.iter().position(|line| line.starts_with("processed ") && line.contains(" insns"));
+    match (lines.as_slice(), counts) {
+        ([first, .., wrong], None) => format!("{first} … {wrong}"),
+        ([first, ..], Some(counts @ 2..)) => format!("{first} … {}", lines[counts - 1]),
+        ([first, ..], _) => (*first).to_owned(),
+        ([], _) => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verifiers_log_is_cut_to_what_is_wrong() {
+        let log = "check: Invalid argument (os error 22). Verifier output: arg#0 type is not a struct\n\
+                   0: (bf) r6 = r1\n8: (85) call bpf_probe_read_kernel#113\nunknown func bpf_probe_read_kernel#113\n\
+                   processed 9 insns (limit 1000000) max_states_per_insn 0\n\n: Invalid argument";
+        let short = "check: Invalid argument (os error 22). Verifier output: arg#0 type is not a struct … unknown func bpf_probe_read_kernel#113";
+        assert_eq!(shorten(log), short);
+        assert_eq!(shorten("Operation not permitted"), "Operation not permitted");
+        assert_eq!(shorten("load: \nprocessed 0 insns (limit 1)"), "load:");
+        assert_eq!(shorten(""), "");
+    }
+
+    #[test]
+    fn memory_that_cannot_be_read_is_told_in_words() {
+        let error = std::io::Error::other(
+            "call bpf_probe_read_kernel#113\nunknown func bpf_probe_read_kernel#113\nprocessed 9 insns",
+        );
+        let refusal = refused("check", &error);
+        assert!(refusal.reason.contains("lockdown=confidentiality forbids"), "{refusal:?}");
+        assert!(!refusal.remedy.is_empty());
     }
 }
