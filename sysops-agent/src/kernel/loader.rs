@@ -360,7 +360,10 @@ fn refused(what: &str, error: &dyn std::error::Error) -> Refusal {
         }
         cause = inner.source();
     }
-    let remedy = if text.contains("Operation not permitted") || text.contains("Permission denied") {
+    let remedy = if text.contains("perf_event_open") && text.contains("Permission denied") {
+        // Debian's kernels give plain tracepoints to CAP_SYS_ADMIN alone when it is 3.
+        "sysctl kernel.perf_event_paranoid=2, or run the agent as root"
+    } else if text.contains("Operation not permitted") || text.contains("Permission denied") {
         "give the agent CAP_BPF and CAP_PERFMON and, before Linux 5.11, room to lock memory (LimitMEMLOCK=); kernel lockdown may refuse too"
     } else {
         ""

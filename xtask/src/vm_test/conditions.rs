@@ -32,13 +32,14 @@ const STRICT: &str = "echo 3 >/proc/sys/kernel/perf_event_paranoid; echo 2 >/pro
      echo 1 >/proc/sys/kernel/dmesg_restrict; echo 2 >/proc/sys/kernel/unprivileged_bpf_disabled; mount -o remount,hidepid=2 /proc";
 const LOOSE: &str = "echo 2 >/proc/sys/kernel/perf_event_paranoid; echo 0 >/proc/sys/kernel/kptr_restrict; \
      echo 0 >/proc/sys/kernel/dmesg_restrict; mount -o remount,hidepid=0 /proc";
-const NO_TRACEFS: &str = "umount /sys/kernel/tracing";
+const NO_TRACEFS: &str = "has /sys/kernel/tracing && umount /sys/kernel/tracing";
 const TRACEFS: &str = "mount -t tracefs tracefs /sys/kernel/tracing";
-const NO_BTF: &str = "test -e /sys/kernel/btf && mount -t tmpfs tmpfs /sys/kernel/btf";
+const NO_BTF: &str = "has /sys/kernel/btf && mount -t tmpfs tmpfs /sys/kernel/btf";
 const BTF: &str = "umount /sys/kernel/btf";
-const INTEGRITY: &str = "echo integrity >/sys/kernel/security/lockdown";
-const CONFIDENTIALITY: &str = "echo confidentiality >/sys/kernel/security/lockdown";
-const LOCKED: &str = "grep -q '\\[confidentiality' /sys/kernel/security/lockdown";
+const INTEGRITY: &str = "has /sys/kernel/security/lockdown && echo integrity >/sys/kernel/security/lockdown";
+const CONFIDENTIALITY: &str =
+    "has /sys/kernel/security/lockdown && echo confidentiality >/sys/kernel/security/lockdown";
+const LOCKED: &str = "has /sys/kernel/security/lockdown && grep -q '\\[confidentiality' /sys/kernel/security/lockdown";
 
 static CONDITIONS: &[Condition] = &[
     as_root("nothing special", "", ""),
@@ -54,7 +55,7 @@ static CONDITIONS: &[Condition] = &[
     as_root("no BTF", NO_BTF, BTF),
     as_root(
         "neither tracefs nor BTF",
-        "umount /sys/kernel/tracing && test -e /sys/kernel/btf && mount -t tmpfs tmpfs /sys/kernel/btf",
+        "has /sys/kernel/btf && umount /sys/kernel/tracing && mount -t tmpfs tmpfs /sys/kernel/btf",
         "umount /sys/kernel/btf; mount -t tracefs tracefs /sys/kernel/tracing",
     ),
     as_root("lockdown=integrity", INTEGRITY, ""),
@@ -62,7 +63,7 @@ static CONDITIONS: &[Condition] = &[
     Condition { name: "lockdown=confidentiality, that user", make: LOCKED, unmake: "", user: User::Unit },
     as_root(
         "lockdown=confidentiality, securityfs not mounted",
-        "grep -q '\\[confidentiality' /sys/kernel/security/lockdown && umount /sys/kernel/security",
+        "has /sys/kernel/security/lockdown && umount /sys/kernel/security",
         "mount -t securityfs securityfs /sys/kernel/security",
     ),
 ];
@@ -91,7 +92,9 @@ pub(crate) fn script(has_setpriv: bool) -> String {
             or_true(unmake)
         )
     });
-    lines.collect()
+    // A condition about what a kernel does not have cannot be made, and says so.
+    let has = "has() { test -e \"$1\" || { echo \"this kernel has no $1\" >&2; false; }; }\n".to_owned();
+    std::iter::once(has).chain(lines).collect()
 }
 
 #[cfg(test)]

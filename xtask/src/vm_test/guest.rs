@@ -13,6 +13,11 @@ use crate::{apt, program};
 /// QEMU for guests of this architecture, and its package.
 const QEMU: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
 
+/// The kernel hands `said` and `end` on to the init: the line to speak on, and how to come to an end. To wait for RCU would be most of
+/// what it takes to detach a program, and to guard against the processor's own faults much of what a system call takes.
+const APPEND: &str =
+    "console=ttyS0 quiet panic=1 log_buf_len=4M rcupdate.rcu_expedited=1 mitigations=off said=ttyS1 end=reboot";
+
 /// What became of a guest.
 pub(crate) struct Ran {
     /// What the init said, on a serial line of its own.
@@ -74,14 +79,13 @@ pub(crate) fn run(
     Ok(Ran { said: String::from_utf8_lossy(&bytes).into_owned(), console, in_time, took: start.elapsed() })
 }
 
-/// The kernel hands `said` and `end` on to the init: the line to speak on, and how to come to an end.
 fn qemu(kernel: &Kernel, initramfs: &Path, memory_mib: u32, lines: [&PathBuf; 2], errors: &Path) -> Result<Command> {
     let mut command = Command::new(program::find(QEMU.0).context("QEMU is not there any more")?);
     // With a thread for each CPU some boots die: the kernel patches its own code while another CPU runs it.
     command.args(["-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", &memory_mib.to_string()]);
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
-    command.args(["-append", "console=ttyS0 quiet panic=1 log_buf_len=4M said=ttyS1 end=reboot"]);
+    command.args(["-append", APPEND]);
     for file in lines {
         command.arg("-serial").arg(format!("file:{}", file.display()));
     }
