@@ -73,13 +73,13 @@ const CONFIGURATION: &str = "[agent]\ndata_dir = \"/tmp/agent\"\ncollect_interva
 /// Faults and tools. A tool is ready when it holds a BPF link or a perf event; one that has ended by then could not begin.
 fn script() -> String {
     format!(
-        r#"{preamble}mount -t debugfs debugfs /sys/kernel/debug; ulimit -l unlimited
-tool() {{ program=$1; shift; /tools/{LOADER} --library-path /tools /tools/$program "$@"; }}
+        r#"{preamble}mount -t debugfs debugfs /sys/kernel/debug; mkdir /tmp/agent
+tool() {{ program=$1; shift; exec /tools/{LOADER} --library-path /tools /tools/$program "$@"; }}
 run() {{ name=$1; shift; "$@" >/tmp/$name.out 2>/tmp/$name.err & echo $! >/tmp/$name.pid; }}
 runs() {{ kill -0 $(cat /tmp/$1.pid) 2>/dev/null; }}
 ready() {{ n=0; while runs $1 && [ $n -lt 300 ]; do eval "$2" && break; sleep 0.5; n=$((n+1)); done; sleep 2; }}
-holds() {{ ls -l /proc/$(cat /tmp/$1.pid)/fd /proc/[0-9]*/fd 2>/dev/null | grep -q -e bpf_link -e perf_event -e bpf-link; }}
-stop() {{ kill -INT $(cat /tmp/$1.pid) 2>/dev/null; n=0; while runs $1 && [ $n -lt 60 ]; do sleep 0.5; n=$((n+1)); done; kill -KILL $(cat /tmp/$1.pid) 2>/dev/null; }}
+holds() {{ ls -l /proc/$(cat /tmp/$1.pid)/fd 2>/dev/null | grep -q -e bpf_link -e bpf-link -e perf_event; }}
+stop() {{ kill -$2 $(cat /tmp/$1.pid) 2>/dev/null; n=0; while runs $1 && [ $n -lt 60 ]; do sleep 0.5; n=$((n+1)); done; kill -KILL $(cat /tmp/$1.pid) 2>/dev/null; }}
 tell() {{ section "$1" cat /tmp/$2.out /tmp/$2.err; }}
 metrics() {{ sleep 3; section "$1" wget -q -O - http://127.0.0.1:9100/metrics; }}
 victim() {{ mkdir -p $1; echo 16M >$1/memory.max; echo 0 >$1/memory.swap.max 2>/dev/null; }}
@@ -91,7 +91,7 @@ run oomkill tool oomkill
 run oomkill.bt tool bpftrace -B line /tools/oomkill.bt
 ready events 'grep -q watching: /tmp/events.err'
 ready oomkill.bt 'grep -q Tracing /tmp/oomkill.bt.out'
-ready oomkill true
+ready oomkill 'holds oomkill'
 cd /sys/fs/cgroup; killed=0
 for i in $(seq {KILLS}); do victim one-$i; sh -c "$asks" sh one-$i 2>/dev/null; done
 victim group; echo 1 >group/memory.oom.group
@@ -100,7 +100,8 @@ while [ $(wc -l <group/cgroup.procs) -lt 4 ]; do sleep 0.1; done
 sh -c "$asks" sh group 2>/dev/null; sleep 5; cd /
 section 'oom truth' sh -c 'for f in /sys/fs/cgroup/*/memory.events; do echo "$f $(grep "^oom_kill " $f)"; done'
 section victims cat /tmp/victims
-for t in events oomkill oomkill.bt; do stop $t; tell "oom $t" $t; done
+stop events TERM; tell 'oom events' events
+for t in oomkill oomkill.bt; do stop $t INT; tell "oom $t" $t; done
 
 disk=/sys/block/nullb0
 insmod /modules/*-null_blk.ko nr_devices=1 gb=1 queue_mode=2 irqmode=2 completion_nsec=2000000
@@ -111,14 +112,14 @@ echo $stats >$disk/queue/iostats
 run biolatency tool biolatency -D
 run biolatency.bt tool bpftrace -B line /tools/biolatency.bt
 ready biolatency.bt 'grep -q Tracing /tmp/biolatency.bt.out'
-ready biolatency true
+ready biolatency 'holds biolatency'
 metrics "io$stats before"; section "io$stats truth before" cat $disk/stat
 dd if=/dev/zero of=/dev/nullb0 bs=4k count={WRITES} oflag=direct 2>/dev/null
 dd if=/dev/nullb0 of=/dev/null bs=4k count={READS} iflag=direct 2>/dev/null
 section "io$stats truth after" cat $disk/stat; metrics "io$stats after"
-for t in biolatency biolatency.bt; do stop $t; tell "io$stats $t" $t; done
+for t in biolatency biolatency.bt; do stop $t INT; tell "io$stats $t" $t; done
 done
-stop agent
+stop agent TERM
 {end}"#,
         preamble = init::preamble(),
         end = init::end(),

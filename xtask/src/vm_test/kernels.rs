@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::packages::{Unpacked, World, remove};
-use crate::{program, workspace};
+use crate::{apt, program, workspace};
 
 /// A series, the suite that has it, and how the names of its packages begin.
 struct Series {
@@ -196,11 +196,14 @@ fn module(unpacked: &Unpacked, name: &str, loaded: &mut Vec<(String, Vec<u8>)>) 
 }
 
 fn uncompressed(file: &Path) -> Result<Vec<u8>> {
-    let tool = match file.extension().and_then(|extension| extension.to_str()) {
-        Some("xz") => "xz",
-        Some("zst") => "zstd",
+    let (tool, package) = match file.extension().and_then(|extension| extension.to_str()) {
+        Some("xz") => ("xz", "xz-utils"),
+        Some("zst") => ("zstd", "zstd"),
         _ => return std::fs::read(file).with_context(|| file.display().to_string()),
     };
+    if program::find(tool).is_none() {
+        apt::ensure(&[package]).with_context(|| format!("{tool} is missing, the package is {package}"))?;
+    }
     let output =
         Command::new(tool).arg("-dc").arg(file).output().with_context(|| format!("{tool}: cannot be started"))?;
     if !output.status.success() {

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::kernels::home;
-use crate::program;
+use crate::{apt, program};
 
 /// A repository other than the one that this machine's apt takes Debian from.
 const MIRROR: &str = "SYSOPS_DEBIAN_MIRROR";
@@ -26,6 +26,9 @@ impl World {
     pub(super) fn new(suite: &str) -> Result<Self> {
         if program::find("apt-get").is_none() || program::find("dpkg-deb").is_none() {
             bail!("kernels are fetched as Debian packages: neither apt-get nor dpkg-deb may be missing");
+        }
+        if !Path::new(KEYRING).is_file() {
+            apt::ensure(&["debian-archive-keyring"]).with_context(|| format!("{KEYRING} is missing"))?;
         }
         let world = Self { dir: home().join("apt").join(suite) };
         for part in ["state/lists/partial", "cache/archives/partial"] {
