@@ -26,21 +26,27 @@ const DEADLINE: Duration = Duration::from_secs(15 * 60);
 /// A kernel of bookworm, which is that of most machines, and the newest.
 const USUAL: &[&str] = &["6.1", "7.x"];
 
-/// Prints the table.
+/// Prints the table of each kernel; of the `kept` what its guest said when it ran last.
 ///
 /// # Errors
 /// When something cannot be had, a guest does not come to its end, or the agent did not see what happened.
-pub(super) fn main(names: &[&str], dev: bool) -> Result<()> {
-    guest::ensure_qemu()?;
-    let agent = payload::agent(dev)?;
+pub(super) fn main(names: &[&str], dev: bool, kept: bool) -> Result<()> {
+    let names = if names.is_empty() { USUAL } else { names };
+    if !kept {
+        guest::ensure_qemu()?;
+        let agent = payload::agent(dev)?;
+        for name in names {
+            let (kernel, tools) = (kernels::get(name)?, tools(kernels::suite(name)?)?);
+            program::step(&format!("guest {name} with other tools"), || boot(&kernel, &agent, &tools))?;
+        }
+    }
     let mut failures = Vec::new();
-    for name in if names.is_empty() { USUAL } else { names } {
-        let kernel = kernels::get(name)?;
-        let tools = tools(kernels::suite(name)?)?;
-        let said = program::step(&format!("guest {name} with other tools"), || boot(&kernel, &agent, &tools))?;
-        let (sections, done) = said::sections(&said);
+    for name in names {
+        let file = guests().join(format!("{name}.said"));
+        let said = std::fs::read(&file).with_context(|| format!("{}: has its guest run?", file.display()))?;
+        let (sections, done) = said::sections(&String::from_utf8_lossy(&said));
         if !done {
-            bail!("{name}: the guest did not come to its end; what was said is in {}", kernels::home().display());
+            bail!("{name}: the guest did not come to its end: {}", file.display());
         }
         let compared = compared::of(&sections);
         print!("{}", compared.text);
@@ -49,7 +55,11 @@ pub(super) fn main(names: &[&str], dev: bool) -> Result<()> {
     if failures.is_empty() { Ok(()) } else { bail!("{}", failures.join("\n")) }
 }
 
-fn boot(kernel: &Kernel, agent: &Path, tools: &Path) -> Result<String> {
+fn guests() -> PathBuf {
+    kernels::home().join("compare")
+}
+
+fn boot(kernel: &Kernel, agent: &Path, tools: &Path) -> Result<()> {
     let mut files = payload::alone(&[(agent, AGENT), (&program::find("dd").context("dd is missing")?, "/usr/bin/dd")])?;
     for entry in std::fs::read_dir(tools).with_context(|| tools.display().to_string())? {
         let file = entry?.path();
@@ -58,13 +68,12 @@ fn boot(kernel: &Kernel, agent: &Path, tools: &Path) -> Result<String> {
     }
     files.push(("/bin/busybox".to_owned(), std::fs::read(kernels::busybox()?)?));
     files.push(("/etc/agent.toml".to_owned(), CONFIGURATION.as_bytes().to_vec()));
-    let dir = kernels::home().join("compare");
+    let dir = guests();
     std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
     let initramfs = dir.join(format!("{}.cpio", kernel.series));
     std::fs::write(&initramfs, payload::archive(&files, kernel, &script())?)?;
-    let ran = guest::run(kernel, &initramfs, &dir, kernel.series, MEMORY_MIB, DEADLINE)?;
-    std::fs::remove_file(&initramfs).with_context(|| initramfs.display().to_string())?;
-    Ok(ran.said)
+    guest::run(kernel, &initramfs, &dir, kernel.series, MEMORY_MIB, DEADLINE)?;
+    std::fs::remove_file(&initramfs).with_context(|| initramfs.display().to_string())
 }
 
 const CONFIGURATION: &str = "[agent]\ndata_dir = \"/tmp/agent\"\ncollect_interval_secs = 1\n\
@@ -140,8 +149,12 @@ fn fetch(suite: &str, dir: &Path) -> Result<()> {
     let new = dir.with_extension("new");
     remove(&new)?;
     std::fs::create_dir_all(&new).with_context(|| new.display().to_string())?;
+    // Newer releases tell them from bcc's own by an ending.
     let named = |name: &str| {
-        let found = unpacked.find(|path| path.file_name().is_some_and(|file| file == name))?;
+        let names = [name.to_owned(), format!("{name}-libbpf")];
+        let found = unpacked.find(|path| {
+            path.file_name().is_some_and(|file| names.iter().any(|name| file.to_string_lossy() == name.as_str()))
+        })?;
         found.with_context(|| format!("{suite}: no {name} in {}", PACKAGES.join(", ")))
     };
     let loader = named(LOADER)?;

@@ -42,7 +42,7 @@ pub(crate) fn main(args: &[String]) -> Result<()> {
     }
     let dev = options.contains(&"--dev");
     if options.contains(&"--compare") {
-        return compare::main(&names, dev);
+        return compare::main(&names, dev, options.contains(&"--kept"));
     }
     let names = chosen(&names);
     let (guests, probes) = if options.contains(&"--kept") {
