@@ -70,15 +70,23 @@ impl Compared {
                 self.failures.push(format!("{what}: {seen} events, {right} with the right cgroup, of {}", ours.len()));
             }
             let cells = texts.each_ref().map(|(text, killed)| {
-                let seen = killed.iter().filter(|pid| ours.contains(pid)).collect::<BTreeSet<_>>().len();
-                if killed.is_empty() { nothing(text) } else { format!("{seen}, no cgroup") }
+                let of_row = || killed.iter().filter(|(pid, _)| ours.contains(pid));
+                let right = of_row()
+                    .filter(|(pid, line)| victims.get(pid).is_some_and(|cgroup| line.contains(&format!("{cgroup}\""))));
+                let seen = of_row().map(|(pid, _)| pid).collect::<BTreeSet<_>>().len();
+                match (killed.is_empty(), text.contains("CGROUP ")) {
+                    (true, _) => nothing(text),
+                    (false, false) => format!("{seen}, no cgroup"),
+                    (false, true) => format!("{seen}, cgroup right in {}", right.count()),
+                }
             });
             let agent = format!("{seen}, cgroup right in {right}");
             self.row(&what, ours.len() as u64, &truth.to_string(), [&agent, &cells[0], &cells[1]]);
         }
         let strangers = |pids: &[u64]| pids.iter().filter(|pid| !victims.contains_key(pid)).count().to_string();
         let agent = strangers(&events.iter().map(|(pid, _)| *pid).collect::<Vec<_>>());
-        self.row("kills told of others", 0, "–", [&agent, &strangers(&texts[0].1), &strangers(&texts[1].1)]);
+        let texts = texts.map(|(_, killed)| strangers(&killed.iter().map(|(pid, _)| *pid).collect::<Vec<_>>()));
+        self.row("kills told of others", 0, "–", [&agent, &texts[0], &texts[1]]);
     }
 
     fn requests(&mut self, sections: &[Section], stats: &str, with: &str) {
@@ -138,10 +146,13 @@ fn events(text: &str) -> Vec<(u64, String)> {
     text.lines().filter_map(event).collect()
 }
 
-/// Pids in `OOM kill of PID 12 ("dd")`, which both tools print.
-fn killed(text: &str) -> Vec<u64> {
-    let after = text.split("OOM kill of PID ").skip(1);
-    after.filter_map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()).collect()
+/// Pid and line of each `OOM kill of PID 12 ("dd")`, which both tools print; newer ones with the cgroup before it.
+fn killed(text: &str) -> Vec<(u64, &str)> {
+    let kill = |line: &'_ str| -> Option<u64> {
+        line.split_once("OOM kill of PID ")?.1.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    };
+    // A script that cannot be run is printed with its complaint.
+    text.lines().filter(|line| !line.starts_with("//")).filter_map(|line| Some((kill(line)?, line))).collect()
 }
 
 /// Completed reads and writes of /sys/block/…/stat.
@@ -254,6 +265,17 @@ mod tests {
         assert!(compared.text.contains("| 2 | 2 | 1, cgroup right in 1 | 0, no cgroup |"), "{}", compared.text);
         assert!(compared.text.contains("| kills told of others | 0 | – | 0 | 1 | 0 |"), "{}", compared.text);
         assert_eq!(compared.failures.len(), 1, "one of the group was not told: {:?}", compared.failures);
+    }
+
+    #[test]
+    fn a_cgroup_that_a_tool_prints_is_held_against_the_victims() {
+        let line = "Triggered by PID 7 (\"dd\"), CGROUP 5 (\"unified:/one-1\"), OOM kill of PID 7 (\"dd\"), 9 pages\n";
+        let wrong = line.replace("one-1", "two").replace("PID 7", "PID 8");
+        let sections =
+            [section("victims", "7 one-1\n8 one-2\n"), section("oom oomkill.bt", &(line.to_owned() + &wrong))];
+        let mut compared = Compared { text: String::new(), failures: Vec::new() };
+        compared.kills(&sections);
+        assert!(compared.text.contains("| 2, cgroup right in 1 |"), "{}", compared.text);
     }
 
     #[test]
