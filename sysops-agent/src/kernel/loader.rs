@@ -377,10 +377,13 @@ fn refused(what: &str, error: &dyn std::error::Error) -> Refusal {
     Refusal::new(short, remedy)
 }
 
-/// A verifier's log says what is wrong in the line before the one that counts instructions.
+/// How the lines begin with which a verifier's log ends, whether it took the program or not.
+const STATISTICS: [&str; 4] = ["verification time ", "stack depth ", "insns processed ", "processed "];
+
+/// A verifier's log says what is wrong in the line before its statistics.
 fn shorten(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let counts = lines.iter().position(|line| line.starts_with("processed ") && line.contains(" insns"));
+    let counts = lines.iter().position(|line| STATISTICS.iter().any(|begin| line.starts_with(begin)));
     match (lines.as_slice(), counts) {
         ([first, .., wrong], None) => format!("{first} … {wrong}"),
         ([first, ..], Some(counts @ 2..)) => format!("{first} … {}", lines[counts - 1]),
@@ -397,7 +400,7 @@ mod tests {
     fn a_verifiers_log_is_cut_to_what_is_wrong() {
         let log = "check: Invalid argument (os error 22). Verifier output: arg#0 type is not a struct\n\
                    0: (bf) r6 = r1\n8: (85) call bpf_probe_read_kernel#113\nunknown func bpf_probe_read_kernel#113\n\
-                   processed 9 insns (limit 1000000) max_states_per_insn 0\n\n: Invalid argument";
+                   verification time 52 usec\nstack depth 0+0\nprocessed 9 insns (limit 1000000) max_states_per_insn 0\n\n: Invalid argument";
         let short = "check: Invalid argument (os error 22). Verifier output: arg#0 type is not a struct … unknown func bpf_probe_read_kernel#113";
         assert_eq!(shorten(log), short);
         assert_eq!(shorten("Operation not permitted"), "Operation not permitted");
