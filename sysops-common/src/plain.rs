@@ -35,6 +35,13 @@ pub fn copy<T: Plain>(bytes: &[u8]) -> Option<T> {
     Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
+/// The bytes of a value, as the kernel gets them.
+#[must_use]
+pub fn bytes<T: Plain>(value: &T) -> &[u8] {
+    // SAFETY: integers and arrays of them, of as many bytes as the type has; they live as long as the value.
+    unsafe { core::slice::from_raw_parts(core::ptr::from_ref(value).cast(), size_of::<T>()) }
+}
+
 // SAFETY: an integer. aya has its own word for it.
 unsafe impl Plain for u32 {}
 // SAFETY: an integer. aya has its own word for it.

@@ -1,4 +1,4 @@
-//! A kernel whose BTF lies about a member: the self-check sees it, and just those probes that read the member stand
+//! A kernel whose BTF lies about a member, lacks it, or has it of another type: just those probes that read the member stand
 //! lower, with the reason.
 #![expect(clippy::disallowed_methods, reason = "a test reads files as it likes")]
 
@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use sysops_agent::host::{Host, files::Files};
 use sysops_agent::kernel::{Kernel, Rung, Standing};
 use sysops_agent::spec::Values;
-use sysops_tests::falsified_btf::move_member;
+use sysops_tests::falsified_btf::{move_member, remove_member, retype_member};
 use sysops_tests::require::{self, require};
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -97,6 +97,60 @@ fn a_member_that_both_read_takes_down_both() {
     }
     let moved = standings("kn", |btf| move_member(btf, "cgroup", "kn", 64));
     assert_down(&honest, &moved, &GUARDED, "cgroup");
+}
+
+/// The member that holds the number of a system call.
+const CALL: (&str, &str) =
+    if cfg!(target_arch = "aarch64") { ("pt_regs", "syscallno") } else { ("pt_regs", "orig_ax") };
+
+#[test]
+fn a_member_that_is_not_there_takes_down_who_reads_it() {
+    for (structure, member, down) in [
+        ("task_struct", "tgid", &GUARDED[..]),
+        ("task_struct", "signal", &["oom_kill"]),
+        ("request", "__data_len", &["block_io"]),
+        (CALL.0, CALL.1, &["fd"]),
+    ] {
+        exactly(structure, member, down, |btf| remove_member(btf, structure, member));
+    }
+}
+
+#[test]
+fn a_member_of_another_type_takes_down_who_reads_it() {
+    for (structure, member, down) in [
+        ("task_struct", "comm", &GUARDED[..]),
+        ("signal_struct", "oom_score_adj", &["oom_kill"]),
+        ("task_struct", "last_switch_time", &["hung_task"]),
+        ("gendisk", "major", &["block_io"]),
+        (CALL.0, CALL.1, &["fd"]),
+    ] {
+        exactly(structure, member, down, |btf| retype_member(btf, structure, member));
+    }
+}
+
+/// Those `down` that stand by the kernel's types do so no more, for a reason that names the member. Of all other probes, those
+/// that come later included, each stands where it stood, or names the member too.
+fn exactly(structure: &str, member: &str, down: &[&str], lie: impl FnOnce(&mut [u8])) {
+    if !require(require::root().or_else(|| require::files(&[BTF]))) {
+        return;
+    }
+    let typed = |standing: &Standing| matches!(standing.rung, Rung::Fentry | Rung::TpBtf | Rung::RawTracepoint);
+    let honest = standings("honest", |_| {});
+    if !honest.iter().any(typed) && !require(honest.first().map(|standing| standing.reason.clone())) {
+        return;
+    }
+    let name = format!("{structure}.{member}");
+    let lied = standings(&name, lie);
+    for (before, after) in honest.iter().zip(&lied) {
+        assert_eq!(before.name, after.name);
+        let named = after.reason.contains(&name);
+        if down.contains(&after.name) && typed(before) {
+            assert!(named && !typed(after) && !after.remedy.is_empty(), "{name}: {before:?} {after:?}");
+        } else {
+            assert!(named || before.rung == after.rung, "{name}: {before:?} {after:?}");
+        }
+        assert!(!after.forced_and_failed, "{after:?}");
+    }
 }
 
 #[test]

@@ -1,11 +1,12 @@
-//! `cargo xtask ci`: format and lints on both sides of the kernel boundary, the feature sets, generated documents, tests.
+//! `cargo xtask ci`: format and lints on both sides of the kernel boundary, the feature sets, generated documents, tests, and
+//! the kernel tests in guests with the oldest and the newest kernel.
 
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 
 use crate::toolchain::{self, Route};
-use crate::{apt, build_ebpf, docs, no_args, program, setup, test, workspace};
+use crate::{apt, build_ebpf, docs, no_args, program, setup, test, vm_test, workspace};
 
 /// `tls-native` links OpenSSL.
 const OPENSSL: &[&str] = &["libssl-dev", "pkg-config"];
@@ -30,6 +31,7 @@ pub(crate) fn main(args: &[String]) -> Result<()> {
     step("generated documents", &|| docs::check())?;
     step("tests without features", &tests_without_features)?;
     step("tests", &|| test::all(&[]))?;
+    step("guests", &vm_test::usual)?;
     program::say("ci: all passed");
     eprintln!("{}", times.join("\n"));
     Ok(())

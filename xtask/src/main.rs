@@ -35,7 +35,12 @@ static COMMANDS: &[Command] = &[
         run: build::main,
     },
     Command { name: "test", args: "[-- ARGS]", about: "install what the tests need, run them", run: test::main },
-    Command { name: "ci", args: "", about: "format, lint, feature sets, generated documents, tests", run: ci::main },
+    Command {
+        name: "ci",
+        args: "",
+        about: "format, lint, feature sets, generated documents, tests, guests",
+        run: ci::main,
+    },
     Command {
         name: "setup",
         args: "",

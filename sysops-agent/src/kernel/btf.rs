@@ -4,11 +4,16 @@
 /// Wrapped names and arrays of arrays end somewhere; a cycle in a broken file must too.
 const MAX_STEPS: usize = 32;
 
-/// The types of a kernel. The file is kept as it is; beside it stands only where each type begins.
+/// The types of a kernel. The file is kept as it is; beside it stands only where each type begins, and a table of their
+/// names: there are a hundred thousand of them, and the probes ask for a hundred.
 pub(super) struct Btf {
     data: Vec<u8>,
     strings: (usize, usize),
     types: Vec<u32>,
+    /// By a name's hash: the first type of those that have it, 0 for none.
+    first: Vec<TypeId>,
+    /// By type: the next one of the same hash, 0 for none.
+    next: Vec<TypeId>,
 }
 
 /// A number of a type; 0 is `void`.
@@ -84,6 +89,18 @@ const TAILS: [(usize, usize); 20] = [
     (0, 12), // ENUM64
 ];
 
+/// Kinds that are looked for by name.
+const FOUND: [u8; 3] = [STRUCT, TYPEDEF, FUNC];
+
+/// Sixteen bits: chains of one or two in a kernel's BTF.
+const HASHES: usize = 1 << 16;
+
+/// FNV-1a, folded.
+fn hash(name: &[u8]) -> usize {
+    let hash = name.iter().fold(0x811c_9dc5_u32, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    (hash ^ (hash >> 16)) as usize & (HASHES - 1)
+}
+
 #[derive(Clone, Copy)]
 struct Type {
     name: u32,
@@ -112,7 +129,7 @@ impl Btf {
         };
         let (first, end) = section(word(8)?, word(12)?)?;
         let strings = section(word(16)?, word(20)?)?;
-        let mut btf = Self { data, strings, types: vec![0] };
+        let mut btf = Self { data, strings, types: vec![0], first: vec![0; HASHES], next: Vec::new() };
         let mut at = first;
         while at < end {
             let Some(found) = btf.type_at(at) else { return Err(BtfError::Malformed("a type is cut off")) };
@@ -126,7 +143,21 @@ impl Btf {
         if at != end {
             return Err(BtfError::Malformed("the last type is cut off"));
         }
+        btf.index();
         Ok(btf)
+    }
+
+    /// Fills the table of names, from the last type to the first: of two with one name the first is found.
+    fn index(&mut self) {
+        self.next = vec![0; self.types.len()];
+        for place in (1..self.types.len()).rev() {
+            let found = self.type_at(self.types[place] as usize).filter(|found| FOUND.contains(&found.kind));
+            let Some(name) = found.and_then(|found| self.bytes(found.name)) else { continue };
+            let hash = hash(name);
+            self.next[place] = self.first[hash];
+            // As many types as fit into a file of 4 GiB have a number of 32 bits.
+            self.first[hash] = u32::try_from(place).unwrap_or_default();
+        }
     }
 
     /// Where `path` (`signal.oom_score_adj`-like, but within one structure: `a.b` goes into a member that is itself a
@@ -215,7 +246,7 @@ impl Btf {
     /// Number of the type by which a program attaches to the tracepoint `name` (`btf_trace_<name>`).
     #[must_use]
     pub(super) fn tracepoint(&self, name: &str) -> Option<TypeId> {
-        self.find(&format!("btf_trace_{name}"), &[TYPEDEF])
+        self.find(&format!("btf_trace_{name}"), TYPEDEF)
     }
 
     /// What the tracepoint `name` hands to a program.
@@ -233,7 +264,7 @@ impl Btf {
     /// Number of the kernel function `name`, by which a program attaches to its entry.
     #[must_use]
     pub(super) fn function(&self, name: &str) -> Option<TypeId> {
-        self.find(name, &[FUNC])
+        self.find(name, FUNC)
     }
 
     /// What the kernel function `name` takes.
@@ -267,15 +298,19 @@ impl Btf {
     }
 
     fn structure(&self, name: &str) -> Option<TypeId> {
-        self.find(name, &[STRUCT])
+        self.find(name, STRUCT)
     }
 
-    fn find(&self, name: &str, kinds: &[u8]) -> Option<TypeId> {
-        let wanted = self.string(name)?;
-        let place = self.types.iter().skip(1).position(|&at| {
-            self.type_at(at as usize).is_some_and(|found| found.name == wanted && kinds.contains(&found.kind))
-        })?;
-        u32::try_from(place + 1).ok()
+    fn find(&self, name: &str, kind: u8) -> Option<TypeId> {
+        let mut id = self.first[hash(name.as_bytes())];
+        while id != 0 {
+            let found = self.get(id)?;
+            if found.kind == kind && self.bytes(found.name) == Some(name.as_bytes()) {
+                return Some(id);
+            }
+            id = *self.next.get(id as usize)?;
+        }
+        None
     }
 
     /// Where `name` stands among the strings, each of which is there once.
@@ -291,10 +326,14 @@ impl Btf {
     }
 
     fn text(&self, at: u32) -> Option<&str> {
+        std::str::from_utf8(self.bytes(at)?).ok()
+    }
+
+    fn bytes(&self, at: u32) -> Option<&[u8]> {
         let strings = self.data.get(self.strings.0..self.strings.1)?;
         let text = strings.get(at as usize..)?;
         let end = text.iter().position(|&byte| byte == 0)?;
-        std::str::from_utf8(&text[..end]).ok()
+        Some(&text[..end])
     }
 
     fn member_of(&self, id: TypeId, name: &str, depth: usize) -> Option<Member> {

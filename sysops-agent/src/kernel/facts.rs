@@ -13,7 +13,7 @@ use crate::host::files::open_file;
 pub(super) struct Facts {
     /// The running kernel's types.
     pub btf: Result<Btf, Refusal>,
-    /// The kernel lets this process load tracing programs, as far as its capabilities tell.
+    /// The kernel lets this process load tracing programs, as far as its capabilities and the kernel's lockdown tell.
     pub privilege: Result<(), Refusal>,
     /// Where tracefs is.
     pub tracefs: Result<PathBuf, Refusal>,
@@ -36,7 +36,7 @@ impl Facts {
     pub(super) fn read(host: &Host) -> Self {
         Self {
             btf: btf(host),
-            privilege: loader::available().and_then(|()| privilege(host)),
+            privilege: loader::available().and_then(|()| privilege(host)).and_then(|()| lockdown(host)),
             tracefs: tracefs::find(host),
             log: log(host),
             initial_pids: initial_pids(host),
@@ -101,6 +101,25 @@ fn privilege(host: &Host) -> Result<(), Refusal> {
     ))
 }
 
+/// Under lockdown=confidentiality the verifier takes no program that reads kernel memory, which all of ours do, and tracefs is
+/// closed. Where securityfs is not mounted nothing is told, and the verifier says so.
+fn lockdown(host: &Host) -> Result<(), Refusal> {
+    let path = host.files.sys("kernel/security/lockdown");
+    match host.files.read_text(&path) {
+        Ok(text) if text.contains("[confidentiality]") => Err(unreadable(&path.display().to_string())),
+        _ => Ok(()),
+    }
+}
+
+/// Why programs cannot read kernel memory, as `who` says it.
+#[must_use]
+pub(super) fn unreadable(who: &str) -> Refusal {
+    Refusal::new(
+        format!("kernel lockdown=confidentiality forbids reading kernel memory: {who}"),
+        "boot without lockdown=confidentiality: lockdown=integrity leaves the probes alone",
+    )
+}
+
 fn effective_capabilities(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(line.trim(), 16).ok()
@@ -147,6 +166,22 @@ mod tests {
         assert_eq!(effective_capabilities("Name:\tx\nCapEff:\t000001fffeffffff\n"), Some(0x1ff_feff_ffff));
         assert_eq!(effective_capabilities("Name:\tx\n"), None);
         assert_eq!(effective_capabilities("CapEff:\tzz\n"), None);
+    }
+
+    #[test]
+    fn lockdown_is_told_by_the_kernel() {
+        let directory = std::env::temp_dir().join(format!("facts-lockdown-{}", std::process::id()));
+        let file = directory.join("sys/kernel/security");
+        std::fs::create_dir_all(&file).expect("a directory of our own");
+        let told = |text: &str| {
+            std::fs::write(file.join("lockdown"), text).expect("a file of our own");
+            lockdown(&Host::fixture(&directory)).map_err(|refusal| refusal.reason)
+        };
+        assert_eq!(told("none [integrity] confidentiality\n"), Ok(()));
+        assert_eq!(told("[none] integrity confidentiality\n"), Ok(()));
+        let reason = told("none integrity [confidentiality]\n").expect_err("locked down");
+        assert!(reason.starts_with("kernel lockdown=confidentiality forbids reading kernel memory: "), "{reason}");
+        std::fs::remove_dir_all(directory).expect("our own directory");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use aya::maps::{Array, HashMap, MapData, RingBuf};
 use aya::programs::uprobe::UProbeScope;
@@ -13,13 +14,48 @@ use aya::programs::{BtfTracePoint, FEntry, Iter, ProgramError, RawTracePoint, Tr
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
 use sysops_common::check::Check;
 use sysops_common::counters::Counters;
-use sysops_common::plain::{Plain, view};
+use sysops_common::plain::{Plain, bytes, view};
 
 use super::attach::Point;
+use super::facts;
 use super::ladder::Refusal;
 use crate::host::os;
 
 include!(concat!(env!("OUT_DIR"), "/objects.rs"));
+
+/// aya reads the kernel's whole types whenever it makes a loader, tens of megabytes and more time than all else takes
+/// here. Offsets come in OFFSETS, so it is told to forget them, and there is one loader for all objects.
+static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    Mutex::new(loader)
+});
+
+/// How many entries the object itself gives the maps in `sizes`.
+fn built_sizes(object: &[u8], sizes: &[(&'static str, u32)]) -> Result<Vec<(&'static str, u32)>, Refusal> {
+    if sizes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let parsed = aya_obj::Object::parse(object).map_err(|error| refused("load", &error))?;
+    let size = |&(map, _): &(&'static str, u32)| {
+        let entries = parsed.maps.get(map).map(aya_obj::Map::max_entries);
+        entries.map(|entries| (map, entries)).ok_or_else(|| no_such("map", map))
+    };
+    sizes.iter().map(size).collect()
+}
+
+/// A copy for the loader, which keeps what it was given last. The offsets of a kernel do not change, so that there is one
+/// for each object and rung.
+fn kept(bytes: &[u8]) -> &'static [u8] {
+    static KEPT: Mutex<Vec<&'static [u8]>> = Mutex::new(Vec::new());
+    let mut all = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(found) = all.iter().find(|kept| **kept == bytes) {
+        return found;
+    }
+    let new: &'static [u8] = Box::leak(bytes.into());
+    all.push(new);
+    new
+}
 
 /// A loaded object. Dropping it detaches its programs and frees its maps.
 pub(super) struct Object {
@@ -59,18 +95,29 @@ impl Object {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub(super) fn load_sized<T: Plain>(name: &str, offsets: &T, sizes: &[(&str, u32)]) -> Result<Self, Refusal> {
+    pub(super) fn load_sized<T: Plain>(
+        name: &str,
+        offsets: &T,
+        sizes: &[(&'static str, u32)],
+    ) -> Result<Self, Refusal> {
         Self::open(embedded(name)?, offsets, sizes)
     }
 
-    fn open<T: Plain>(bytes: &[u8], offsets: &T, sizes: &[(&str, u32)]) -> Result<Self, Refusal> {
-        let mut loader = EbpfLoader::new();
-        // No relocations by types: offsets come in OFFSETS.
-        loader.btf(None).override_global("OFFSETS", offsets, true);
-        for (map, entries) in sizes {
-            loader.map_max_entries(map, *entries);
-        }
-        let mut ebpf = loader.load(bytes).map_err(|error| refused("load", &error))?;
+    fn open<T: Plain>(object: &[u8], offsets: &T, sizes: &[(&'static str, u32)]) -> Result<Self, Refusal> {
+        let built = built_sizes(object, sizes)?;
+        let mut ebpf = {
+            let mut loader = LOADER.lock().unwrap_or_else(PoisonError::into_inner);
+            loader.override_global("OFFSETS", kept(bytes(offsets)), true);
+            for (map, entries) in sizes {
+                loader.map_max_entries(map, *entries);
+            }
+            let loaded = loader.load(object);
+            // The loader keeps sizes, too: they are for this object alone.
+            for (map, entries) in built {
+                loader.map_max_entries(map, entries);
+            }
+            loaded.map_err(|error| refused("load", &error))?
+        };
         let counters = take(&mut ebpf, "COUNTERS")?;
         let counters = Array::try_from(counters).map_err(|error| refused("map COUNTERS", &error))?;
         let events = match ebpf.take_map("EVENTS") {
@@ -406,23 +453,35 @@ fn refused(what: &str, error: &dyn std::error::Error) -> Refusal {
         }
         cause = inner.source();
     }
-    let remedy = if text.contains("Operation not permitted") || text.contains("Permission denied") {
+    let remedy = if text.contains("perf_event_open") && text.contains("Permission denied") {
+        // Debian's kernels give plain tracepoints to CAP_SYS_ADMIN alone when it is 3.
+        "sysctl kernel.perf_event_paranoid=2, or run the agent as root"
+    } else if text.contains("Operation not permitted") || text.contains("Permission denied") {
         "give the agent CAP_BPF and CAP_PERFMON and, before Linux 5.11, room to lock memory (LimitMEMLOCK=); kernel lockdown may refuse too"
     } else {
         ""
     };
     tracing::debug!("{text}");
-    Refusal::new(shorten(&text), remedy)
+    let short = shorten(&text);
+    // The verifier of a kernel that is locked down knows no such helper.
+    if short.contains("bpf_probe_read") && (short.contains("unknown func") || short.contains("cannot use helper")) {
+        return facts::unreadable(&short);
+    }
+    Refusal::new(short, remedy)
 }
 
+/// How the lines begin with which a verifier's log ends, whether it took the program or not.
+const STATISTICS: [&str; 4] = ["verification time ", "stack depth ", "insns processed ", "processed "];
+
+/// A verifier's log says what is wrong in the line before its statistics.
 fn shorten(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    match lines.as_slice() {
-        [] => String::new(),
-        [one] => (*one).to_owned(),
-        // The last line of a verifier's log counts instructions; the one before it says what is wrong.
-        [first, .., wrong, _counts] => format!("{first} … {wrong}"),
-        [first, second] => format!("{first} {second}"),
+    let counts = lines.iter().position(|line| STATISTICS.iter().any(|begin| line.starts_with(begin)));
+    match (lines.as_slice(), counts) {
+        ([first, .., wrong], None) => format!("{first} … {wrong}"),
+        ([first, ..], Some(counts @ 2..)) => format!("{first} … {}", lines[counts - 1]),
+        ([first, ..], _) => (*first).to_owned(),
+        ([], _) => String::new(),
     }
 }
 
@@ -430,13 +489,35 @@ fn shorten(text: &str) -> String {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_verifiers_log_is_cut_to_what_is_wrong() {
+        let log = "check: Invalid argument (os error 22). Verifier output: arg#0 type is not a struct\n\
+                   0: (bf) r6 = r1\n8: (85) call bpf_probe_read_kernel#113\nunknown func bpf_probe_read_kernel#113\n\
+                   verification time 52 usec\nstack depth 0+0\nprocessed 9 insns (limit 1000000) max_states_per_insn 0\n\n: Invalid argument";
+        let short = "check: Invalid argument (os error 22). Verifier output: arg#0 type is not a struct … unknown func bpf_probe_read_kernel#113";
+        assert_eq!(shorten(log), short);
+        assert_eq!(shorten("Operation not permitted"), "Operation not permitted");
+        assert_eq!(shorten("load: \nprocessed 0 insns (limit 1)"), "load:");
+        assert_eq!(shorten(""), "");
+    }
+
+    #[test]
+    fn memory_that_cannot_be_read_is_told_in_words() {
+        let error = std::io::Error::other(
+            "call bpf_probe_read_kernel#113\nunknown func bpf_probe_read_kernel#113\nprocessed 9 insns",
+        );
+        let refusal = refused("check", &error);
+        assert!(refusal.reason.contains("lockdown=confidentiality forbids"), "{refusal:?}");
+        assert!(!refusal.remedy.is_empty());
+    }
+
     /// A binary that was cut off on its way: the probe is refused with a reason, and nothing else happens.
     #[test]
     fn an_object_that_is_cut_off_is_refused() {
         assert!(!OBJECTS.is_empty(), "this build has no objects: cargo xtask build-ebpf");
         for (name, bytes) in OBJECTS {
             for keep in [0, 1, 4, 63, 64, 65, bytes.len() / 4, bytes.len() / 2, bytes.len() - 64, bytes.len() - 1] {
-                let refusal = Object::open(&bytes[..keep], &0_u32).err();
+                let refusal = Object::open(&bytes[..keep], &0_u32, &[]).err();
                 let refusal = refusal.unwrap_or_else(|| panic!("{name}: {keep} of {} bytes", bytes.len()));
                 assert!(refusal.reason.starts_with("load: "), "{name}, {keep} bytes: {refusal:?}");
             }

@@ -45,7 +45,11 @@ impl Object {
     ///
     /// # Errors
     /// Always.
-    pub(super) fn load_sized<T: Plain>(name: &str, offsets: &T, _sizes: &[(&str, u32)]) -> Result<Self, Refusal> {
+    pub(super) fn load_sized<T: Plain>(
+        name: &str,
+        offsets: &T,
+        _sizes: &[(&'static str, u32)],
+    ) -> Result<Self, Refusal> {
         Self::load(name, offsets)
     }
 

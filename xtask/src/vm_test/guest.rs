@@ -1,27 +1,32 @@
-//! One guest from start to end: QEMU without KVM, its two serial lines in files, and a deadline.
+//! One guest from start to end: QEMU without KVM or a kernel that is a program, what it says in files, and a deadline.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::kernels::Kernel;
+use super::kernels::{Kernel, Machine};
 use crate::{apt, program};
 
 /// QEMU for guests of this architecture, and its package.
 const QEMU: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
-const MEMORY_MIB: u32 = 512;
+
+/// The kernel hands `said` and `end` on to the init: the line to speak on, and how to come to an end. To wait for RCU would be most of
+/// what it takes to detach a program, and to guard against the processor's own faults much of what a system call takes.
+const APPEND: &str =
+    "console=ttyS0 quiet panic=1 log_buf_len=4M rcupdate.rcu_expedited=1 mitigations=off said=ttyS1 end=reboot";
 
 /// What became of a guest.
 pub(crate) struct Ran {
-    /// What the init said on the second serial line.
+    /// What the init said, on a serial line of its own.
     pub(crate) said: String,
-    /// What the kernel said on the first, as a file.
+    /// What the kernel said, as a file.
     pub(crate) console: PathBuf,
     /// False when the deadline ended it.
     pub(crate) in_time: bool,
-    /// From the start of QEMU to its end.
+    /// From its start to its end.
     pub(crate) took: Duration,
 }
 
@@ -37,26 +42,29 @@ pub(crate) fn ensure_qemu() -> Result<()> {
     Ok(())
 }
 
-/// Boots `kernel` and waits for its end, for no longer than `deadline`. Its lines are kept in `dir`.
+/// Boots `kernel` with `memory_mib` and waits for its end, for no longer than `deadline`. Its lines are kept in `dir` under
+/// `name`.
 ///
 /// # Errors
-/// When QEMU cannot be started, or its files not be read.
-pub(crate) fn run(kernel: &Kernel, initramfs: &Path, dir: &Path, deadline: Duration) -> Result<Ran> {
-    let console = dir.join(format!("{}.console", kernel.series));
-    let said = dir.join(format!("{}.said", kernel.series));
-    let mut command = Command::new(program::find(QEMU.0).context("QEMU is not there any more")?);
-    // With a thread for each CPU some boots die: the kernel patches its own code while another CPU runs it.
-    command.args(["-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", &MEMORY_MIB.to_string()]);
-    command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-    command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
-    command.args(["-append", "console=ttyS0 quiet panic=1 log_buf_len=4M"]);
-    for file in [&console, &said] {
-        command.arg("-serial").arg(format!("file:{}", file.display()));
-    }
+/// When it cannot be started, or its files not be read.
+pub(crate) fn run(
+    kernel: &Kernel,
+    initramfs: &Path,
+    dir: &Path,
+    name: &str,
+    memory_mib: u32,
+    deadline: Duration,
+) -> Result<Ran> {
+    let console = dir.join(format!("{name}.console"));
+    let said = dir.join(format!("{name}.said"));
+    let mut command = match kernel.machine {
+        Machine::Qemu => qemu(kernel, initramfs, memory_mib, [&console, &said], &dir.join(format!("{name}.qemu")))?,
+        Machine::Uml => uml(kernel, initramfs, memory_mib, &console, &said)?,
+    };
     let start = Instant::now();
-    let errors = std::fs::File::create(dir.join(format!("{}.qemu", kernel.series)))?;
-    let child = command.stdin(Stdio::null()).stdout(errors.try_clone()?).stderr(errors).spawn();
-    let mut running = Running(child.context("QEMU cannot be started")?);
+    let child = command.stdin(Stdio::null()).spawn();
+    let mut running =
+        Running(child.with_context(|| format!("{}: cannot be started", command.get_program().display()))?);
     let in_time = loop {
         if running.0.try_wait()?.is_some() {
             break true;
@@ -69,6 +77,32 @@ pub(crate) fn run(kernel: &Kernel, initramfs: &Path, dir: &Path, deadline: Durat
     drop(running);
     let bytes = std::fs::read(&said).with_context(|| said.display().to_string())?;
     Ok(Ran { said: String::from_utf8_lossy(&bytes).into_owned(), console, in_time, took: start.elapsed() })
+}
+
+fn qemu(kernel: &Kernel, initramfs: &Path, memory_mib: u32, lines: [&PathBuf; 2], errors: &Path) -> Result<Command> {
+    let mut command = Command::new(program::find(QEMU.0).context("QEMU is not there any more")?);
+    // With a thread for each CPU some boots die: the kernel patches its own code while another CPU runs it.
+    command.args(["-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", &memory_mib.to_string()]);
+    command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+    command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
+    command.args(["-append", APPEND]);
+    for file in lines {
+        command.arg("-serial").arg(format!("file:{}", file.display()));
+    }
+    let errors = File::create(errors).with_context(|| errors.display().to_string())?;
+    command.stdout(errors.try_clone()?).stderr(errors);
+    Ok(command)
+}
+
+fn uml(kernel: &Kernel, initramfs: &Path, memory_mib: u32, console: &Path, said: &Path) -> Result<Command> {
+    let mut command = Command::new(&kernel.image);
+    command.arg(format!("mem={memory_mib}M")).arg(format!("initrd={}", initramfs.display()));
+    command.args(["con0=null,fd:2", "con=null", "ssl0=null,fd:1", "quiet", "panic=1", "said=ttyS0", "end=poweroff"]);
+    // Its memory is a file, larger than what a container gives to /dev/shm.
+    command.env("TMPDIR", console.parent().context("a file is in a folder")?);
+    command.stdout(File::create(said).with_context(|| said.display().to_string())?);
+    command.stderr(File::create(console).with_context(|| console.display().to_string())?);
+    Ok(command)
 }
 
 /// A guest that does not outlive its test.

@@ -1,32 +1,14 @@
 //! The init of a guest: mounts, asks the agent where its probes stand with each rung forced and under conditions, runs
-//! every test, and says all of it between marks on the second serial line. Reading that is left to `said`.
+//! every test, and says all of it between marks on a serial line of its own. Reading that is left to `said`.
 
 use std::fmt::Write;
 
+use super::conditions;
 use super::payload::{AGENT, Payload};
 use super::said::{BEGIN, DONE, END};
 
 /// Seconds after which a test, or a look at the agent, is killed.
 const LIMIT_SECONDS: u32 = 240;
-
-/// The unit's capabilities, as setpriv spells them. It is called by its path: busybox takes its own applet before what is in PATH.
-const CAPABILITIES: &str = "+bpf,+perfmon,+syslog,+dac_read_search,+sys_ptrace";
-
-/// Conditions under which the probes choose for themselves, in the order in which they are made: the last ones stay.
-const CONDITIONS: &[(&str, &str)] = &[
-    ("nothing special", ""),
-    ("kernel.perf_event_paranoid = 3", "echo 3 >/proc/sys/kernel/perf_event_paranoid"),
-    (
-        "kernel.kptr_restrict = 2, dmesg_restrict = 1",
-        "echo 2 >/proc/sys/kernel/kptr_restrict; echo 1 >/proc/sys/kernel/dmesg_restrict",
-    ),
-    ("/proc with hidepid=2", "mount -o remount,hidepid=2 /proc"),
-    (USER, ""),
-    ("no tracefs", "umount /sys/kernel/tracing"),
-    ("lockdown = integrity", "echo integrity >/sys/kernel/security/lockdown"),
-    ("lockdown = confidentiality", "echo confidentiality >/sys/kernel/security/lockdown"),
-];
-const USER: &str = "a user with the unit's five capabilities";
 
 /// A configuration file for each rung: it is forced on every probe that has it.
 pub(crate) fn configurations(probes: &[(String, Vec<String>)]) -> Vec<(String, String)> {
@@ -52,49 +34,45 @@ pub(crate) fn rungs(probes: &[(String, Vec<String>)]) -> Vec<String> {
     all
 }
 
-/// The init as a script for busybox.
-pub(crate) fn script(payload: &Payload, tests: &str, has_setpriv: bool) -> String {
-    let mut script = format!(
+/// What comes first in every guest: mounts, modules, and the line to speak on. The kernel hands on what its command line says of
+/// `said` and `end`.
+pub(crate) fn preamble() -> String {
+    format!(
         "#!/bin/busybox sh\n\
          /bin/busybox --install -s /bin\n\
          export PATH=/usr/bin:/bin HOME=/ TERM=dumb RUST_BACKTRACE=0\n\
-         mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs devtmpfs /dev\n\
+         mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs devtmpfs /dev; ln -s /proc/self/fd /dev/fd\n\
          mount -t tmpfs tmpfs /tmp; mount -t tmpfs tmpfs /run; mount -t cgroup2 cgroup2 /sys/fs/cgroup\n\
-         echo +memory >/sys/fs/cgroup/cgroup.subtree_control\n\
+         for controller in $(cat /sys/fs/cgroup/cgroup.controllers); do echo +$controller >/sys/fs/cgroup/cgroup.subtree_control; done\n\
          mount -t tracefs tracefs /sys/kernel/tracing; mount -t securityfs securityfs /sys/kernel/security\n\
-         ip link set lo up\n\
-         /bin/stty -F /dev/ttyS1 raw -echo 115200; exec </dev/null >/dev/ttyS1 2>&1\n\
-         for module in /modules/*.ko; do insmod $module; done\n\
+         ip link set lo up; ulimit -l unlimited\n\
+         /bin/stty -F /dev/$said raw -echo 115200; exec </dev/null >/dev/$said 2>&1\n\
+         for module in /modules/*.ko; do case $module in *-null_blk.ko) ;; *) insmod $module ;; esac; done\n\
          section() {{\n\
-         echo \"{BEGIN}$1\"; shift; timeout -s KILL {LIMIT_SECONDS} \"$@\"; status=$?; echo; echo \"{END}$status\"\n\
+         echo \"{BEGIN}$1\"; shift; timeout -s KILL {LIMIT_SECONDS} \"$@\"; status=$?; read -r up _ </proc/uptime; echo; echo \"{END}$status $up\"\n\
          }}\n\
          section kernel cat /proc/version\n"
-    );
+    )
+}
+
+/// What comes last.
+pub(crate) fn end() -> String {
+    format!("echo '{DONE}'\nsleep 1\n$end -f\nsleep 60\n")
+}
+
+/// The init as a script for busybox.
+pub(crate) fn script(payload: &Payload, tests: &str, has_setpriv: bool) -> String {
+    let mut script = preamble();
     for rung in rungs(&payload.probes) {
         let _ = writeln!(script, "section 'forced {rung}' {AGENT} --config /etc/{rung}.toml doctor --json");
     }
     for (suite, name) in &payload.tests {
         let _ = writeln!(
             script,
-            "section 'test {suite} {name}' {tests}/{suite} --exact {name} --nocapture --test-threads=1"
+            "section 'test {suite} {name}' {tests}/{suite} --include-ignored --exact {name} --nocapture --test-threads=1"
         );
     }
-    for (condition, command) in CONDITIONS {
-        let user = format!(
-            "/usr/bin/setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps {CAPABILITIES} --ambient-caps {CAPABILITIES} "
-        );
-        let (prefix, possible) = if *condition == USER { (user.as_str(), has_setpriv) } else { ("", true) };
-        let agent = format!("{prefix}{AGENT} --config /etc/auto.toml doctor --json");
-        let agent = if possible { agent } else { "echo skipped: needs the program setpriv".to_owned() };
-        // A condition that cannot be made is not one under which the probes were seen.
-        let _ = writeln!(
-            script,
-            "if ! {{ {}; }} 2>/tmp/refused; then section \"condition {condition}\" echo \"skipped: $(cat /tmp/refused)\"; else section \"condition {condition}\" {agent}; fi",
-            if command.is_empty() { "true" } else { command }
-        );
-    }
-    let _ = write!(script, "echo '{DONE}'\nsleep 1\nreboot -f\nsleep 60\n");
-    script
+    script + &conditions::script(has_setpriv) + &end()
 }
 
 #[cfg(test)]

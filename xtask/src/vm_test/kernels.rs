@@ -1,49 +1,82 @@
-//! Debian's kernels and busybox by the names of their packages, unpacked to target/vm and kept there. Nothing is
-//! installed and no root is needed: apt works in a world of its own. What goes into a guest is left to `payload`.
+//! Debian's kernels and busybox by the names of their packages, unpacked to target/vm and kept there. Getting packages is
+//! left to `packages`, what goes into a guest to `payload`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{program, workspace};
+use super::packages::{Unpacked, World, remove};
+use crate::{apt, program, workspace};
 
 /// A series, the suite that has it, and how the names of its packages begin.
 struct Series {
     name: &'static str,
     suite: &'static str,
     prefixes: &'static [&'static str],
+    machine: Machine,
+}
+
+/// What runs a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Machine {
+    /// QEMU, which emulates all of a machine.
+    Qemu,
+    /// The kernel itself is a program. This one has no types, no tracepoints and no tracefs: nothing can be attached.
+    Uml,
 }
 
 static SERIES: &[Series] = &[
-    Series { name: "5.10", suite: "bullseye", prefixes: &["linux-image-5.10."] },
-    Series { name: "6.1", suite: "bookworm", prefixes: &["linux-image-6.1."] },
-    Series { name: "6.12", suite: "bookworm-backports", prefixes: &["linux-image-6.12."] },
+    Series { name: "5.10", suite: "bullseye", prefixes: &["linux-image-5.10."], machine: Machine::Qemu },
+    Series { name: "6.1", suite: "bookworm", prefixes: &["linux-image-6.1."], machine: Machine::Qemu },
+    Series { name: "6.12", suite: "bookworm-backports", prefixes: &["linux-image-6.12."], machine: Machine::Qemu },
     // The image package of these is empty: kernel and modules are in two that it depends on.
-    Series { name: "7.x", suite: "forky", prefixes: &["linux-binary-7.", "linux-modules-7."] },
+    Series { name: "7.x", suite: "forky", prefixes: &["linux-binary-7.", "linux-modules-7."], machine: Machine::Qemu },
+    Series { name: "uml", suite: "bookworm", prefixes: &["user-mode-linux"], machine: Machine::Uml },
 ];
 
 /// What tests mount and write to. One that is not there is built into the kernel. Up to 6.x ext4 asks for crc32c only
 /// when it mounts, by an alias that nothing in the guest could resolve.
-const MODULES: &[&str] = &["loop", "crc32c_generic", "ext4"];
+const MODULES: &[&str] = &["loop", "crc32c_generic", "ext4", "null_blk", "dm_mod"];
 
-/// A repository other than the one that this machine's apt takes Debian from.
-const MIRROR: &str = "SYSOPS_DEBIAN_MIRROR";
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+/// Beside a kept kernel: which modules were looked for.
+const WANTED: &str = "wanted";
 
 /// A kernel that can be booted.
 pub(crate) struct Kernel {
     /// `6.12`.
     pub(crate) series: &'static str,
-    /// The image that QEMU starts.
+    /// What runs it.
+    pub(crate) machine: Machine,
+    /// The image that is started.
     pub(crate) image: PathBuf,
     /// Its modules, unpacked, each behind those that it needs.
     pub(crate) modules: Vec<PathBuf>,
 }
 
-/// Names of all series, oldest first.
+/// Names of all series, oldest first, and last the one where nothing attaches.
 pub(crate) fn all() -> Vec<&'static str> {
     SERIES.iter().map(|series| series.name).collect()
+}
+
+/// The oldest, the newest, and the one where nothing attaches.
+pub(crate) fn usual() -> Vec<&'static str> {
+    let of = |machine: Machine| SERIES.iter().filter(move |series| series.machine == machine).map(|series| series.name);
+    of(Machine::Qemu).take(1).chain(of(Machine::Qemu).next_back()).chain(of(Machine::Uml)).collect()
+}
+
+/// The Debian release that a series is taken from.
+///
+/// # Errors
+/// When there is no such series.
+pub(crate) fn suite(name: &str) -> Result<&'static str> {
+    let series = SERIES.iter().find(|series| series.name == name);
+    series.map(|series| series.suite).with_context(|| format!("no kernel {name:?}"))
+}
+
+/// True where programs can be attached.
+pub(crate) fn attaches(name: &str) -> bool {
+    SERIES.iter().any(|series| series.name == name && series.machine == Machine::Qemu)
 }
 
 /// The kernel of a series: the kept one, else the newest that its suite has.
@@ -58,7 +91,9 @@ pub(crate) fn get(name: &str) -> Result<Kernel> {
         )
     })?;
     let dir = home().join("kernels").join(series.name);
-    if !dir.is_dir() {
+    // A kept kernel with other modules than are wanted now is fetched anew.
+    if std::fs::read_to_string(dir.join(WANTED)).ok() != Some(MODULES.join(" ")) {
+        remove(&dir)?;
         program::step(&format!("kernel {}: fetching from {}", series.name, series.suite), || fetch(series, &dir))?;
     }
     let mut modules: Vec<PathBuf> = std::fs::read_dir(dir.join("modules"))
@@ -66,7 +101,7 @@ pub(crate) fn get(name: &str) -> Result<Kernel> {
         .map(|entry| entry.map(|entry| entry.path()))
         .collect::<Result<_, _>>()?;
     modules.sort();
-    Ok(Kernel { series: series.name, image: dir.join("vmlinuz"), modules })
+    Ok(Kernel { series: series.name, machine: series.machine, image: dir.join("vmlinuz"), modules })
 }
 
 /// A busybox that needs no library.
@@ -98,25 +133,34 @@ fn fetch(series: &Series, dir: &Path) -> Result<()> {
     let packages: Vec<String> = packages.collect::<Result<_>>()?;
     program::say(packages.join(" "));
     let unpacked = Unpacked::new(&world, &packages)?;
-    let image = unpacked.find(|path| name_of(path).starts_with("vmlinuz"))?.context("no vmlinuz in the package")?;
+    let begins = match series.machine {
+        Machine::Qemu => "vmlinuz",
+        Machine::Uml => "linux.uml",
+    };
+    let image = unpacked.find(|path| name_of(path).starts_with(begins))?;
+    let image = image.with_context(|| format!("no {begins} in the package"))?;
     let new = dir.with_extension("new");
     remove(&new)?;
     std::fs::create_dir_all(new.join("modules")).with_context(|| new.display().to_string())?;
     std::fs::copy(&image, new.join("vmlinuz")).with_context(|| image.display().to_string())?;
     let mut loaded = Vec::new();
     for module in MODULES {
-        unpacked.module(module, &mut loaded)?;
+        self::module(&unpacked, module, &mut loaded)?;
     }
     for (place, (name, bytes)) in loaded.iter().enumerate() {
         // Sorted by name they are in the order in which they can be loaded.
         let file = new.join("modules").join(format!("{place:02}-{name}.ko"));
         std::fs::write(&file, bytes).with_context(|| file.display().to_string())?;
     }
+    std::fs::write(new.join(WANTED), MODULES.join(" "))?;
     std::fs::rename(&new, dir).with_context(|| dir.display().to_string())
 }
 
 /// The newest of `names`: the highest numbers, and no flavour (`cloud`, `rt`), signature or symbols in the name.
 fn newest(names: &[String], prefix: &str) -> Result<String> {
+    if names.iter().any(|name| name == prefix) {
+        return Ok(prefix.to_owned());
+    }
     let plain = |name: &&String| {
         let version = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix("-amd64"));
         let word = |word: &str| word.chars().all(|c| c.is_ascii_digit()) || word.starts_with("deb") || word == "bpo";
@@ -133,132 +177,33 @@ fn newest(names: &[String], prefix: &str) -> Result<String> {
         .with_context(|| format!("no package is named {prefix}…-amd64"))
 }
 
-/// apt with lists, cache and status of its own.
-struct World {
-    dir: PathBuf,
-}
-
-impl World {
-    /// With the lists of a suite, fetched anew.
-    fn new(suite: &str) -> Result<Self> {
-        if program::find("apt-get").is_none() || program::find("dpkg-deb").is_none() {
-            bail!("kernels are fetched as Debian packages: neither apt-get nor dpkg-deb may be missing");
-        }
-        let world = Self { dir: home().join("apt").join(suite) };
-        for part in ["state/lists/partial", "cache/archives/partial"] {
-            let part = world.dir.join(part);
-            std::fs::create_dir_all(&part).with_context(|| part.display().to_string())?;
-        }
-        let source = format!("deb [signed-by={KEYRING}] {} {suite} main\n", mirror()?);
-        std::fs::write(world.dir.join("sources.list"), source)?;
-        std::fs::write(world.dir.join("status"), "")?;
-        // Only what is not kept is fetched, so the lists are always those of today.
-        program::capture(world.command("apt-get").args(["-q", "update"]))?;
-        Ok(world)
+/// Adds a module behind those that it needs. One that there is no file of is built in.
+fn module(unpacked: &Unpacked, name: &str, loaded: &mut Vec<(String, Vec<u8>)>) -> Result<()> {
+    if loaded.iter().any(|(there, _)| there == name) {
+        return Ok(());
     }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        let at = |part: &str| self.dir.join(part).display().to_string();
-        for (option, value) in [
-            ("Dir::Etc::SourceList", at("sources.list")),
-            ("Dir::Etc::SourceParts", "/dev/null".to_owned()),
-            ("Dir::State", at("state")),
-            ("Dir::State::Status", at("status")),
-            ("Dir::Cache", at("cache")),
-            ("Acquire::Languages", "none".to_owned()),
-            // Else root's apt reads as a user that may not enter this folder.
-            ("APT::Sandbox::User", String::new()),
-        ] {
-            command.arg("-o").arg(format!("{option}={value}"));
-        }
-        command
+    let file = unpacked.find(|path| {
+        let file = name_of(path);
+        file.contains(".ko") && file.split('.').next().is_some_and(|stem| stem.replace('-', "_") == name)
+    })?;
+    let Some(file) = file else { return Ok(()) };
+    let bytes = uncompressed(&file)?;
+    for need in depends(&bytes) {
+        module(unpacked, &need, loaded)?;
     }
-
-    fn names(&self, prefix: &str) -> Result<Vec<String>> {
-        let names = program::capture(self.command("apt-cache").args(["pkgnames", prefix]))?;
-        Ok(names.lines().map(str::to_owned).collect())
-    }
-}
-
-/// The repository that this machine's own apt takes Debian from.
-fn mirror() -> Result<String> {
-    if let Ok(mirror) = std::env::var(MIRROR) {
-        return Ok(mirror);
-    }
-    let uris = program::capture(Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI)"]))?;
-    let debian = uris.lines().map(|uri| uri.trim_end_matches('/')).find(|uri| uri.ends_with("/debian"));
-    debian
-        .map(str::to_owned)
-        .with_context(|| format!("apt of this machine has no Debian repository: name one in {MIRROR}"))
-}
-
-/// Packages unpacked in a folder that goes when it goes.
-struct Unpacked {
-    dir: PathBuf,
-}
-
-impl Unpacked {
-    fn new(world: &World, packages: &[String]) -> Result<Self> {
-        let unpacked = Self { dir: home().join("unpacked") };
-        remove(&unpacked.dir)?;
-        let debs = unpacked.dir.join("debs");
-        std::fs::create_dir_all(&debs).with_context(|| debs.display().to_string())?;
-        program::capture(world.command("apt-get").args(["-q", "download"]).args(packages).current_dir(&debs))?;
-        for entry in std::fs::read_dir(&debs)? {
-            program::capture(Command::new("dpkg-deb").arg("-x").arg(entry?.path()).arg(&unpacked.dir))?;
-        }
-        Ok(unpacked)
-    }
-
-    fn find(&self, wanted: impl Fn(&Path) -> bool) -> Result<Option<PathBuf>> {
-        let mut folders = vec![self.dir.clone()];
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
-                let entry = entry?;
-                let kind = entry.file_type()?;
-                if kind.is_dir() {
-                    folders.push(entry.path());
-                } else if kind.is_file() && wanted(&entry.path()) {
-                    return Ok(Some(entry.path()));
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    /// Adds a module behind those that it needs. One that there is no file of is built in.
-    fn module(&self, name: &str, loaded: &mut Vec<(String, Vec<u8>)>) -> Result<()> {
-        if loaded.iter().any(|(there, _)| there == name) {
-            return Ok(());
-        }
-        let file = self.find(|path| {
-            let file = name_of(path);
-            file.contains(".ko") && file.split('.').next().is_some_and(|stem| stem.replace('-', "_") == name)
-        })?;
-        let Some(file) = file else { return Ok(()) };
-        let bytes = uncompressed(&file)?;
-        for need in depends(&bytes) {
-            self.module(&need, loaded)?;
-        }
-        loaded.push((name.to_owned(), bytes));
-        Ok(())
-    }
-}
-
-impl Drop for Unpacked {
-    fn drop(&mut self) {
-        // Left behind, it is removed before the next is unpacked.
-        let _ = remove(&self.dir);
-    }
+    loaded.push((name.to_owned(), bytes));
+    Ok(())
 }
 
 fn uncompressed(file: &Path) -> Result<Vec<u8>> {
-    let tool = match file.extension().and_then(|extension| extension.to_str()) {
-        Some("xz") => "xz",
-        Some("zst") => "zstd",
+    let (tool, package) = match file.extension().and_then(|extension| extension.to_str()) {
+        Some("xz") => ("xz", "xz-utils"),
+        Some("zst") => ("zstd", "zstd"),
         _ => return std::fs::read(file).with_context(|| file.display().to_string()),
     };
+    if program::find(tool).is_none() {
+        apt::ensure(&[package]).with_context(|| format!("{tool} is missing, the package is {package}"))?;
+    }
     let output =
         Command::new(tool).arg("-dc").arg(file).output().with_context(|| format!("{tool}: cannot be started"))?;
     if !output.status.success() {
@@ -280,13 +225,6 @@ fn depends(module: &[u8]) -> Vec<String> {
 
 fn name_of(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-fn remove(dir: &Path) -> Result<()> {
-    if dir.exists() {
-        std::fs::remove_dir_all(dir).with_context(|| dir.display().to_string())?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 
 use std::fmt::Write;
 
-use super::SUITES;
 use super::said::{Outcome, Section, Standing};
+use super::suites;
 
 /// What one kernel said.
 pub(crate) struct Guest {
@@ -14,7 +14,12 @@ pub(crate) struct Guest {
     pub(crate) sections: Vec<Section>,
     /// Why it did not come to its end, if so.
     pub(crate) stopped: Option<String>,
+    /// Programs can be attached to its kernel.
+    pub(crate) attaches: bool,
 }
+
+/// A probe with the rungs that can be forced.
+type Probe = (String, Vec<String>);
 
 /// The tables as text, and what of them must not be.
 pub(crate) struct Matrix {
@@ -25,10 +30,10 @@ pub(crate) struct Matrix {
 }
 
 /// The tables of `guests`; `probes` are those of the agent with the rungs that can be forced.
-pub(crate) fn of(guests: &[Guest], probes: &[(String, Vec<String>)]) -> Matrix {
-    let mut tables = Tables { guests, notes: Vec::new(), failures: Vec::new() };
+pub(crate) fn of(guests: &[Guest], probes: &[Probe]) -> Matrix {
+    let mut tables = Tables { guests, probes, notes: Vec::new(), failures: Vec::new() };
     let mut text = tables.kernels();
-    text += &tables.rungs(probes);
+    text += &tables.rungs();
     text += &tables.conditions();
     text += &tables.tests();
     for (place, note) in tables.notes.iter().enumerate() {
@@ -39,6 +44,7 @@ pub(crate) fn of(guests: &[Guest], probes: &[(String, Vec<String>)]) -> Matrix {
 
 struct Tables<'a> {
     guests: &'a [Guest],
+    probes: &'a [Probe],
     notes: Vec<String>,
     failures: Vec<String>,
 }
@@ -49,7 +55,9 @@ impl Tables<'_> {
         for guest in self.guests {
             let version = guest.section("kernel").and_then(|section| version(&section.body));
             let version = version.unwrap_or_else(|| "it did not say which".to_owned());
-            let _ = writeln!(text, "{:<5} {version}", guest.series);
+            let seconds = guest.sections.iter().rev().find_map(|section| section.uptime);
+            let took = seconds.map_or_else(String::new, |seconds| format!(", {seconds:.0} s"));
+            let _ = writeln!(text, "{:<5} {version}: {} sections{took}", guest.series, guest.sections.len());
             if let Some(why) = &guest.stopped {
                 self.failures.push(format!("{}: {why}", guest.series));
             }
@@ -58,24 +66,36 @@ impl Tables<'_> {
     }
 
     /// A rung is passed when the probe stood on it and every test of it that ran was so.
-    fn rungs(&mut self, probes: &[(String, Vec<String>)]) -> String {
+    fn rungs(&mut self) -> String {
         let mut rows = Vec::new();
         let guests = self.guests;
-        for (probe, rungs) in probes {
+        for (probe, rungs) in self.probes {
             for rung in rungs {
                 let cells: Vec<String> = guests.iter().map(|guest| self.rung(guest, probe, rung)).collect();
                 if cells.iter().any(|cell| cell != "–") {
                     rows.push((format!("{probe} | {rung}"), cells));
                 }
             }
-            for (place, guest) in guests.iter().enumerate() {
+            for (place, guest) in guests.iter().enumerate().filter(|(_, guest)| guest.attaches) {
                 let mine = rows.iter().filter(|(name, _)| name.split(" | ").next() == Some(probe));
                 if !mine.clone().any(|(_, cells)| cells[place].starts_with("passed")) {
                     self.failures.push(format!("{}: {probe} passed on no rung", guest.series));
                 }
             }
         }
+        for guest in guests.iter().filter(|guest| !guest.attaches) {
+            self.unattached(guest);
+        }
         self.table("probe | rung forced", &rows)
+    }
+
+    /// Where nothing can be attached no probe has a program, and each says why.
+    fn unattached(&mut self, guest: &Guest) {
+        let standings = guest.section("condition nothing special").and_then(Section::standings).unwrap_or_default();
+        let without = |standing: &&Standing| !["off", "kmsg"].contains(&&*standing.rung) || standing.reason.is_empty();
+        for Standing { probe, rung, .. } in standings.iter().filter(without) {
+            self.failures.push(format!("{}: {probe} stands on {rung}, or does not say why", guest.series));
+        }
     }
 
     fn rung(&mut self, guest: &Guest, probe: &str, rung: &str) -> String {
@@ -93,7 +113,7 @@ impl Tables<'_> {
         }
         let outcomes: Vec<Outcome> = guest
             .tests()
-            .filter(|(suite, name, _)| covers(suite, name, probe, rung))
+            .filter(|(suite, name, _)| covers(suites::probe_of(suite, self.probes), name, probe, rung))
             .map(|(_, _, section)| section.outcome())
             .collect();
         let passed = outcomes.iter().filter(|outcome| **outcome == Outcome::Passed).count();
@@ -120,7 +140,7 @@ impl Tables<'_> {
             let cells = guests.iter().map(|guest| self.condition(guest, condition)).collect();
             rows.push((condition.to_owned(), cells));
         }
-        self.table("condition, with those above it", &rows)
+        self.table("condition", &rows)
     }
 
     /// Rungs with the probes that chose them, and reasons that were not there already when nothing was special.
@@ -227,11 +247,10 @@ fn worth_a_note(standing: &Standing) -> bool {
     !standing.reason.is_empty() && standing.rung != "tp_btf"
 }
 
-/// True for a test that shows `probe` on `rung`: its name ends in `_on_tp_btf`, or in `_on_every_rung` that has a program.
-fn covers(suite: &str, name: &str, probe: &str, rung: &str) -> bool {
-    let of_probe = SUITES.iter().any(|known| known.name == suite && known.probe == Some(probe));
+/// True for a test `of` a probe that shows it on `rung`: its name ends in `_on_tp_btf`, or in `_on_every_rung` that has a program.
+fn covers(of: Option<&str>, name: &str, probe: &str, rung: &str) -> bool {
     let every = rung != "kmsg" && name.ends_with("_on_every_rung");
-    of_probe && (every || name.ends_with(&format!("_on_{rung}")))
+    of == Some(probe) && (every || name.ends_with(&format!("_on_{rung}")))
 }
 
 impl Guest {
@@ -254,7 +273,7 @@ mod tests {
 
     fn guest(series: &'static str, said: &str) -> Guest {
         let (sections, done) = sections(said);
-        Guest { series, sections, stopped: (!done).then(|| "it stopped".to_owned()) }
+        Guest { series, sections, stopped: (!done).then(|| "it stopped".to_owned()), attaches: series != "uml" }
     }
 
     fn forced(rung: &str, stands: &str, reason: &str) -> String {
@@ -312,6 +331,19 @@ mod tests {
     }
 
     #[test]
+    fn where_nothing_attaches_a_reason_is_all_that_is_wanted() {
+        let standing = |rung: &str, reason: &str| {
+            forced("tp_btf", rung, reason).replace("forced tp_btf", "condition nothing special")
+        };
+        let said = |rung: &str, reason: &str| forced("tp_btf", "off", "no BTF") + &standing(rung, reason) + "@@done\n";
+        let probes = [("fd".to_owned(), vec!["tp_btf".to_owned()])];
+        let failures = |rung: &str, reason: &str| of(&[guest("uml", &said(rung, reason))], &probes).failures;
+        assert!(failures("kmsg", "no BTF").is_empty(), "{:?}", failures("kmsg", "no BTF"));
+        assert_eq!(failures("off", ""), ["uml: fd stands on off, or does not say why"]);
+        assert_eq!(failures("tp_btf", "x").len(), 1);
+    }
+
+    #[test]
     fn a_version_is_release_and_build() {
         let text = "Linux version 6.1.0-50-amd64 (someone@example.org) (gcc-12 12.2.0, GNU ld 2.40) #1 SMP Debian 6.1.176-1\n\n";
         assert_eq!(version(text).as_deref(), Some("6.1.0-50-amd64 #1 SMP Debian 6.1.176-1"));
@@ -320,10 +352,10 @@ mod tests {
 
     #[test]
     fn a_tests_name_tells_its_rung() {
-        assert!(covers("kernel_fd", "counted_on_raw_tracepoint", "fd", "raw_tracepoint"));
-        assert!(!covers("kernel_fd", "counted_on_raw_tracepoint", "fd", "tracepoint"));
-        assert!(!covers("kernel_fd", "counted_on_raw_tracepoint", "oom_kill", "raw_tracepoint"));
-        assert!(covers("kernel_hung_task", "one_event_on_every_rung", "hung_task", "tracepoint"));
-        assert!(!covers("kernel_hung_task", "one_event_on_every_rung", "hung_task", "kmsg"));
+        assert!(covers(Some("fd"), "counted_on_raw_tracepoint", "fd", "raw_tracepoint"));
+        assert!(!covers(Some("fd"), "counted_on_raw_tracepoint", "fd", "tracepoint"));
+        assert!(!covers(Some("fd"), "counted_on_raw_tracepoint", "oom_kill", "raw_tracepoint"));
+        assert!(covers(Some("hung_task"), "one_event_on_every_rung", "hung_task", "tracepoint"));
+        assert!(!covers(Some("hung_task"), "one_event_on_every_rung", "hung_task", "kmsg"));
     }
 }

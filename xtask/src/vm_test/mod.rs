@@ -1,16 +1,22 @@
-//! `cargo xtask vm-test [5.10 6.1 6.12 7.x | all] [--dev] [--kept]`: boots Debian's kernels in QEMU without KVM, forces each probe
+//! `cargo xtask vm-test [5.10 6.1 6.12 7.x uml | all] [--dev] [--kept]`: boots Debian's kernels in QEMU without KVM, forces each probe
 //! to each rung in them, runs the kernel tests, and prints what passed and what was refused for which reason.
 
+mod compare;
+mod compared;
+mod conditions;
 mod guest;
 mod init;
 mod initramfs;
 mod kernels;
 mod matrix;
+mod packages;
 mod payload;
 mod said;
+mod suites;
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -19,42 +25,53 @@ use self::matrix::Guest;
 use self::payload::Payload;
 use crate::{after_dashes, program};
 
-/// A test's executable that runs in the guests, and the probe whose rungs its tests show.
-struct Suite {
-    name: &'static str,
-    probe: Option<&'static str>,
-}
-
-static SUITES: &[Suite] = &[
-    Suite { name: "kernel_oom_kill", probe: Some("oom_kill") },
-    Suite { name: "kernel_hung_task", probe: Some("hung_task") },
-    Suite { name: "kernel_block_io", probe: Some("block_io") },
-    Suite { name: "kernel_fd", probe: Some("fd") },
-    Suite { name: "process_table", probe: Some("tasks") },
-    Suite { name: "kernel_fd_leaks", probe: Some("fd") },
-    Suite { name: "kernel_self_check", probe: None },
-];
-
 /// All tests of a guest together; most of it is the emulated processor's.
 const DEADLINE: Duration = Duration::from_secs(25 * 60);
+const MEMORY_MIB: u32 = 1024;
 
-/// The command. Without a kernel's name it takes the oldest and the newest. `--dev` takes the agent's dev build; `--kept`
-/// boots nothing and prints the tables of what each guest said when it ran last.
+const OPTIONS: &[&str] = &["--dev", "--kept", "--compare"];
+
+/// The command. Without a kernel's name it takes the oldest, the newest, and the one where nothing attaches. `--dev` takes the
+/// agent's dev build; `--kept` boots nothing and prints the tables of what each guest said when it ran last; `--compare` runs
+/// other tools beside the agent.
 pub(crate) fn main(args: &[String]) -> Result<()> {
     let (options, names): (Vec<&str>, Vec<&str>) =
         after_dashes(args).iter().map(String::as_str).partition(|arg| arg.starts_with('-'));
-    if let Some(unknown) = options.iter().find(|option| !["--dev", "--kept"].contains(option)) {
-        bail!("vm-test has no option {unknown:?}; it has --dev and --kept");
+    if let Some(unknown) = options.iter().find(|option| !OPTIONS.contains(option)) {
+        bail!("vm-test has no option {unknown:?}; it has {}", OPTIONS.join(", "));
     }
     let dev = options.contains(&"--dev");
-    let names = chosen(&names, &kernels::all());
+    if options.contains(&"--compare") {
+        return compare::main(&names, dev, options.contains(&"--kept"));
+    }
+    let names = chosen(&names);
     let (guests, probes) = if options.contains(&"--kept") {
         let guests = names.iter().map(|name| kept(name)).collect::<Result<Vec<Guest>>>()?;
         (guests, payload::probes(&payload::agent(dev)?)?)
     } else {
-        boot(&names, dev)?
+        boot(&fetch(&names)?, dev)?
     };
-    let matrix = matrix::of(&guests, &probes);
+    print(&guests, &probes)
+}
+
+/// The usual kernels with the agent's dev build. Where kernels or QEMU cannot be had that is said, and in CI a failure.
+///
+/// # Errors
+/// When a test fails in a guest.
+pub(crate) fn usual() -> Result<()> {
+    let kernels = match fetch(&kernels::usual()) {
+        Err(error) if !std::env::var("CI").is_ok_and(|value| value == "true") => {
+            program::say(format!("no guests: {error:#}"));
+            return Ok(());
+        }
+        fetched => fetched?,
+    };
+    let (guests, probes) = boot(&kernels, true)?;
+    print(&guests, &probes)
+}
+
+fn print(guests: &[Guest], probes: &[(String, Vec<String>)]) -> Result<()> {
+    let matrix = matrix::of(guests, probes);
     print!("{}", matrix.text);
     if !matrix.failures.is_empty() {
         bail!(
@@ -70,15 +87,36 @@ pub(crate) fn main(args: &[String]) -> Result<()> {
 /// Each probe with its rungs.
 type Probes = Vec<(String, Vec<String>)>;
 
-/// Boots the kernels one after the other.
-fn boot(names: &[&str], dev: bool) -> Result<(Vec<Guest>, Probes)> {
-    let kernels: Vec<Kernel> = names.iter().map(|name| kernels::get(name)).collect::<Result<_>>()?;
+fn fetch(names: &[&str]) -> Result<Vec<Kernel>> {
+    let kernels = names.iter().map(|name| kernels::get(name)).collect::<Result<_>>()?;
+    kernels::busybox()?;
     guest::ensure_qemu()?;
+    Ok(kernels)
+}
+
+/// Boots the kernels, as many at a time as there are processors: each guest keeps one busy. The newest take longest and
+/// begin.
+fn boot(kernels: &[Kernel], dev: bool) -> Result<(Vec<Guest>, Probes)> {
     let payload = Payload::build(dev)?;
-    let mut guests = Vec::new();
-    for kernel in &kernels {
-        guests.push(program::step(&format!("guest {}", kernel.series), || test(kernel, &payload))?);
-    }
+    let start = Instant::now();
+    let at_once = std::thread::available_parallelism().map_or(1, usize::from);
+    let (waiting, ran) = (Mutex::new((0..kernels.len()).collect::<Vec<_>>()), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..at_once.min(kernels.len()) {
+            scope.spawn(|| {
+                loop {
+                    let next = waiting.lock().expect("no guest panics").pop();
+                    let Some(place) = next else { return };
+                    let guest = test(&kernels[place], &payload);
+                    ran.lock().expect("no guest panics").push((place, guest));
+                }
+            });
+        }
+    });
+    let mut ran = ran.into_inner().expect("no guest panics");
+    ran.sort_by_key(|(place, _)| *place);
+    let guests = ran.into_iter().map(|(_, guest)| guest).collect::<Result<_>>()?;
+    program::say(format!("{} guests: done in {}", kernels.len(), program::seconds(start)));
     Ok((guests, payload.probes))
 }
 
@@ -89,18 +127,19 @@ fn kept(name: &str) -> Result<Guest> {
     let file = guests_dir().join(format!("{series}.said"));
     let said = std::fs::read(&file).with_context(|| format!("{}: has its guest run?", file.display()))?;
     let (sections, done) = said::sections(&String::from_utf8_lossy(&said));
-    Ok(Guest { series, sections, stopped: (!done).then(|| "the guest had not come to its end".to_owned()) })
+    let stopped = (!done).then(|| "the guest had not come to its end".to_owned());
+    Ok(Guest { series, sections, stopped, attaches: kernels::attaches(series) })
 }
 
 fn guests_dir() -> PathBuf {
     kernels::home().join("guests")
 }
 
-/// Names of kernels as given, `all`, or the oldest and the newest.
-fn chosen<'a>(given: &[&'a str], all: &[&'a str]) -> Vec<&'a str> {
+/// Names of kernels as given, `all`, or the usual ones.
+fn chosen<'a>(given: &[&'a str]) -> Vec<&'a str> {
     match given {
-        [] => all.first().into_iter().chain(all.last()).copied().collect(),
-        given if given.contains(&"all") => all.to_vec(),
+        [] => kernels::usual(),
+        given if given.contains(&"all") => kernels::all(),
         given => given.to_vec(),
     }
 }
@@ -110,7 +149,7 @@ fn test(kernel: &Kernel, payload: &Payload) -> Result<Guest> {
     std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
     let initramfs = dir.join(format!("{}.cpio", kernel.series));
     std::fs::write(&initramfs, payload.initramfs(kernel)?).with_context(|| initramfs.display().to_string())?;
-    let ran = guest::run(kernel, &initramfs, &dir, DEADLINE)?;
+    let ran = guest::run(kernel, &initramfs, &dir, kernel.series, MEMORY_MIB, DEADLINE)?;
     std::fs::remove_file(&initramfs).with_context(|| initramfs.display().to_string())?;
     let (sections, done) = said::sections(&ran.said);
     program::say(format!("{}: {} sections in {:.0} s", kernel.series, sections.len(), ran.took.as_secs_f64()));
@@ -119,7 +158,7 @@ fn test(kernel: &Kernel, payload: &Payload) -> Result<Guest> {
         (false, true) => Some(format!("the guest stopped before its end: {}", ran.console.display())),
         (false, false) => Some(format!("the guest was not at its end after {} s", DEADLINE.as_secs())),
     };
-    Ok(Guest { series: kernel.series, sections, stopped })
+    Ok(Guest { series: kernel.series, sections, stopped, attaches: kernels::attaches(kernel.series) })
 }
 
 #[cfg(test)]
@@ -127,10 +166,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_name_means_the_oldest_and_the_newest() {
-        let all = kernels::all();
-        assert_eq!(chosen(&[], &all), ["5.10", "7.x"]);
-        assert_eq!(chosen(&["all"], &all), all);
-        assert_eq!(chosen(&["6.1"], &all), ["6.1"]);
+    fn no_name_means_the_oldest_the_newest_and_the_one_without_programs() {
+        assert_eq!(chosen(&[]), ["5.10", "7.x", "uml"]);
+        assert_eq!(chosen(&["all"]), kernels::all());
+        assert_eq!(chosen(&["6.1"]), ["6.1"]);
     }
 }

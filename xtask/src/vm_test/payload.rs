@@ -8,9 +8,10 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use super::init;
 use super::initramfs::Archive;
 use super::kernels::{self, Kernel};
-use super::{SUITES, init};
+use super::suites::{self, Suite};
 use crate::{build, build_ebpf, program, setup, test, workspace};
 
 /// Where the tests look for the agent: above the folder that they stand in.
@@ -44,68 +45,88 @@ impl Payload {
     /// # Errors
     /// When something does not build or cannot be fetched. A tool that this machine lacks is no error: the tests say so.
     pub(crate) fn build(dev: bool) -> Result<Self> {
+        // Names and rungs of the probes are the agent's own words, so it is there first.
         let agent = agent(dev)?;
-        let suites = program::step("tests for the guests", suites)?;
         let probes = probes(&agent)?;
+        let (suites, asked) = suites::find(&probes)?;
+        let tests = program::step("tests for the guests", || built(&suites))?;
         let mut payload = Self { files: Vec::new(), tests: Vec::new(), probes };
         let mut wanted: Vec<(PathBuf, String)> = vec![(agent, AGENT.to_owned())];
-        for (suite, file) in suites {
-            for name in names(&file)? {
-                payload.tests.push((suite.clone(), name));
+        for (suite, file) in tests {
+            for name in names(&suite, &file)? {
+                payload.tests.push((suite.name.clone(), name));
             }
-            wanted.push((file, format!("{TESTS}/{suite}")));
+            wanted.push((file, format!("{TESTS}/{}", suite.name)));
         }
         test::get_tools();
-        for tool in TOOLS {
+        for tool in TOOLS.iter().copied().chain(asked.iter().map(String::as_str)).collect::<BTreeSet<_>>() {
             match program::find(tool) {
                 Some(file) => wanted.push((file, format!("/usr/bin/{tool}"))),
                 None => program::say(format!("{tool}: not on this machine; tests that need it will not run")),
             }
         }
-        let mut libraries = BTreeSet::new();
-        for (file, path) in &wanted {
-            libraries.extend(self::libraries(file)?);
-            payload.files.push((path.clone(), stripped(file)?));
-        }
-        for library in libraries {
-            let bytes = std::fs::read(&library).with_context(|| library.clone())?;
-            payload.files.push((library, bytes));
-        }
+        let wanted: Vec<(&Path, &str)> = wanted.iter().map(|(file, path)| (file.as_path(), path.as_str())).collect();
+        payload.files = alone(&wanted)?;
         let busybox = kernels::busybox()?;
         payload.files.push(("/bin/busybox".to_owned(), std::fs::read(&busybox)?));
         payload.files.push(("/etc/mke2fs.conf".to_owned(), MKE2FS.as_bytes().to_vec()));
         payload
             .files
             .push(("/etc/passwd".to_owned(), b"root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n".to_vec()));
+        for (path, text) in init::configurations(&payload.probes) {
+            payload.files.push((path, text.into_bytes()));
+        }
         Ok(payload)
     }
 
-    /// The first file system of a guest with `kernel`.
+    /// The first file system of a guest with `kernel`, that runs every test.
     ///
     /// # Errors
     /// When a module cannot be read.
     pub(crate) fn initramfs(&self, kernel: &Kernel) -> Result<Vec<u8>> {
-        let mut archive = Archive::default();
-        for folder in ["proc", "sys", "dev", "tmp", "run", "etc", "modules", "bin"] {
-            archive.folder(folder);
-        }
-        for (path, bytes) in &self.files {
-            archive.file(path, bytes);
-        }
-        for module in &kernel.modules {
-            let name = module.file_name().context("a module has a name")?.to_string_lossy().into_owned();
-            archive.file(&format!("/modules/{name}"), &std::fs::read(module)?);
-        }
-        for (path, text) in init::configurations(&self.probes) {
-            archive.file(&path, text.as_bytes());
-        }
-        let has_setpriv = archive.has("/usr/bin/setpriv");
-        archive.file("/init", init::script(self, TESTS, has_setpriv).as_bytes());
-        if !archive.has("/bin/sh") {
-            archive.link("/bin/sh", "busybox");
-        }
-        Ok(archive.finish())
+        let has_setpriv = self.files.iter().any(|(path, _)| path == "/usr/bin/setpriv");
+        archive(&self.files, kernel, &init::script(self, TESTS, has_setpriv))
     }
+}
+
+/// Programs, each at its path in the guest, with their loader and libraries.
+///
+/// # Errors
+/// When one cannot be read, or lacks a library.
+pub(crate) fn alone(wanted: &[(&Path, &str)]) -> Result<Vec<(String, Vec<u8>)>> {
+    let (mut files, mut libraries) = (Vec::new(), BTreeSet::new());
+    for (file, path) in wanted {
+        libraries.extend(self::libraries(file)?);
+        files.push(((*path).to_owned(), stripped(file)?));
+    }
+    for library in libraries {
+        let bytes = std::fs::read(&library).with_context(|| library.clone())?;
+        files.push((library, bytes));
+    }
+    Ok(files)
+}
+
+/// A first file system with `files`, the kernel's modules, and `init`.
+///
+/// # Errors
+/// When a module cannot be read.
+pub(crate) fn archive(files: &[(String, Vec<u8>)], kernel: &Kernel, init: &str) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for folder in ["proc", "sys", "dev", "tmp", "run", "etc", "modules", "bin"] {
+        archive.folder(folder);
+    }
+    for (path, bytes) in files {
+        archive.file(path, bytes);
+    }
+    for module in &kernel.modules {
+        let name = module.file_name().context("a module has a name")?.to_string_lossy().into_owned();
+        archive.file(&format!("/modules/{name}"), &std::fs::read(module)?);
+    }
+    archive.file("/init", init.as_bytes());
+    if !archive.has("/bin/sh") {
+        archive.link("/bin/sh", "busybox");
+    }
+    Ok(archive.finish())
 }
 
 /// The agent, built.
@@ -119,25 +140,34 @@ pub(crate) fn agent(dev: bool) -> Result<PathBuf> {
     }
     build_ebpf::objects(setup::ensure())?;
     program::step("dev agent", || {
-        program::show(optimised(workspace::cargo().args(["build", "--locked", "--package", "sysops-agent"])))
+        program::show(optimised(&mut cargo()).args(["--bin", "sysops-agent", "--test", suites::OF_ALL]))
     })?;
     Ok(workspace::target().join("debug/sysops-agent"))
 }
 
+/// Agent and tests are asked for in the same words, or else cargo would choose other features of what they depend on, and
+/// build everything twice.
+fn cargo() -> Command {
+    let mut cargo = workspace::cargo();
+    cargo.args(["build", "--locked", "--package", "sysops-agent", "--package", "sysops-tests"]);
+    cargo
+}
+
 fn optimised(cargo: &mut Command) -> &mut Command {
     for package in OPTIMISED {
-        cargo.arg("--config").arg(format!("profile.dev.package.{package}.opt-level=1"));
+        for setting in ["opt-level=2", "debug-assertions=false", "overflow-checks=true"] {
+            cargo.arg("--config").arg(format!("profile.dev.package.{package}.{setting}"));
+        }
     }
     cargo
 }
 
-/// Builds the suites; gives the name and executable of each.
-fn suites() -> Result<Vec<(String, PathBuf)>> {
-    let mut cargo = workspace::cargo();
-    cargo.args(["test", "--locked", "--no-run", "--package", "sysops-tests"]);
+/// Builds the suites; gives the executable of each.
+fn built(suites: &[Suite]) -> Result<Vec<(Suite, PathBuf)>> {
+    let mut cargo = cargo();
     cargo.arg("--message-format=json-render-diagnostics");
-    for suite in SUITES {
-        cargo.args(["--test", suite.name]);
+    for suite in suites {
+        cargo.args(["--test", &suite.name]);
     }
     let output = optimised(&mut cargo)
         .stdin(Stdio::null())
@@ -145,15 +175,14 @@ fn suites() -> Result<Vec<(String, PathBuf)>> {
         .output()
         .context("cargo cannot be started")?;
     if !output.status.success() {
-        bail!("cargo test --no-run: {}", output.status);
+        bail!("cargo build of the tests: {}", output.status);
     }
-    let mut found = executables(&String::from_utf8_lossy(&output.stdout));
-    if let Some(missing) = SUITES.iter().find(|suite| found.iter().all(|(name, _)| name != suite.name)) {
-        bail!("cargo test --no-run: named no executable of {}", missing.name);
-    }
-    // cargo names them as they are ready.
-    found.sort_by_key(|(name, _)| SUITES.iter().position(|suite| suite.name == name));
-    Ok(found)
+    let found = executables(&String::from_utf8_lossy(&output.stdout));
+    let executable = |suite: &Suite| {
+        let file = found.iter().find(|(name, _)| *name == suite.name).map(|(_, file)| file.clone());
+        file.map(|file| (suite.clone(), file)).with_context(|| format!("cargo named no executable of {}", suite.name))
+    };
+    suites.iter().map(executable).collect()
 }
 
 /// Names and executables of the tests in cargo's messages.
@@ -168,11 +197,21 @@ fn executables(messages: &str) -> Vec<(String, PathBuf)> {
         .collect()
 }
 
-/// Names of the tests in a test's executable, without those that others start.
-fn names(executable: &Path) -> Result<Vec<String>> {
-    let list = program::capture(Command::new(executable).args(["--list", "--format=terse"]))?;
-    let names = list.lines().filter_map(|line| line.strip_suffix(": test"));
-    Ok(names.filter(|name| !["child", "victim"].contains(name)).map(str::to_owned).collect())
+/// Names of the tests of a suite, without those that others start, and without those that are ignored for another reason
+/// than that they need a guest.
+fn names(suite: &Suite, executable: &Path) -> Result<Vec<String>> {
+    let list = |more: &[&str]| -> Result<Vec<String>> {
+        let list = program::capture(Command::new(executable).args(["--list", "--format=terse"]).args(more))?;
+        Ok(list.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
+    };
+    let ignored = list(&["--ignored"])?;
+    let mut names = list(&[])?;
+    names.retain(|name| {
+        let here = suite.only_here.contains(name);
+        let usual = suite.whole && !ignored.contains(name) && !["child", "victim"].contains(&name.as_str());
+        here || usual
+    });
+    Ok(names)
 }
 
 /// Probes and rungs as the agent's own schema of its configuration lists them.
@@ -202,7 +241,7 @@ fn libraries(file: &Path) -> Result<Vec<String>> {
 }
 
 /// Paths in the output of ldd: `name => /path (address)` and `/path (address)`.
-fn paths(ldd: &str) -> Vec<String> {
+pub(crate) fn paths(ldd: &str) -> Vec<String> {
     let words = ldd.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
     words.map(str::to_owned).collect()
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 /// Before the name of a section.
 pub(crate) const BEGIN: &str = "@@begin ";
-/// Before the exit status that ends a section.
+/// Before the exit status that ends a section, and the time of it.
 pub(crate) const END: &str = "@@end ";
 /// The guest came to its end.
 pub(crate) const DONE: &str = "@@done";
@@ -18,6 +18,8 @@ pub(crate) struct Section {
     pub(crate) body: String,
     /// None: the guest ended before.
     pub(crate) status: Option<i32>,
+    /// The guest's own seconds at its end.
+    pub(crate) uptime: Option<f64>,
 }
 
 /// What became of a test.
@@ -48,11 +50,13 @@ pub(crate) fn sections(said: &str) -> (Vec<Section>, bool) {
     let mut open = false;
     for line in said.lines().map(|line| line.trim_end_matches('\r')) {
         if let Some(name) = line.strip_prefix(BEGIN) {
-            sections.push(Section { name: name.to_owned(), body: String::new(), status: None });
+            sections.push(Section { name: name.to_owned(), body: String::new(), status: None, uptime: None });
             open = true;
         } else if let (Some(section), true) = (sections.last_mut(), open) {
-            if let Some(status) = line.strip_prefix(END).and_then(|status| status.parse().ok()) {
+            let mut end = line.strip_prefix(END).unwrap_or_default().split(' ');
+            if let Some(status) = end.next().and_then(|status| status.parse().ok()) {
                 section.status = Some(status);
+                section.uptime = end.next().and_then(|seconds| seconds.parse().ok());
                 open = false;
             } else {
                 section.body.push_str(line);
@@ -111,7 +115,7 @@ impl Section {
 mod tests {
     use super::*;
 
-    const SAID: &str = "insmod: noise before\r\n@@begin kernel\r\nLinux version 6.1\r\n\r\n@@end 0\r\n\
+    const SAID: &str = "insmod: noise before\r\n@@begin kernel\r\nLinux version 6.1\r\n\r\n@@end 0 3.25\r\n\
         @@begin forced tp_btf\nWARN something\n{\n  \"probes\": [{\"name\": \"fd\", \"rung\": \"off\", \"reason\": \"why\"}]\n}\n\n@@end 1\n\
         @@begin test a works\ntest works ... ok\n\ntest result: ok. 1 passed; 0 failed\n@@end 0\n\
         @@begin test a lacks\ntest lacks ... skipped: needs root\nok\ntest result: ok. 1 passed; 0 failed\n@@end 0\n\
@@ -125,7 +129,8 @@ mod tests {
         assert!(done);
         assert_eq!(sections.len(), 7);
         assert_eq!((sections[0].name.as_str(), sections[0].body.trim()), ("kernel", "Linux version 6.1"));
-        assert_eq!(sections[1].status, Some(1));
+        assert_eq!((sections[0].status, sections[0].uptime), (Some(0), Some(3.25)));
+        assert_eq!((sections[1].status, sections[1].uptime), (Some(1), None));
         let expected = Standing { probe: "fd".into(), rung: "off".into(), reason: "why".into() };
         assert_eq!(sections[1].standings(), Some(vec![expected]));
         let outcomes: Vec<Outcome> = sections[2..].iter().map(Section::outcome).collect();

@@ -1,0 +1,117 @@
+//! Which of the project's tests run in guests, by the names and the text of tests/tests/*.rs: those of the probes, and those
+//! that say that only a guest can show them. Building and running them is left to `payload` and `init`.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::workspace;
+
+/// Tests of more than one probe.
+pub(crate) const OF_ALL: &str = "kernel_self_check";
+/// Ends the reason of `#[ignore = "…"]` of a test that needs a guest.
+const ONLY_HERE: &str = "run by vm-test\"]";
+/// Programs that are not themselves without files beside them.
+const NOT_ALONE: &[&str] = &["sh", "bash", "python3", "perl", "gcc", "cc"];
+
+/// A test's executable that runs in the guests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Suite {
+    /// `kernel_fd`.
+    pub(crate) name: String,
+    /// Names of tests that are ignored elsewhere.
+    pub(crate) only_here: Vec<String>,
+    /// All others of it run too.
+    pub(crate) whole: bool,
+}
+
+/// The suites that belong into guests, and the programs that tests ask for.
+///
+/// # Errors
+/// When the sources cannot be read.
+pub(crate) fn find(probes: &[(String, Vec<String>)]) -> Result<(Vec<Suite>, BTreeSet<String>)> {
+    let tests = workspace::root().join("tests");
+    let mut suites = Vec::new();
+    let mut tools = BTreeSet::new();
+    for (name, text) in sources(&tests.join("tests"))? {
+        let only_here = only_here(&text);
+        let whole = name == OF_ALL || probe_of(&name, probes).is_some();
+        if whole || !only_here.is_empty() {
+            tools.extend(programs(&text));
+            suites.push(Suite { name, only_here, whole });
+        }
+    }
+    for (_, text) in sources(&tests.join("src"))? {
+        tools.extend(programs(&text));
+    }
+    Ok((suites, tools))
+}
+
+/// The probe that a suite is about: `kernel_<probe>`, or `kernel_<probe>_<more>`.
+pub(crate) fn probe_of<'a>(suite: &str, probes: &'a [(String, Vec<String>)]) -> Option<&'a str> {
+    let rest = suite.strip_prefix("kernel_")?;
+    let begins = |probe: &&str| rest.strip_prefix(*probe).is_some_and(|more| more.is_empty() || more.starts_with('_'));
+    probes.iter().map(|(probe, _)| probe.as_str()).filter(begins).max_by_key(|probe| probe.len())
+}
+
+/// Name and text of each file, sorted.
+fn sources(dir: &Path) -> Result<Vec<(String, String)>> {
+    let mut sources = Vec::new();
+    for entry in std::fs::read_dir(dir).with_context(|| dir.display().to_string())? {
+        let file = entry?.path();
+        if let (Some(stem), true) = (file.file_stem(), file.extension().is_some_and(|extension| extension == "rs")) {
+            let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+            sources.push((stem.to_string_lossy().into_owned(), text));
+        }
+    }
+    sources.sort();
+    Ok(sources)
+}
+
+/// Names of the tests that are marked as a guest's.
+fn only_here(text: &str) -> Vec<String> {
+    let name = |rest: &str| {
+        let (_, after) = rest.split_once("fn ")?;
+        after.split_once('(').map(|(name, _)| name.to_owned())
+    };
+    text.match_indices(ONLY_HERE).filter_map(|(at, mark)| name(&text[at + mark.len()..])).collect()
+}
+
+/// Programs in `programs(&["…", "…"])`.
+fn programs(text: &str) -> Vec<String> {
+    let lists = text.match_indices("programs(&[").filter_map(|(at, call)| text[at + call.len()..].split_once(']'));
+    lists
+        .flat_map(|(list, _)| list.split('"').skip(1).step_by(2))
+        .filter(|name| !NOT_ALONE.contains(name))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_suites_name_tells_its_probe() {
+        let probes = ["memory", "memory_leak", "fd"].map(|name| (name.to_owned(), Vec::new()));
+        assert_eq!(probe_of("kernel_memory_leak", &probes), Some("memory_leak"));
+        assert_eq!(probe_of("kernel_memory_leak_stacks", &probes), Some("memory_leak"));
+        assert_eq!(probe_of("kernel_memory", &probes), Some("memory"));
+        assert_eq!(probe_of("kernel_fdx", &probes), None);
+        assert_eq!(probe_of("e2e_fd", &probes), None);
+    }
+
+    #[test]
+    fn what_only_a_guest_shows_is_marked() {
+        let text = "#[test]\n#[ignore = \"needs cgroup v2; run by vm-test\"]\nfn one() {}\n#[test]\n#[ignore = \"slow\"]\nfn two() {}\n";
+        assert_eq!(only_here(text), ["one"]);
+    }
+
+    #[test]
+    fn programs_are_those_that_tests_ask_for() {
+        let text = "require::programs(&[\"sh\", \"dd\"]).or_else(|| programs(&[\"losetup\"]))";
+        assert_eq!(programs(text), ["dd", "losetup"]);
+        assert!(programs("programs(names)").is_empty());
+    }
+}
