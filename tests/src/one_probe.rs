@@ -58,6 +58,15 @@ impl OneProbe {
         }
     }
 
+    /// The same with what comes behind its point.
+    #[must_use]
+    pub fn float(&self, metric: &str, labels: &[&str]) -> Option<f64> {
+        match self.reading(metric, labels)? {
+            Reading::Counter(value) | Reading::Gauge(value) => Some(value),
+            _ => None,
+        }
+    }
+
     /// Counts by bucket and sum of the histogram that was read last.
     #[must_use]
     pub fn histogram(&self, metric: &str, labels: &[&str]) -> Option<(Vec<u64>, f64)> {

@@ -13,6 +13,7 @@ use super::disks::{Disks, Found};
 use super::facts::Facts;
 use super::ladder::{Ground, Refusal, Step, WORDS};
 use super::loader::{self, Object, Slot, Table};
+use super::run_stats::Runs;
 use super::{Entry, Probe, Rung, layout, record, tracefs};
 use crate::host::Host;
 use crate::model::{Batch, Desc, Event, Metric, Unit};
@@ -146,7 +147,9 @@ impl Probe for BlockIo {
                 Rung::TpBtf => typed().map(|(id, behind)| (behind, Point::Typed(tracepoint, id)))?,
                 Rung::RawTracepoint => typed().map(|(_, behind)| (behind, Point::Raw(tracepoint)))?,
                 Rung::Tracepoint => ("", Point::Plain("block", tracepoint)),
-                Rung::Fentry | Rung::Kmsg | Rung::Off => return Err(Refusal::new("nothing to attach on this rung", "")),
+                Rung::Fentry | Rung::Kmsg | Rung::Off => {
+                    return Err(Refusal::new("nothing to attach on this rung", ""));
+                }
             };
             object.attach(&format!("{what}{behind}_{}", rung.word()), point)?;
         }
@@ -213,6 +216,10 @@ impl Probe for BlockIo {
 
     fn counters(&self) -> Option<Counters> {
         self.standing.as_ref().and_then(|attached| attached.object.counters())
+    }
+
+    fn runs(&self) -> Option<Runs> {
+        self.standing.as_ref().map(|attached| attached.object.runs())
     }
 }
 

@@ -14,6 +14,7 @@ use super::facts::Facts;
 use super::ladder::{Refusal, Step, WORDS};
 use super::loader::{self, Object, Table};
 use super::process::Process;
+use super::run_stats::Runs;
 use super::syscalls::{self, EFFECTS};
 use super::watched::{Change, Watched};
 use super::{Entry, Probe, Rung, layout, tracefs};
@@ -183,6 +184,10 @@ impl Probe for Fds {
 
     fn counters(&self) -> Option<Counters> {
         self.standing.as_ref()?.armed.as_ref()?.object.counters()
+    }
+
+    fn runs(&self) -> Option<Runs> {
+        Some(self.standing.as_ref()?.armed.as_ref()?.object.runs())
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use aya::maps::{Array, HashMap, MapData, RingBuf};
 use aya::programs::{BtfTracePoint, FEntry, Iter, ProgramError, RawTracePoint, TracePoint};
@@ -14,6 +14,7 @@ use sysops_common::plain::{Plain, view};
 
 use super::attach::Point;
 use super::ladder::Refusal;
+use super::run_stats::Runs;
 use crate::host::os;
 
 include!(concat!(env!("OUT_DIR"), "/objects.rs"));
@@ -42,6 +43,24 @@ pub(super) fn embedded(name: &str) -> Result<&'static [u8], Refusal> {
     found.ok_or_else(|| Refusal::new("built without BPF objects", "cargo xtask build"))
 }
 
+/// While this lives the kernel counts how often and how long BPF programs run.
+pub(super) struct Counting {
+    _held: OwnedFd,
+}
+
+/// Has the kernel count runs of BPF programs (BPF_ENABLE_STATS, Linux 5.8).
+///
+/// # Errors
+/// Without CAP_SYS_ADMIN.
+pub(super) fn count_runs() -> Result<Counting, Refusal> {
+    let held = aya::sys::enable_stats(aya::sys::Stats::RunTime);
+    held.map(|held| Counting { _held: held }).map_err(|error| Refusal {
+        remedy: "sysctl kernel.bpf_stats_enabled=1 counts all runs of all BPF programs; it costs each some 50 ns"
+            .into(),
+        ..refused("needs CAP_SYS_ADMIN", &error)
+    })
+}
+
 impl Object {
     /// Loads the maps of the object `name` with `offsets` frozen into it. It must have a map COUNTERS; EVENTS, a ring
     /// buffer, is taken if it is there.
@@ -49,10 +68,14 @@ impl Object {
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn load<T: Plain>(name: &str, offsets: &T) -> Result<Self, Refusal> {
+        Self::load_bytes(embedded(name)?, offsets)
+    }
+
+    fn load_bytes<T: Plain>(object: &[u8], offsets: &T) -> Result<Self, Refusal> {
         let mut loader = EbpfLoader::new();
         // No relocations by types: offsets come in OFFSETS.
         loader.btf(None).override_global("OFFSETS", offsets, true);
-        let mut ebpf = loader.load(embedded(name)?).map_err(|error| refused("load", &error))?;
+        let mut ebpf = loader.load(object).map_err(|error| refused("load", &error))?;
         let counters = take(&mut ebpf, "COUNTERS")?;
         let counters = Array::try_from(counters).map_err(|error| refused("map COUNTERS", &error))?;
         let events = match ebpf.take_map("EVENTS") {
@@ -133,6 +156,13 @@ impl Object {
     #[must_use]
     pub(super) fn counters(&self) -> Option<Counters> {
         self.counters.get(&0, 0).ok()
+    }
+
+    /// Runs of the programs that are loaded, as far as the kernel counted them.
+    #[must_use]
+    pub(super) fn runs(&self) -> Runs {
+        let infos = self.ebpf.programs().filter_map(|(_, program)| program.info().ok());
+        infos.map(|info| Runs { count: info.run_count(), time: info.run_time() }).fold(Runs::default(), Runs::and)
     }
 
     /// Loads the program `name` and attaches it to each of `tracepoints` in the group `group`.
@@ -352,5 +382,28 @@ fn shorten(text: &str) -> String {
         // The last line of a verifier's log counts instructions; the one before it says what is wrong.
         [first, .., wrong, _counts] => format!("{first} … {wrong}"),
         [first, second] => format!("{first} {second}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sysops_common::oom_kill::Offsets;
+
+    use super::*;
+
+    /// A file that was cut anywhere is refused, and nothing else comes of it.
+    #[test]
+    fn a_truncated_object_is_refused_with_a_reason() {
+        // Built without objects there is nothing to cut, and every probe says so.
+        let Ok(whole) = embedded("oom_kill") else { return };
+        let lengths = (0..64).chain((64..whole.len()).step_by(whole.len() / 200));
+        for length in lengths {
+            let refused = Object::load_bytes(&whole[..length], &Offsets::ABSENT).err();
+            let refused = refused.unwrap_or_else(|| panic!("{length} of {} bytes were taken", whole.len()));
+            assert!(
+                refused.reason.starts_with("load: ") || refused.reason.contains("the object has no"),
+                "{refused:?}"
+            );
+        }
     }
 }

@@ -21,6 +21,7 @@ mod loader;
 mod oom_kill;
 mod process;
 mod record;
+mod run_stats;
 mod syscalls;
 mod tracefs;
 mod watched;
@@ -32,6 +33,7 @@ use sysops_common::counters::Counters;
 
 use self::facts::Facts;
 use self::ladder::{Refusal, Step};
+use self::run_stats::{Counting, Runs};
 use crate::host::{EventSource, Host};
 use crate::model::{Batch, Desc, Event, Metric, Source, Unit};
 use crate::spec::{Key, KeySpec, Values};
@@ -129,6 +131,10 @@ trait Probe: Send {
     }
     /// What the programs counted; `None` when nothing is attached.
     fn counters(&self) -> Option<Counters>;
+    /// Runs of the programs; `None` when nothing is attached. Who has no programs has nothing to say.
+    fn runs(&self) -> Option<Runs> {
+        None
+    }
 }
 
 /// A probe as the list knows it.
@@ -168,11 +174,30 @@ static RUNG: Metric<2> = Metric::gauge(
 );
 
 /// What the layer says about every probe.
-pub static METRICS: &[&Desc] = &[RECEIVED.desc(), DROPPED.desc(), RUNG.desc()];
+pub static METRICS: &[&Desc] = &[
+    RECEIVED.desc(),
+    DROPPED.desc(),
+    RUNG.desc(),
+    run_stats::METRICS[0],
+    run_stats::METRICS[1],
+    run_stats::METRICS[2],
+];
+
+/// What can be configured for all probes together.
+pub static KEYS: &[&KeySpec] = &[run_stats::PERCENT.spec()];
+
+/// Whether runs of the probes' programs can be counted.
+///
+/// # Errors
+/// When not: the reason, and what can be done about it.
+pub fn can_count_runs(host: &Host, values: &Values) -> Result<(), (String, String)> {
+    run_stats::stands(host, values).map_err(|refusal| (refusal.reason, refusal.remedy))
+}
 
 /// The probes, each on its rung.
 pub struct Kernel {
     probes: Vec<Running>,
+    counting: Counting,
 }
 
 struct Running {
@@ -190,7 +215,7 @@ impl Kernel {
     pub fn start(host: &Host, values: &Values) -> Self {
         let facts = Facts::read(host);
         let probes = ALL.iter().map(|entry| Running::start(entry, host, &facts, values)).collect();
-        Self { probes }
+        Self { probes, counting: Counting::new(values) }
     }
 
     /// Where each probe stands, with counters as of now.
@@ -283,6 +308,11 @@ impl EventSource for Kernel {
 
     #[expect(clippy::cast_precision_loss, reason = "counts below 2^53 are exact")]
     fn collect(&mut self, host: &Host, out: &mut Batch) {
+        let any_run = self.probes.iter().any(|running| running.probe.runs().is_some());
+        let are_runs_counted = self.counting.turn(host, any_run);
+        if are_runs_counted {
+            self.counting.collect(out);
+        }
         for running in &mut self.probes {
             let Running { standing, probe, .. } = running;
             out.gauge(&RUNG, [standing.name, standing.rung.word()], 1.0);
@@ -291,6 +321,9 @@ impl EventSource for Kernel {
                 for (reason, count) in counters.dropped_by_reason() {
                     out.counter(&DROPPED, [standing.name, reason], count as f64);
                 }
+            }
+            if let Some(runs) = probe.runs().filter(|_| are_runs_counted) {
+                run_stats::collect(standing.name, runs, out);
             }
             probe.collect(host, out);
             if let Some(refusal) = probe.contradiction() {
