@@ -182,7 +182,7 @@ impl fmt::Display for Sentence<'_> {
         f.write_str(if is_over { "No more losses: " } else { "Losses: " })?;
         (self.counter.lost)(f, &labels, if is_over { self.total } else { self.lost })?;
         if is_over {
-            return f.write_str(" in all");
+            return f.write_str(", in all");
         }
         if self.total > self.lost {
             write!(f, " ({:.0} in all)", self.total)?;
@@ -242,7 +242,7 @@ mod tests {
         let over = look(&mut losses, 80, 20.0);
         assert_eq!(
             (over[0].0, over[0].2.as_str()),
-            (Level::Clear, "No more losses: probe oom_kill lost 20 events: ring_full in all")
+            (Level::Clear, "No more losses: probe oom_kill lost 20 events: ring_full, in all")
         );
         assert_eq!(look(&mut losses, 90, 20.0)[0].0, Level::Clear);
         let again = look(&mut losses, 100, 23.0);

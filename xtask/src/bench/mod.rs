@@ -3,9 +3,11 @@
 mod agent;
 mod block_io;
 mod cost;
+pub(crate) mod fd_load;
 mod forks;
 mod http;
 mod oom;
+mod probes;
 mod process;
 pub(crate) mod victim;
 
@@ -25,14 +27,20 @@ struct Row {
 
 type Part = (&'static str, fn() -> Result<Vec<Row>>);
 
-const PARTS: &[Part] =
-    &[("cost", cost::measure), ("oom", oom::measure), ("forks", forks::measure), ("block", block_io::measure)];
+const PARTS: &[Part] = &[
+    ("cost", cost::measure),
+    ("oom", oom::measure),
+    ("forks", forks::measure),
+    ("block", block_io::measure),
+    ("probes", probes::measure),
+];
 
 /// The command.
 pub(crate) fn main(args: &[String]) -> Result<()> {
     let args = after_dashes(args);
     if let Some(unknown) = args.iter().find(|arg| PARTS.iter().all(|(name, _)| name != arg)) {
-        bail!("bench has no part {unknown:?}; it has cost, oom, forks, block");
+        let names: Vec<&str> = PARTS.iter().map(|(name, _)| *name).collect();
+        bail!("bench has no part {unknown:?}; it has {}", names.join(", "));
     }
     build::release()?;
     test::get_tools();
