@@ -12,6 +12,7 @@ pub mod correlate;
 pub mod inventory;
 pub mod kernel;
 pub mod logs;
+pub mod symbolize;
 
 pub mod store;
 

@@ -10,4 +10,5 @@ pub mod hung_task;
 pub mod offset;
 pub mod oom_kill;
 pub mod plain;
+pub mod stack;
 pub mod task;

@@ -27,6 +27,8 @@ pub fn view<T: Plain>(bytes: &[u8]) -> Option<&T> {
 
 // SAFETY: an integer. aya has its own word for it.
 unsafe impl Plain for u32 {}
+// SAFETY: an integer. aya has its own word for it.
+unsafe impl Plain for u64 {}
 
 /// Declares types as plain, on the user side for aya too.
 macro_rules! plain {

@@ -1,16 +1,18 @@
-//! Counts the file descriptors that watched processes get and close, when their system calls return. Which processes,
-//! and what each call does, is told by the agent.
+//! Remembers of each file descriptor that a watched process gets which stack took it, and forgets it when it is closed.
+//! Which processes, and what each system call does, is told by the agent; what no call tells is left to it, too: it
+//! compares what is remembered here with /proc.
 #![no_std]
 #![no_main]
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task};
-use aya_ebpf::macros::{btf_tracepoint, map, raw_tracepoint, tracepoint};
-use aya_ebpf::maps::HashMap;
-use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext, TracePointContext};
-use sysops_common::fd::{CALLS, Counts, Effect, Offsets, WATCHED_MAX};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_user};
+use aya_ebpf::macros::{btf_tracepoint, fentry, map, raw_tracepoint, tracepoint};
+use aya_ebpf::maps::{HashMap, LruHashMap};
+use aya_ebpf::programs::{BtfTracePointContext, FEntryContext, RawTracePointContext, TracePointContext};
+use sysops_common::fd::{ARGUMENTS, CALLS, Counts, Descriptor, Effect, Held, Offsets, Pending, WATCHED_MAX};
 use sysops_ebpf::counters::{Fate, count};
-use sysops_ebpf::memory::{add, member, offset};
+use sysops_ebpf::memory::{add, follow, member, offset, read};
+use sysops_ebpf::{clock_ns, stack};
 
 #[unsafe(no_mangle)]
 static OFFSETS: Offsets = Offsets::ABSENT;
@@ -19,35 +21,130 @@ static OFFSETS: Offsets = Offsets::ABSENT;
 #[map]
 static WATCHED: HashMap<u32, Counts> = HashMap::with_max_entries(WATCHED_MAX as u32 + 1, 0);
 
+// How many there are room for is set when it is loaded.
+#[map]
+static OPEN: HashMap<Descriptor, Held> = HashMap::with_max_entries(1 << 16, 0);
+
+// By thread. One that dies within a call leaves its entry, so the oldest must give way.
+#[map]
+static PENDING: LruHashMap<u64, Pending> = LruHashMap::with_max_entries(4096, 0);
+
 /// TS_COMPAT (arch/x86/include/asm/thread_info.h): the call is one of a 32-bit program.
 const COMPAT: u32 = 2;
+/// EBADF: nothing was closed. Other errors of close(2) come when the descriptor is gone already.
+const NOT_OPEN: i64 = -9;
+/// F_DUPFD and F_DUPFD_CLOEXEC (include/uapi/linux/fcntl.h).
+const DUPLICATE: u64 = 0;
+const DUPLICATE_CLOEXEC: u64 = 1030;
+/// SOL_SOCKET and SCM_RIGHTS (include/linux/socket.h) as the second half of a `cmsghdr` has them.
+const RIGHTS: [u32; 2] = [1, 1];
+/// Control messages of a received message that are looked at, and descriptors in them.
+const MESSAGES: u32 = 4;
+const RECEIVED_MAX: u64 = 64;
+
+/// A descriptor comes to be: the one place in the kernel that all but dup2 and dup3 come through.
+#[fentry(function = "fd_install")]
+pub fn on_install(ctx: FEntryContext) -> i32 {
+    let (fd, file): (u32, u64) = (ctx.arg(0), ctx.arg(1));
+    if let Some(process) = watched() {
+        hold(&process, fd, Some(file), capture(), 0);
+    }
+    0
+}
+
+/// A descriptor comes to be another: dup2, dup3, and what puts a file under a given number.
+#[fentry(function = "do_dup2")]
+pub fn on_replace(ctx: FEntryContext) -> i32 {
+    let (file, fd): (u64, u32) = (ctx.arg(1), ctx.arg(2));
+    if let Some(process) = watched() {
+        hold(&process, fd, Some(file), capture(), 0);
+    }
+    0
+}
+
+/// A descriptor is closed by its number.
+#[fentry(function = "file_close_fd")]
+pub fn on_close(ctx: FEntryContext) -> i32 {
+    let fd: u32 = ctx.arg(0);
+    let Some(process) = watched() else { return 0 };
+    // SAFETY: `counts` points into a value of a map.
+    unsafe { add(&raw mut (*process.counts).closes, 1) };
+    forget(&process, fd);
+    0
+}
 
 /// A system call returns.
-#[btf_tracepoint]
+#[btf_tracepoint(function = "sys_exit")]
 pub fn on_tp_btf(ctx: BtfTracePointContext) -> i32 {
     on_exit(ctx.arg(0), ctx.arg::<u64>(1) as i64);
     0
 }
 
 /// The same on a raw tracepoint.
-#[raw_tracepoint]
+#[raw_tracepoint(tracepoint = "sys_exit")]
 pub fn on_raw_tracepoint(ctx: RawTracePointContext) -> i32 {
     on_exit(ctx.arg(0), ctx.arg::<u64>(1) as i64);
     0
 }
 
-/// One of the system calls that matter returns. The kernel leaves out those of 32-bit programs.
+/// One of the system calls begins whose arguments matter. The kernel leaves out those of 32-bit programs.
+#[tracepoint]
+pub fn on_enter(ctx: TracePointContext) -> u32 {
+    let Some(process) = watched() else { return 0 };
+    let base = ctx.as_ptr() as u64;
+    let first = offset(&OFFSETS.format_arguments);
+    let Some((number, first)) = member::<u32>(base, &OFFSETS.format_number).zip(first) else {
+        count(Fate::ReadFault);
+        return 0;
+    };
+    let argument = |index: u64| read::<u64>(base + first + index * 8);
+    let effect = effect(number);
+    if effect == Effect::Close as u8 {
+        // No one can get a descriptor of this number before it is closed.
+        if let Some(fd) = argument(0) {
+            forget(&process, fd as u32);
+        }
+        return 0;
+    }
+    if effect == Effect::Duplicate as u8 && !argument(1).is_some_and(duplicates) {
+        return 0;
+    }
+    let mut pending = Pending { number: u64::from(number), ..Pending::default() };
+    for index in 0..ARGUMENTS {
+        // What a call does not have is whatever lies there, and is not used.
+        pending.arguments[index] = argument(index as u64).unwrap_or(0);
+    }
+    if PENDING.insert(&bpf_get_current_pid_tgid(), &pending, 0).is_err() {
+        count(Fate::MapFull);
+    }
+    0
+}
+
+/// One of the system calls that matter returns.
 #[tracepoint]
 pub fn on_tracepoint(ctx: TracePointContext) -> u32 {
     let base = ctx.as_ptr() as u64;
-    let Some(counts) = watched() else { return 0 };
+    let Some(process) = watched() else { return 0 };
     let number = member::<u32>(base, &OFFSETS.format_number);
     let Some((number, result)) = number.zip(member::<i64>(base, &OFFSETS.format_result)) else {
         count(Fate::ReadFault);
         return 0;
     };
-    if result >= 0 {
-        enter(counts, number);
+    let effect = effect(number);
+    let thread = bpf_get_current_pid_tgid();
+    let mut arguments = Arguments::Unknown;
+    if needs_arguments(effect) {
+        // SAFETY: only this thread writes or removes its value.
+        if let Some(pending) = unsafe { PENDING.get(&thread) } {
+            if pending.number == u64::from(number) {
+                arguments = Arguments::Pending(pending);
+            }
+        }
+    }
+    enter(&process, number, effect, result, &arguments);
+    if needs_arguments(effect) {
+        // It is not there when the program was attached while the call waited.
+        let _ = PENDING.remove(&thread);
     }
     0
 }
@@ -55,48 +152,214 @@ pub fn on_tracepoint(ctx: TracePointContext) -> u32 {
 /// Most calls are of processes that no one watches: that is asked first.
 #[inline(always)]
 fn on_exit(registers: u64, result: i64) {
-    if result < 0 {
+    let Some(process) = watched() else { return };
+    // SAFETY: the helper takes nothing and cannot fail.
+    let task = unsafe { bpf_get_current_task() };
+    if offset(&OFFSETS.status).is_some()
+        && member::<u32>(task, &OFFSETS.status).is_none_or(|status| status & COMPAT != 0)
+    {
         return;
     }
-    let Some(counts) = watched() else { return };
-    if offset(&OFFSETS.status).is_some() {
-        // SAFETY: the helper takes nothing and cannot fail.
-        let task = unsafe { bpf_get_current_task() };
-        if member::<u32>(task, &OFFSETS.status).is_none_or(|status| status & COMPAT != 0) {
-            return;
+    let Some(number) = member::<u32>(registers, &OFFSETS.number) else {
+        count(Fate::ReadFault);
+        return;
+    };
+    let effect = effect(number);
+    if effect == Effect::Close as u8 && result != NOT_OPEN {
+        if let Some(fd) = member::<u64>(registers, &OFFSETS.arguments[0]) {
+            forget_unless_taken_again(&process, task, fd as u32);
         }
     }
-    match member::<u32>(registers, &OFFSETS.number) {
-        Some(number) => enter(counts, number),
-        None => count(Fate::ReadFault),
+    enter(&process, number, effect, result, &Arguments::Registers(registers));
+}
+
+/// Where the arguments of a call that returns are found.
+enum Arguments {
+    /// Nowhere.
+    Unknown,
+    /// In what was kept when it began.
+    Pending(*const Pending),
+    /// In the registers of the program.
+    Registers(u64),
+}
+
+impl Arguments {
+    #[inline(always)]
+    fn get(&self, index: usize) -> Option<u64> {
+        match self {
+            Self::Unknown => None,
+            // SAFETY: it points into a value of a map.
+            Self::Pending(pending) => Some(unsafe { (**pending).arguments[index] }),
+            Self::Registers(registers) => member(*registers, &OFFSETS.arguments[index]),
+        }
     }
 }
 
-#[inline(always)]
-fn watched() -> Option<*mut Counts> {
-    WATCHED.get_ptr_mut((bpf_get_current_pid_tgid() >> 32) as u32)
+/// A process that is watched.
+struct Process {
+    tgid: u32,
+    counts: *mut Counts,
 }
 
 #[inline(always)]
-fn enter(counts: *mut Counts, number: u32) {
+fn watched() -> Option<Process> {
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    WATCHED.get_ptr_mut(tgid).map(|counts| Process { tgid, counts })
+}
+
+#[inline(always)]
+fn effect(number: u32) -> u8 {
     let number = number as usize;
     if number >= CALLS {
-        return;
+        return Effect::None as u8;
     }
     // SAFETY: a reference is valid to read. Volatile, as the loader writes the value after compilation.
-    let effect = unsafe { core::ptr::read_volatile(&OFFSETS.calls[number]) };
-    // SAFETY: `counts` points into a value of a map.
-    let (counter, amount) = unsafe {
-        if effect == Effect::Close as u8 {
-            (&raw mut (*counts).closes, 1)
-        } else {
-            (&raw mut (*counts).installs, u64::from(effect))
-        }
-    };
-    if amount == 0 {
+    unsafe { core::ptr::read_volatile(&OFFSETS.calls[number]) }
+}
+
+#[inline(always)]
+fn needs_arguments(effect: u8) -> bool {
+    effect >= Effect::Pipe as u8 && effect <= Effect::Receive as u8
+}
+
+#[inline(always)]
+fn duplicates(command: u64) -> bool {
+    let command = command & 0xffff_ffff;
+    command == DUPLICATE || command == DUPLICATE_CLOEXEC
+}
+
+#[inline(always)]
+fn enter(process: &Process, number: u32, effect: u8, result: i64, arguments: &Arguments) {
+    if effect == Effect::None as u8 || result < 0 {
         return;
     }
-    // SAFETY: as above.
-    unsafe { add(counter, amount) };
-    count(Fate::Received);
+    if effect == Effect::Close as u8 {
+        // SAFETY: `counts` points into a value of a map.
+        unsafe { add(&raw mut (*process.counts).closes, 1) };
+        count(Fate::Received);
+        return;
+    }
+    let call = number + 1;
+    if effect == Effect::Pipe as u8 || effect == Effect::Pair as u8 {
+        let index = if effect == Effect::Pipe as u8 { 0 } else { 3 };
+        if let Some(both) = arguments.get(index).and_then(read_user::<u64>) {
+            let stack = capture();
+            hold(process, both as u32, None, stack, call);
+            hold(process, (both >> 32) as u32, None, stack, call);
+        }
+    } else if effect == Effect::Receive as u8 {
+        if let Some(header) = arguments.get(1) {
+            receive(process, header, call);
+        }
+    } else if effect == Effect::Replace as u8 {
+        if arguments.get(0).is_some_and(|from| from as u32 != result as u32) {
+            hold(process, result as u32, None, capture(), call);
+        }
+    } else if effect == Effect::Duplicate as u8 {
+        if arguments.get(1).is_some_and(duplicates) {
+            hold(process, result as u32, None, capture(), call);
+        }
+    } else {
+        hold(process, result as u32, None, capture(), call);
+    }
+}
+
+/// The descriptors that came with a message (recvmsg(2), cmsg(3)). The program could lie about its own only.
+#[inline(always)]
+fn receive(process: &Process, header: u64, call: u32) {
+    let Some((mut at, mut left)) = read_user::<u64>(header + 32).zip(read_user::<u64>(header + 40)) else { return };
+    let mut fds = 0;
+    for _ in 0..MESSAGES {
+        let Some(length) = read_user::<u64>(at).filter(|length| (16..=left).contains(length)) else { return };
+        if read_user::<[u32; 2]>(at + 8) == Some(RIGHTS) {
+            fds = (length - 16) / 4;
+            break;
+        }
+        let whole = (length + 7) & !7;
+        at += whole;
+        left = left.saturating_sub(whole);
+    }
+    if fds == 0 {
+        return;
+    }
+    let stack = capture();
+    for index in 0..RECEIVED_MAX {
+        if index >= fds {
+            break;
+        }
+        if let Some(fd) = read_user::<u32>(at + 16 + index * 4) {
+            hold(process, fd, None, stack, call);
+        }
+    }
+}
+
+#[inline(always)]
+fn capture() -> u64 {
+    stack::capture(&OFFSETS.stack)
+}
+
+/// Remembers a descriptor. Where the table of descriptors can be read, one that is not in it any more is not remembered.
+#[inline(always)]
+fn hold(process: &Process, fd: u32, file: Option<u64>, stack: u64, call: u32) {
+    let mut held = Held { stack, monotonic_ns: clock_ns(), file: 0, inode: 0, call, reserved: 0 };
+    let file = match file {
+        Some(file) => Some(file),
+        None => {
+            // SAFETY: the helper takes nothing and cannot fail.
+            let task = unsafe { bpf_get_current_task() };
+            opened(task, fd)
+        }
+    };
+    match file {
+        Some(0) => return,
+        Some(file) => {
+            held.file = file;
+            held.inode = follow(file, &OFFSETS.inode).and_then(|inode| member(inode, &OFFSETS.inode_number)).unwrap_or(0);
+        }
+        // No types, or a table that is being replaced.
+        None => {}
+    }
+    let key = Descriptor { tgid: process.tgid, fd };
+    let full = OPEN.insert(&key, &held, 0).is_err();
+    // SAFETY: `counts` points into a value of a map.
+    unsafe {
+        add(&raw mut (*process.counts).installs, 1);
+        if full {
+            add(&raw mut (*process.counts).full, 1);
+        }
+    }
+    count(if full { Fate::MapFull } else { Fate::Received });
+}
+
+#[inline(always)]
+fn forget(process: &Process, fd: u32) {
+    // It is not there when it was open before the process was watched.
+    let _ = OPEN.remove(&Descriptor { tgid: process.tgid, fd });
+}
+
+/// The call that closed it returns only now: meanwhile another thread may have been given the same number. Then the table
+/// has the file that is remembered; if it has that file and the other call has not returned, that call will say so.
+#[inline(always)]
+fn forget_unless_taken_again(process: &Process, task: u64, fd: u32) {
+    // SAFETY: the value is read at once.
+    let Some(file) = unsafe { OPEN.get(&Descriptor { tgid: process.tgid, fd }) }.map(|held| held.file) else { return };
+    if file == 0 || opened(task, fd) != Some(file) {
+        forget(process, fd);
+    }
+}
+
+/// The file that the descriptor `fd` of `task` stands for, 0 when it is not open; `None` when that cannot be read.
+#[inline(always)]
+fn opened(task: u64, fd: u32) -> Option<u64> {
+    let table = follow(follow(task, &OFFSETS.files)?, &OFFSETS.fdt)?;
+    if fd >= member::<u32>(table, &OFFSETS.max_fds)? {
+        return Some(0);
+    }
+    read(follow(table, &OFFSETS.fd)? + u64::from(fd) * 8)
+}
+
+#[inline(always)]
+fn read_user<T: Copy>(address: u64) -> Option<T> {
+    // SAFETY: the helper checks the address and fails on one that cannot be read.
+    unsafe { bpf_probe_read_user(address as *const T) }.ok()
 }

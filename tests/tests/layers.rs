@@ -59,7 +59,7 @@ const GUARDED: &[(&str, &[&str], &str)] = &[
         "loading and reading BPF objects is kernel/loader.rs; give it what the probe needs",
     ),
     ("blazesym", &["sysops-agent/src/symbolize/"], "names of functions and lines are symbolize/'s; hand it frames"),
-    ("framehop", &["sysops-agent/src/kernel/"], "unwinding ends in kernel/; hand on frames"),
+    ("gimli", &["sysops-agent/src/kernel/stacks/"], "unwinding ends in kernel/stacks/; hand on frames"),
     (
         "sysops_common",
         &["sysops-agent/src/kernel/"],

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::model::event::{HungTask, OomKill};
+use crate::model::event::{FdLeak, HungTask, OomKill};
 use crate::model::{Alert, Detail, Event, Severity, Status, Tick, bytes_text, cut, shown};
 
 use super::fingerprint;
@@ -24,6 +24,7 @@ pub fn alert(event: &Event, hostname: &str, now: &Tick) -> Alert {
     let (severity, message) = match &event.detail {
         Detail::OomKill(kill) => (Severity::Critical, oom_kill(event, kill)),
         Detail::HungTask(task) => (Severity::Warn, hung_task(event, task)),
+        Detail::FdLeak(leak) => (fd_leak_severity(leak), fd_leak(event, leak)),
     };
     let labels: BTreeMap<_, _> = event.labels().into_iter().map(|(name, value)| (name, bounded(value))).collect();
     let kind = event.kind();
@@ -106,6 +107,38 @@ fn hung_task(event: &Event, task: &HungTask) -> String {
     text
 }
 
+/// `nginx (pid 42) takes file descriptors (socket) and does not close them: 812 are open, the oldest for 2 h; …`
+fn fd_leak(event: &Event, leak: &FdLeak) -> String {
+    let mut text = format!(
+        "{} takes file descriptors ({}) and does not close them: {} are open, the oldest for {:.0} s, and {:.0} more come in an \
+         hour. It has {} open",
+        process(event),
+        shown(&leak.descriptor, NAME_MAX),
+        leak.count,
+        leak.oldest_seconds,
+        leak.growth_per_hour,
+        leak.open,
+    );
+    if let Some(limit) = leak.limit {
+        let _ = write!(text, " and may have {limit}");
+    }
+    text.push('.');
+    if !leak.frames.is_empty() {
+        let frames: Vec<_> = leak.frames.iter().take(FRAMES_MAX).map(|frame| shown(&frame.place(), NAME_MAX)).collect();
+        let more = if leak.frames.len() > FRAMES_MAX { " < …" } else { "" };
+        let _ = write!(text, " They are taken by: {}{more}", frames.join(" < "));
+    }
+    text
+}
+
+/// Above this share of its limit a process is about to fail.
+const LIMIT_CRITICAL_PERCENT: u64 = 90;
+
+fn fd_leak_severity(leak: &FdLeak) -> Severity {
+    let is_near = |limit: u64| leak.open.saturating_mul(100) > limit.saturating_mul(LIMIT_CRITICAL_PERCENT);
+    if leak.limit.is_some_and(is_near) { Severity::Critical } else { Severity::Warn }
+}
+
 /// `java (pid 42, uid 1000) in cgroup /web/app`, as far as it is known.
 fn process(event: &Event) -> String {
     let mut text = event.comm.as_ref().map_or_else(|| "a process".to_owned(), |comm| shown(comm, NAME_MAX));
@@ -139,6 +172,7 @@ mod tests {
 
     use super::*;
     use crate::model::Source;
+    use crate::model::stack::Frame;
 
     fn now() -> Tick {
         let up = Duration::from_secs(6000);
@@ -219,6 +253,31 @@ mod tests {
             "jbd2/sda1 (pid 92, uid 1000) in cgroup /web.slice/app.service has been blocked in the kernel for 122 s, \
              waiting in folio_wait_bit. Stack: f0 < f1 < f2 < f3 < f4 < f5 < f6 < f7 < …"
         );
+    }
+
+    #[test]
+    fn a_leak_tells_what_how_many_and_where_and_is_critical_near_the_limit() {
+        let frame = |function: &str| Frame { function: Some(function.to_owned()), ..Frame::default() };
+        let leak = |open| FdLeak {
+            descriptor: "socket".to_owned(),
+            count: 800,
+            oldest_seconds: 7200.4,
+            growth_per_hour: 400.0,
+            open,
+            limit: Some(1024),
+            attributed: 810,
+            coverage: 0.95,
+            frames: vec![frame("connect_backend"), Frame { offset: 0x1234, ..Frame::default() }],
+        };
+        let told = alert(&event("nginx", Detail::FdLeak(leak(850))), "h", &now());
+        assert_eq!(
+            told.message,
+            "nginx (pid 92, uid 1000) in cgroup /web.slice/app.service takes file descriptors (socket) and does not close \
+             them: 800 are open, the oldest for 7200 s, and 400 more come in an hour. It has 850 open and may have 1024. \
+             They are taken by: connect_backend < 0x1234"
+        );
+        assert_eq!(told.severity, Severity::Warn);
+        assert_eq!(alert(&event("nginx", Detail::FdLeak(leak(930))), "h", &now()).severity, Severity::Critical);
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub static ABSENT: &[Absent] = &[
 ];
 
 /// Kinds of kernel events, as [`crate::model::Event::kind`] names them.
-pub static EVENT_KINDS: &[&str] = &["oom_kill", "hung_task"];
+pub static EVENT_KINDS: &[&str] = &["oom_kill", "hung_task", "fd_leak"];
 
 /// Tables of the configuration in the order in which documents show them, each with what it is about.
 /// A table that is not named here follows in the order of its name.
@@ -171,7 +171,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::model::event::{HungTask, OomKill};
+    use crate::model::event::{FdLeak, HungTask, OomKill};
     use crate::model::{Detail, Event};
 
     #[test]
@@ -222,7 +222,11 @@ mod tests {
             let (pid, tid, comm, uid, cgroup) = (None, None, None, None, None);
             Event { schema: 1, time, source, pid, tid, comm, uid, cgroup, detail, monotonic_ns: 0 }.kind()
         };
-        let kinds = [kind(Detail::OomKill(OomKill::default())), kind(Detail::HungTask(HungTask::default()))];
+        let kinds = [
+            kind(Detail::OomKill(OomKill::default())),
+            kind(Detail::HungTask(HungTask::default())),
+            kind(Detail::FdLeak(FdLeak::default())),
+        ];
         assert_eq!(kinds, *EVENT_KINDS);
     }
 

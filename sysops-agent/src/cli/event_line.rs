@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::model::event::{HungTask, OomKill};
+use crate::model::event::{FdLeak, HungTask, OomKill};
 use crate::model::{Detail, Event, bytes_text, shown};
 
 /// `14:02:07Z  oom_kill   postgres[4242] uid 26 in /db.slice: 1.9 GiB anonymous, …`.
@@ -30,6 +30,7 @@ impl fmt::Display for EventLine<'_> {
         match &event.detail {
             Detail::OomKill(kill) => oom_kill(kill, f),
             Detail::HungTask(hang) => hung_task(hang, f),
+            Detail::FdLeak(leak) => fd_leak(leak, f),
         }
     }
 }
@@ -66,6 +67,18 @@ fn hung_task(hang: &HungTask, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     }
     for (frame, separator) in hang.kernel_stack.iter().take(6).zip([", stack "].into_iter().chain([" < "; 5])) {
         write!(f, "{separator}{}", shown(frame, 80))?;
+    }
+    Ok(())
+}
+
+fn fd_leak(leak: &FdLeak, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, ": {} × {}, {:+.0} an hour", leak.count, shown(&leak.descriptor, 64), leak.growth_per_hour)?;
+    write!(f, ", {} open", leak.open)?;
+    if let Some(limit) = leak.limit {
+        write!(f, " of {limit}")?;
+    }
+    for (frame, separator) in leak.frames.iter().take(6).zip([", taken by "].into_iter().chain([" < "; 5])) {
+        write!(f, "{separator}{}", shown(&frame.place(), 80))?;
     }
     Ok(())
 }

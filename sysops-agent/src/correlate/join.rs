@@ -20,7 +20,8 @@ pub(super) fn join(first: &mut Event, mut second: Event) {
     match (&mut first.detail, second.detail) {
         (Detail::OomKill(first), Detail::OomKill(second)) => add_kill(first, second),
         (Detail::HungTask(first), Detail::HungTask(second)) => add_hang(first, second),
-        (Detail::OomKill(_), Detail::HungTask(_)) | (Detail::HungTask(_), Detail::OomKill(_)) => {}
+        // Never asked for: only reports of one kind are joined, and leaks have but one source.
+        (Detail::OomKill(_) | Detail::HungTask(_) | Detail::FdLeak(_), _) => {}
     }
 }
 

@@ -81,10 +81,11 @@ pub struct Correlator {
     hang_sources: Sources,
     kills: VecDeque<Seen>,
     hangs: VecDeque<Seen>,
-    /// Were pushed out of a full list while they waited.
+    /// Wait for nothing, or were pushed out of a full list while they waited.
     pushed_out: Vec<Event>,
     told_kills: u64,
     told_hangs: u64,
+    told_fd_leaks: u64,
     joined: u64,
     late: u64,
     repeated: u64,
@@ -122,6 +123,8 @@ impl Correlator {
         let (list, all, hold) = match event.detail {
             Detail::OomKill(_) => (&mut self.kills, self.kill_sources, HOLD_KILL),
             Detail::HungTask(_) => (&mut self.hangs, self.hang_sources, HOLD_HANG),
+            // It has no second source, and who tells it tells it once.
+            Detail::FdLeak(_) => return self.pushed_out.push(event),
         };
         let Some(at) = list.iter().rposition(|seen| seen.is_same(&event, sources)) else {
             let until = if sources.has(all) { now.monotonic } else { now.monotonic + hold };
@@ -146,6 +149,9 @@ impl Correlator {
 
     /// Takes note of an event that was told in an earlier life of the agent.
     pub fn remember(&mut self, event: &Event) {
+        if matches!(event.detail, Detail::FdLeak(_)) {
+            return;
+        }
         self.remember_as(Seen::new(event, Sources::of(event)), None);
     }
 
@@ -191,6 +197,7 @@ impl Correlator {
         let number = |count: u64| count as f64;
         out.counter(&EVENTS, ["oom_kill"], number(self.told_kills));
         out.counter(&EVENTS, ["hung_task"], number(self.told_hangs));
+        out.counter(&EVENTS, ["fd_leak"], number(self.told_fd_leaks));
         let outcomes =
             [("joined", self.joined), ("late", self.late), ("repeated", self.repeated), ("dropped", dropped)];
         for (outcome, count) in outcomes {
@@ -217,6 +224,7 @@ impl Correlator {
             match event.detail {
                 Detail::OomKill(_) => self.told_kills += 1,
                 Detail::HungTask(_) => self.told_hangs += 1,
+                Detail::FdLeak(_) => self.told_fd_leaks += 1,
             }
         }
     }
@@ -243,6 +251,7 @@ impl Seen {
         let is_comm = self.comm.is_none() || event.comm.is_none() || self.comm == event.comm;
         let at = time(event);
         match &event.detail {
+            Detail::FdLeak(_) => false,
             Detail::OomKill(_) => {
                 let most = if self.sources.has(sources) { SAME_SOURCE } else { SAME_KILL };
                 (is_process || is_thread) && is_comm && self.last.abs_diff(at) <= most
@@ -270,7 +279,7 @@ fn time(event: &Event) -> Duration {
 /// For how long a hung task has hung, zero if it does not say; `None` for other events.
 fn blocked(event: &Event) -> Option<Duration> {
     match &event.detail {
-        Detail::OomKill(_) => None,
+        Detail::OomKill(_) | Detail::FdLeak(_) => None,
         Detail::HungTask(hung) => Some(Duration::from_secs(hung.blocked_seconds.unwrap_or(0))),
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod bytes;
 pub mod clock;
+pub mod descriptors;
 pub mod events;
 pub mod files;
 pub mod mounts;
@@ -12,6 +13,7 @@ pub mod space;
 pub mod systemd;
 
 pub use clock::Clock;
+pub use descriptors::Descriptors;
 pub use events::EventSource;
 pub use files::{Files, ReadError, Source};
 pub use open_fds::OpenFds;

@@ -1,8 +1,12 @@
-//! System calls that tell how the machine stands and have no file: statvfs, uname, page size, clock ticks.
+//! System calls that tell how the machine stands and have no file: statvfs, uname, page size, clock ticks; and those that
+//! make what has no name.
 
 use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 
-use rustix::fs::StatVfs;
+use rustix::fs::{MemfdFlags, StatVfs, memfd_create};
 use rustix::io::Errno;
 use rustix::path::Arg;
 
@@ -31,6 +35,29 @@ pub fn ticks_per_second() -> u64 {
 #[must_use]
 pub fn uname() -> rustix::system::Uname {
     rustix::system::uname()
+}
+
+/// The user whose rights this process has.
+#[must_use]
+pub fn effective_user() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// A copy of the first `length` bytes of `file` that no one else can change: it lies in memory alone.
+///
+/// # Errors
+/// When there is no memory for it, or the file cannot be read or is shorter.
+pub fn copy_to_memory(file: &File, length: u64) -> io::Result<File> {
+    let mut copy = File::from(memfd_create("copy", MemfdFlags::CLOEXEC)?);
+    let mut piece = vec![0; 1 << 16];
+    let mut at = 0;
+    while at < length {
+        let wanted = usize::try_from(length - at).map_or(piece.len(), |left| left.min(piece.len()));
+        file.read_exact_at(&mut piece[..wanted], at)?;
+        copy.write_all(&piece[..wanted])?;
+        at += wanted as u64;
+    }
+    Ok(copy)
 }
 
 /// Name of the calling thread, at most 15 bytes.

@@ -168,6 +168,12 @@ impl Btf {
         None
     }
 
+    /// Bytes of `struct name`.
+    #[must_use]
+    pub(super) fn structure_size(&self, name: &str) -> Option<u32> {
+        self.size(self.structure(name)?)
+    }
+
     /// Type of the elements of an array.
     #[must_use]
     pub(super) fn element(&self, id: TypeId) -> Option<TypeId> {

@@ -68,13 +68,24 @@ impl Object {
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn load<T: Plain>(name: &str, offsets: &T) -> Result<Self, Refusal> {
-        Self::load_bytes(embedded(name)?, offsets)
+        Self::load_sized(name, offsets, &[])
     }
 
-    fn load_bytes<T: Plain>(object: &[u8], offsets: &T) -> Result<Self, Refusal> {
+    /// The same with another number of entries for some maps.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn load_sized<T: Plain>(name: &str, offsets: &T, sizes: &[(&str, u32)]) -> Result<Self, Refusal> {
+        Self::load_bytes(embedded(name)?, offsets, sizes)
+    }
+
+    fn load_bytes<T: Plain>(object: &[u8], offsets: &T, sizes: &[(&str, u32)]) -> Result<Self, Refusal> {
         let mut loader = EbpfLoader::new();
         // No relocations by types: offsets come in OFFSETS.
         loader.btf(None).override_global("OFFSETS", offsets, true);
+        for (map, entries) in sizes {
+            loader.map_max_entries(map, *entries);
+        }
         let mut ebpf = loader.load(object).map_err(|error| refused("load", &error))?;
         let counters = take(&mut ebpf, "COUNTERS")?;
         let counters = Array::try_from(counters).map_err(|error| refused("map COUNTERS", &error))?;
@@ -238,6 +249,15 @@ impl Object {
         Array::try_from(map).map(|map| Slot { map }).map_err(|error| refused(name, &error))
     }
 
+    /// The ring buffer `name`, taken out of the object.
+    ///
+    /// # Errors
+    /// When the object has no such map, or one of another type.
+    pub(super) fn ring(&mut self, name: &str) -> Result<Ring, Refusal> {
+        let map = take(&mut self.ebpf, name)?;
+        RingBuf::try_from(map).map(|map| Ring { map }).map_err(|error| refused(name, &error))
+    }
+
     fn unload(&mut self, name: &str, point: Point<'_>) -> Result<(), Refusal> {
         match point {
             Point::Function(..) => self.program::<FEntry>(name)?.unload(),
@@ -269,6 +289,11 @@ impl<K: Plain, V: Plain> Table<K, V> {
         keys.extend(self.map.keys().map_while(Result::ok));
     }
 
+    /// Adds at most `most` of the keys that are there. Some may come twice while others are removed at the same time.
+    pub(super) fn some_keys(&self, most: usize, keys: &mut Vec<K>) {
+        keys.extend(self.map.keys().map_while(Result::ok).take(most));
+    }
+
     /// The value of `key`; `None` when there is none, or the kernel does not give it.
     #[must_use]
     pub(super) fn get(&self, key: &K) -> Option<V> {
@@ -287,6 +312,24 @@ impl<K: Plain, V: Plain> Table<K, V> {
     pub(super) fn remove(&mut self, key: &K) {
         // The one error that can be is that it is not there.
         let _ = self.map.remove(key);
+    }
+}
+
+/// A ring buffer beside EVENTS.
+pub(super) struct Ring {
+    map: RingBuf<MapData>,
+}
+
+impl Ring {
+    /// Becomes readable when there are records.
+    #[must_use]
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.map.as_fd()
+    }
+
+    /// Takes the next record; `None` when there is none. `each` sees its bytes, aligned to 8.
+    pub(super) fn next<R>(&mut self, each: impl FnOnce(&[u8]) -> R) -> Option<R> {
+        self.map.next().map(|item| each(&item))
     }
 }
 
@@ -398,7 +441,7 @@ mod tests {
         let Ok(whole) = embedded("oom_kill") else { return };
         let lengths = (0..64).chain((64..whole.len()).step_by(whole.len() / 200));
         for length in lengths {
-            let refused = Object::load_bytes(&whole[..length], &Offsets::ABSENT).err();
+            let refused = Object::load_bytes(&whole[..length], &Offsets::ABSENT, &[]).err();
             let refused = refused.unwrap_or_else(|| panic!("{length} of {} bytes were taken", whole.len()));
             assert!(
                 refused.reason.starts_with("load: ") || refused.reason.contains("the object has no"),

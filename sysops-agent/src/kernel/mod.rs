@@ -22,11 +22,17 @@ mod oom_kill;
 mod process;
 mod record;
 mod run_stats;
+#[cfg(feature = "ebpf")]
+mod stacks;
+#[cfg(not(feature = "ebpf"))]
+#[path = "no_stacks.rs"]
+mod stacks;
 mod syscalls;
 mod tracefs;
 mod watched;
 
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use serde::Serialize;
 use sysops_common::counters::Counters;
@@ -35,7 +41,7 @@ use self::facts::Facts;
 use self::ladder::{Refusal, Step};
 use self::run_stats::{Counting, Runs};
 use crate::host::{EventSource, Host};
-use crate::model::{Batch, Desc, Event, Metric, Source, Unit};
+use crate::model::{Batch, Desc, Event, LeakReport, Metric, Resource, Source, Unit};
 use crate::spec::{Key, KeySpec, Values};
 
 /// Where a probe stands, best first.
@@ -107,6 +113,17 @@ impl Rung {
     }
 }
 
+/// A look for leaks that someone asked for: it lasts for a while and then ends.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observation {
+    /// What is looked for.
+    pub resources: Vec<Resource>,
+    /// The processes, by their ids in the /proc of the host. None: those that draw suspicion during the observation.
+    pub pids: Vec<u32>,
+    /// How long it is meant to last: what counts as growth is measured by it.
+    pub length: Duration,
+}
+
 /// One probe: its ladder, and its programs once they stand.
 trait Probe: Send {
     /// The ladder, best rung first, as far as facts tell.
@@ -125,6 +142,13 @@ trait Probe: Send {
     fn contradiction(&mut self) -> Option<Refusal> {
         None
     }
+    /// Watches what `observation` asks for, and nothing that the configuration names. Asked before anything is attached;
+    /// false from a probe that does not attribute any of that.
+    fn observe(&mut self, _observation: &Observation) -> bool {
+        false
+    }
+    /// Adds a report for each process that is watched for leaks, as of now. Frames have no names yet.
+    fn leaks(&mut self, _host: &Host, _out: &mut Vec<LeakReport>) {}
     /// Why a probe that stands watches nothing just now.
     fn stands_by(&self) -> Option<&'static str> {
         None
@@ -214,8 +238,33 @@ impl Kernel {
     #[must_use]
     pub fn start(host: &Host, values: &Values) -> Self {
         let facts = Facts::read(host);
-        let probes = ALL.iter().map(|entry| Running::start(entry, host, &facts, values)).collect();
-        Self { probes, counting: Counting::new(values) }
+        let probes =
+            ALL.iter().map(|entry| Running::start(entry, (entry.new)(host, &facts, values), host, &facts, values));
+        Self { probes: probes.collect(), counting: Counting::new(values) }
+    }
+
+    /// Only the probes that attribute what `observation` asks for, each on the best rung that its facts and the
+    /// configuration allow. Who asked drains when [`EventSource::fds`] are readable and collects about once a second, and
+    /// in the end takes [`Self::leaks`].
+    #[must_use]
+    pub fn observe(host: &Host, values: &Values, observation: &Observation) -> Self {
+        let facts = Facts::read(host);
+        let watching = |entry: &&'static Entry| {
+            let mut probe = (entry.new)(host, &facts, values);
+            probe.observe(observation).then(|| Running::start(entry, probe, host, &facts, values))
+        };
+        Self { probes: ALL.iter().filter_map(watching).collect(), counting: Counting::new(values) }
+    }
+
+    /// What the watched processes hold, by stack, as of now: one report a process and resource. Frames have module and
+    /// offset; names are put in by `symbolize`.
+    #[must_use]
+    pub fn leaks(&mut self, host: &Host) -> Vec<LeakReport> {
+        let mut reports = Vec::new();
+        for running in &mut self.probes {
+            running.probe.leaks(host, &mut reports);
+        }
+        reports
     }
 
     /// Where each probe stands, with counters as of now.
@@ -251,8 +300,7 @@ impl Kernel {
 }
 
 impl Running {
-    fn start(entry: &'static Entry, host: &Host, facts: &Facts, values: &Values) -> Self {
-        let probe = (entry.new)(host, facts, values);
+    fn start(entry: &'static Entry, probe: Box<dyn Probe>, host: &Host, facts: &Facts, values: &Values) -> Self {
         let standing = Standing {
             name: entry.name,
             rung: Rung::Off,

@@ -52,6 +52,14 @@ impl Object {
         Err(available().err().unwrap_or_else(|| Refusal::new("built without the feature ebpf", "")))
     }
 
+    /// Fails.
+    ///
+    /// # Errors
+    /// Always.
+    pub(super) fn load_sized<T: Plain>(name: &str, offsets: &T, _sizes: &[(&str, u32)]) -> Result<Self, Refusal> {
+        Self::load(name, offsets)
+    }
+
     /// There is no object to attach.
     ///
     /// # Errors
@@ -144,6 +152,14 @@ impl Object {
     pub(super) fn slot<V: Plain>(&mut self, _name: &str) -> Result<Slot<V>, Refusal> {
         match *self {}
     }
+
+    /// There is no object that has maps.
+    ///
+    /// # Errors
+    /// Never.
+    pub(super) fn ring(&mut self, _name: &str) -> Result<Ring, Refusal> {
+        match *self {}
+    }
 }
 
 /// There is none.
@@ -152,6 +168,11 @@ pub(super) struct Table<K, V>(Infallible, PhantomData<(K, V)>);
 impl<K: Plain, V: Plain> Table<K, V> {
     /// There is no table.
     pub(super) fn keys(&self, _keys: &mut Vec<K>) {
+        match self.0 {}
+    }
+
+    /// There is no table.
+    pub(super) fn some_keys(&self, _most: usize, _keys: &mut Vec<K>) {
         match self.0 {}
     }
 
@@ -171,6 +192,22 @@ impl<K: Plain, V: Plain> Table<K, V> {
 
     /// There is no table.
     pub(super) fn remove(&mut self, _key: &K) {
+        match self.0 {}
+    }
+}
+
+/// There is none.
+pub(super) struct Ring(Infallible);
+
+impl Ring {
+    /// There is no ring buffer.
+    #[must_use]
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        match self.0 {}
+    }
+
+    /// There is no ring buffer.
+    pub(super) fn next<R>(&mut self, _each: impl FnOnce(&[u8]) -> R) -> Option<R> {
         match self.0 {}
     }
 }

@@ -1,5 +1,5 @@
-//! System calls that make or close file descriptors, by name and number. Calls that only sometimes do (fcntl, bpf, ioctl,
-//! recvmsg, clone) and those that close many at once (close_range, exec) are not among them: their number does not tell.
+//! System calls that make or close file descriptors, by name and number. Those whose descriptors cannot be told from number
+//! and arguments (bpf, ioctl, clone, io_uring) and those that close many at once (close_range, exec) are not among them.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ const TABLE: &[Call] = &[
     ("accept", Effect::One, Some(43), Some(202)),
     ("accept4", Effect::One, Some(288), Some(242)),
     ("dup", Effect::One, Some(32), Some(23)),
-    ("dup2", Effect::One, Some(33), None),
+    ("dup2", Effect::Replace, Some(33), None),
     ("dup3", Effect::One, Some(292), Some(24)),
     ("epoll_create", Effect::One, Some(213), None),
     ("epoll_create1", Effect::One, Some(291), Some(20)),
@@ -45,14 +45,23 @@ const TABLE: &[Call] = &[
     ("fsopen", Effect::One, Some(430), Some(430)),
     ("fsmount", Effect::One, Some(432), Some(432)),
     ("fspick", Effect::One, Some(433), Some(433)),
-    ("pipe", Effect::Two, Some(22), None),
-    ("pipe2", Effect::Two, Some(293), Some(59)),
-    ("socketpair", Effect::Two, Some(53), Some(199)),
+    ("pipe", Effect::Pipe, Some(22), None),
+    ("pipe2", Effect::Pipe, Some(293), Some(59)),
+    ("socketpair", Effect::Pair, Some(53), Some(199)),
+    ("fcntl", Effect::Duplicate, Some(72), Some(25)),
+    ("recvmsg", Effect::Receive, Some(47), Some(212)),
     ("close", Effect::Close, Some(3), Some(57)),
 ];
 
 /// [`Effect`] by number of the call on this machine. Where the numbers are not known, none has an effect.
 pub(super) static EFFECTS: [u8; CALLS] = effects();
+
+/// The members of `struct pt_regs` that still have the first arguments when a call returns, each of eight bytes.
+pub(super) const ARGUMENTS: [(&str, u32); 4] = if cfg!(target_arch = "aarch64") {
+    [("orig_x0", 0), ("regs", 1), ("regs", 2), ("regs", 3)]
+} else {
+    [("di", 0), ("si", 0), ("dx", 0), ("r10", 0)]
+};
 
 /// The member of `struct pt_regs` that has the number of the call, with its size.
 pub(super) const NUMBER: (&str, u32) = if cfg!(target_arch = "aarch64") { ("syscallno", 4) } else { ("orig_ax", 8) };
@@ -82,15 +91,12 @@ const fn number(call: &Call) -> Option<usize> {
     }
 }
 
-/// Tracepoints of the calls that this kernel has, in the group `syscalls`.
+/// Tracepoints at the end and at the beginning of the calls that this kernel has, in the group `syscalls`.
 #[must_use]
-pub(super) fn traced(host: &Host, tracefs: &Path) -> Vec<&'static str> {
+pub(super) fn traced(host: &Host, tracefs: &Path) -> [Vec<&'static str>; 2] {
     let events = host.files.list(&tracefs.join("events/syscalls")).unwrap_or_default();
-    TRACEPOINTS
-        .iter()
-        .copied()
-        .filter(|name| events.binary_search_by(|event| event.as_str().cmp(name)).is_ok())
-        .collect()
+    let there = |name: &&str| events.binary_search_by(|event| event.as_str().cmp(name)).is_ok();
+    [TRACEPOINTS, BEGINNINGS].map(|names| names.iter().copied().filter(there).collect())
 }
 
 /// The same by the names of their tracepoints.
@@ -131,8 +137,44 @@ const TRACEPOINTS: &[&str] = &[
     "sys_exit_pipe",
     "sys_exit_pipe2",
     "sys_exit_socketpair",
+    "sys_exit_fcntl",
+    "sys_exit_recvmsg",
     "sys_exit_close",
 ];
+
+/// Tracepoints at the beginning of calls whose arguments matter.
+const BEGINNINGS: &[&str] = &[
+    "sys_enter_close",
+    "sys_enter_dup2",
+    "sys_enter_pipe",
+    "sys_enter_pipe2",
+    "sys_enter_socketpair",
+    "sys_enter_fcntl",
+    "sys_enter_recvmsg",
+];
+
+/// What the descriptors that a call makes are called when they are of one kind only: `call` is the number plus one, as the
+/// programs have it.
+#[must_use]
+pub(super) fn makes(call: u32) -> Option<&'static str> {
+    let number = (call as usize).checked_sub(1)?;
+    let name = TABLE.iter().find(|call| self::number(call) == Some(number))?.0;
+    Some(match name {
+        "socket" | "accept" | "accept4" | "socketpair" => "socket",
+        "pipe" | "pipe2" => "pipe",
+        "eventfd" | "eventfd2" => "eventfd",
+        "epoll_create" | "epoll_create1" => "epoll",
+        "signalfd" | "signalfd4" => "signalfd",
+        "timerfd_create" => "timerfd",
+        "inotify_init" | "inotify_init1" => "inotify",
+        "fanotify_init" => "fanotify",
+        "userfaultfd" => "userfaultfd",
+        "perf_event_open" => "perf_event",
+        "pidfd_open" => "pidfd",
+        "io_uring_setup" => "io_uring",
+        _ => return None,
+    })
+}
 
 #[cfg(test)]
 mod tests {
@@ -159,19 +201,39 @@ mod tests {
             number(call).map(|number| EFFECTS[number])
         };
         assert_eq!(by_name("openat"), Some(Effect::One as u8));
-        assert_eq!(by_name("socketpair"), Some(Effect::Two as u8));
+        assert_eq!(by_name("socketpair"), Some(Effect::Pair as u8));
         assert_eq!(by_name("close"), Some(Effect::Close as u8));
         let known = TABLE.iter().filter(|call| number(call).is_some()).count();
         assert_eq!(EFFECTS.iter().filter(|&&effect| effect != Effect::None as u8).count(), known);
     }
 
     #[test]
+    fn a_call_is_seen_to_begin_when_its_arguments_matter() {
+        let plain = [Effect::None, Effect::One];
+        let matter = TABLE.iter().filter(|call| !plain.contains(&call.1)).map(|call| format!("sys_enter_{}", call.0));
+        let (mut matter, mut begin) = (matter.collect::<Vec<_>>(), BEGINNINGS.to_vec());
+        (matter.sort_unstable(), begin.sort_unstable());
+        assert_eq!(matter, begin);
+    }
+
+    #[test]
+    fn calls_tell_what_they_make() {
+        let call = |name: &str| {
+            let number = TABLE.iter().find(|call| call.0 == name).and_then(number);
+            number.map(|number| u32::try_from(number).expect("small") + 1)
+        };
+        assert_eq!(call("eventfd2").and_then(makes), call("eventfd2").map(|_| "eventfd"));
+        assert_eq!(call("openat").and_then(makes), None);
+        assert_eq!((makes(0), makes(u32::MAX)), (None, None));
+    }
+
+    #[test]
     fn only_calls_that_the_kernel_traces_are_attached_to() {
         let dir = tempfile::tempdir().expect("a directory");
-        for name in ["sys_exit_close", "sys_exit_openat", "sys_enter_openat", "sys_exit_read"] {
+        for name in ["sys_exit_close", "sys_exit_openat", "sys_enter_openat", "sys_exit_read", "sys_enter_close"] {
             std::fs::create_dir_all(dir.path().join("events/syscalls").join(name)).expect("created");
         }
         let host = Host::fixture(dir.path());
-        assert_eq!(traced(&host, dir.path()), ["sys_exit_openat", "sys_exit_close"]);
+        assert_eq!(traced(&host, dir.path()), [vec!["sys_exit_openat", "sys_exit_close"], vec!["sys_enter_close"]]);
     }
 }

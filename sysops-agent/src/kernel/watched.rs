@@ -1,5 +1,5 @@
-//! Which processes a probe watches: those whose names the configuration lists, as /proc shows them now. What is done
-//! with them is left to the probe.
+//! Which processes a probe watches: those whose names the configuration lists, as /proc shows them now, and those that it
+//! asks for by number. What is done with them is left to the probe.
 
 use crate::host::{Host, Process, Processes, ReadError, bytes};
 
@@ -11,6 +11,8 @@ const ROUNDS: u32 = 6;
 /// Processes by name.
 pub(super) struct Watched {
     names: Vec<Vec<u8>>,
+    /// By number, whatever their names.
+    wanted: Vec<u32>,
     most: usize,
     processes: Processes,
     /// Those that are watched, by pid.
@@ -52,6 +54,7 @@ impl Watched {
         let cut = |name: &String| name.as_bytes()[..name.len().min(COMM_BYTES)].to_vec();
         Self {
             names: names.iter().map(cut).collect(),
+            wanted: Vec::new(),
             most,
             processes: Processes::new(host),
             watched: Vec::new(),
@@ -64,8 +67,31 @@ impl Watched {
 
     /// True when no name is listed.
     #[must_use]
-    pub(super) fn is_idle(&self) -> bool {
+    pub(super) fn has_no_names(&self) -> bool {
         self.names.is_empty()
+    }
+
+    /// From the next look on no process is watched for its name.
+    pub(super) fn forget_names(&mut self) {
+        self.names.clear();
+    }
+
+    /// From the next look on the process `pid` is watched, until it ends or is let go.
+    pub(super) fn want(&mut self, pid: u32) {
+        if !self.wanted.contains(&pid) {
+            self.wanted.push(pid);
+        }
+    }
+
+    /// From the next look on the process is watched only if its name is listed.
+    pub(super) fn let_go(&mut self, pid: u32) {
+        self.wanted.retain(|wanted| *wanted != pid);
+    }
+
+    /// Processes that are asked for by number.
+    #[must_use]
+    pub(super) fn wanted(&self) -> &[u32] {
+        &self.wanted
     }
 
     /// Those that are watched.
@@ -80,12 +106,16 @@ impl Watched {
         self.left_out
     }
 
-    /// Looks through /proc and tells what changed. Processes that were there and bore another name are asked again
-    /// every sixth time only.
+    /// Looks through /proc, shows `each` process and tells what changed. Processes that were there and bore another name are
+    /// asked again every sixth time only.
     ///
     /// # Errors
     /// When /proc cannot be listed. Then nothing has changed.
-    pub(super) fn look(&mut self, mut change: impl FnMut(Change)) -> Result<(), ReadError> {
+    pub(super) fn look(
+        &mut self,
+        mut each: impl FnMut(Process<'_>),
+        mut change: impl FnMut(Change),
+    ) -> Result<(), ReadError> {
         std::mem::swap(&mut self.others, &mut self.previous);
         self.others.clear();
         self.round = self.round.wrapping_add(1);
@@ -93,22 +123,29 @@ impl Watched {
         for target in &mut self.watched {
             target.seen = false;
         }
-        let Self { names, most, processes, watched, others, previous, left_out, round } = self;
+        let Self { names, wanted, most, processes, watched, others, previous, left_out, round } = self;
         let mut fresh = Vec::new();
         let listed = processes.walk(|process| {
             let pid = process.pid;
+            each(process);
             if let Some(target) = watched.iter_mut().find(|target| target.pid == pid) {
-                target.seen = target.is_still(process);
+                target.seen = target.is_still(process, names, wanted);
                 if target.seen {
                     return;
                 }
+                // Whoever has the number now is not who was meant.
+                wanted.retain(|wanted| *wanted != pid);
+            }
+            if wanted.contains(&pid) {
+                fresh.extend(Target::read(process, None));
+                return;
             }
             // The live /proc lists by number, so that the list is sorted.
-            if (pid ^ *round) % ROUNDS != 0 && previous.binary_search(&pid).is_ok() {
+            if names.is_empty() || (pid ^ *round) % ROUNDS != 0 && previous.binary_search(&pid).is_ok() {
                 others.push(pid);
                 return;
             }
-            match Target::read(process, names) {
+            match Target::read(process, Some(names)) {
                 Some(target) => fresh.push(target),
                 None => others.push(pid),
             }
@@ -120,6 +157,7 @@ impl Watched {
         watched.retain(|target| {
             if !target.seen {
                 change(Change::Went(target.pid));
+                wanted.retain(|wanted| *wanted != target.pid);
             }
             target.seen
         });
@@ -136,12 +174,13 @@ impl Watched {
 }
 
 impl Target {
-    fn read(process: Process<'_>, names: &[Vec<u8>]) -> Option<Self> {
+    /// The process, if it bears one of `names`; whatever it is called when there are none.
+    fn read(process: Process<'_>, names: Option<&[Vec<u8>]>) -> Option<Self> {
         let mut buffer = [0; 64];
         // Cheaper than stat, and for most processes all that is read.
         let comm = process.read("comm", &mut buffer).ok()?;
         let comm = comm.strip_suffix(b"\n").unwrap_or(comm);
-        if !names.iter().any(|name| name == comm) {
+        if names.is_some_and(|names| !names.iter().any(|name| name == comm)) {
             return None;
         }
         let mut buffer = [0; 1024];
@@ -155,11 +194,22 @@ impl Target {
         })
     }
 
-    fn is_still(&self, process: Process<'_>) -> bool {
+    /// True when it is the same process and still meant: one that is asked for by number may change its name.
+    fn is_still(&mut self, process: Process<'_>, names: &[Vec<u8>], wanted: &[u32]) -> bool {
         let mut buffer = [0; 1024];
         let Ok(stat) = process.read("stat", &mut buffer) else { return false };
-        name_and_start(stat)
-            .is_some_and(|(comm, start)| start == self.start_ticks && *self.comm == *String::from_utf8_lossy(comm))
+        let Some((comm, start)) = name_and_start(stat) else { return false };
+        let same_name = *self.comm == *String::from_utf8_lossy(comm);
+        if start != self.start_ticks {
+            return false;
+        }
+        if wanted.contains(&self.pid) {
+            if !same_name {
+                self.comm = String::from_utf8_lossy(comm).into_owned();
+            }
+            return true;
+        }
+        same_name && names.iter().any(|name| name == comm)
     }
 }
 
@@ -206,7 +256,7 @@ mod tests {
 
     fn look(watched: &mut Watched) -> Vec<Change> {
         let mut changes = Vec::new();
-        watched.look(|change| changes.push(change)).expect("listed");
+        watched.look(|_| (), |change| changes.push(change)).expect("listed");
         changes.sort_by_key(|change| match change {
             Change::Came(pid) | Change::Went(pid) => *pid,
         });
@@ -236,7 +286,7 @@ mod tests {
         assert_eq!(look(&mut watched), [Change::Came(7)]);
         machine.run(7, "nginx", 300);
         let mut changes = Vec::new();
-        watched.look(|change| changes.push(change)).expect("listed");
+        watched.look(|_| (), |change| changes.push(change)).expect("listed");
         assert_eq!(changes, [Change::Went(7), Change::Came(7)], "first the old one goes");
     }
 
@@ -280,12 +330,29 @@ mod tests {
     }
 
     #[test]
+    fn a_number_is_watched_until_its_process_ends_or_is_let_go() {
+        let machine = Machine::new();
+        machine.run(7, "java", 100);
+        machine.run(8, "java", 100);
+        let mut watched = Watched::new(&machine.host, &[], 64);
+        assert_eq!(look(&mut watched), []);
+        (watched.want(7), watched.want(8), watched.want(7));
+        assert_eq!(look(&mut watched), [Change::Came(7), Change::Came(8)]);
+        assert_eq!(look(&mut watched), []);
+        machine.run(7, "java", 200);
+        watched.let_go(8);
+        assert_eq!(look(&mut watched), [Change::Went(7), Change::Went(8)], "another process has its number");
+        assert_eq!(watched.wanted(), []);
+        assert_eq!(look(&mut watched), []);
+    }
+
+    #[test]
     fn nothing_changes_while_proc_cannot_be_listed() {
         let machine = Machine::new();
         machine.run(7, "nginx", 1);
         let mut watched = Watched::new(&machine.host, &["nginx".to_owned()], 64);
         assert_eq!(look(&mut watched), [Change::Came(7)]);
         let mut nowhere = Watched::new(&Host::fixture("/nonexistent".as_ref()), &["nginx".to_owned()], 64);
-        assert!(nowhere.look(|_| ()).is_err());
+        assert!(nowhere.look(|_| (), |_| ()).is_err());
     }
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::stack::Frame;
+
 /// Where a part of an event came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -60,6 +62,8 @@ pub enum Detail {
     OomKill(OomKill),
     /// A task has been in uninterruptible sleep for longer than kernel.hung_task_timeout_secs.
     HungTask(HungTask),
+    /// A process takes file descriptors and does not give them back.
+    FdLeak(FdLeak),
 }
 
 /// An OOM kill.
@@ -111,16 +115,42 @@ pub struct HungTask {
     pub kernel_stack: Vec<String>,
 }
 
+/// One stack of a process takes file descriptors that are not closed. Told when that is sure, and again when they have
+/// doubled.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FdLeak {
+    /// What is taken: `file`, `socket`, `pipe`, `eventfd`, …
+    pub descriptor: String,
+    /// How many of them this stack took that are open.
+    pub count: u64,
+    /// Age of the oldest.
+    pub oldest_seconds: f64,
+    /// By how many they become more in an hour.
+    pub growth_per_hour: f64,
+    /// All descriptors that the process has open, as far as they were looked at.
+    pub open: u64,
+    /// How many it may open (the soft RLIMIT_NOFILE).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+    /// How many of the open ones are known by their stack.
+    pub attributed: u64,
+    /// `attributed` / `open`, 0 to 1.
+    pub coverage: f64,
+    /// The stack, innermost first.
+    pub frames: Vec<Frame>,
+}
+
 impl Event {
     /// The version of the shape.
     pub const SCHEMA: u32 = 1;
 
-    /// `oom_kill`, `hung_task`.
+    /// `oom_kill`, `hung_task`, `fd_leak`.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self.detail {
             Detail::OomKill(_) => "oom_kill",
             Detail::HungTask(_) => "hung_task",
+            Detail::FdLeak(_) => "fd_leak",
         }
     }
 

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One frame. What the kernel layer fills is `image` and `offset`; the names are filled by `symbolize`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frame {
     /// Demangled name. Hostile.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -37,6 +37,20 @@ pub struct Image {
     pub build_id: Option<Box<[u8]>>,
     /// The file itself.
     pub file: std::fs::File,
+}
+
+impl Frame {
+    /// `leak_socket (pool.c:42)`, `libssl.so.3+0x1f2c0`, `0x7f12`: as much as is known, in few characters.
+    #[must_use]
+    pub fn place(&self) -> String {
+        let name = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+        match (&self.function, &self.file, self.line, &self.module) {
+            (Some(function), Some(file), Some(line), _) => format!("{function} ({}:{line})", name(file)),
+            (Some(function), ..) => function.clone(),
+            (None, _, _, Some(module)) => format!("{}+{:#x}", name(module), self.offset),
+            (None, _, _, None) => format!("{:#x}", self.offset),
+        }
+    }
 }
 
 impl PartialEq for Image {

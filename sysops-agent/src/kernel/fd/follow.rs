@@ -1,0 +1,332 @@
+//! Follows the descriptors of the processes that are watched: holds what the programs remember against /proc at each look,
+//! and tells what leaks. Who is watched is left to `fd`.
+
+use std::ffi::CString;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use sysops_common::counters::Counters;
+use sysops_common::fd::{Counts, Descriptor};
+
+use super::groups::{Group, Groups, Key, Tally};
+use super::open::{Known, Look, Open};
+use super::rungs::Armed;
+use crate::host::{Descriptors, Host, OpenFds};
+use crate::kernel::Rung;
+use crate::kernel::ladder::Refusal;
+use crate::kernel::process::Process;
+use crate::kernel::stacks::Stacks;
+use crate::kernel::watched::Target;
+use crate::model::event::FdLeak;
+use crate::model::time::rfc3339_nanos;
+use crate::model::{Detail, Event, LeakReport, LeakStack, Resource, Tick};
+
+/// Descriptors that are looked at in one cycle, of all processes together: some 10 ms of work.
+const LOOK_MAX: usize = 4096;
+/// Descriptors of one process that a report looks at.
+const REPORT_MAX: usize = 1 << 16;
+/// Looks after which what is needed no more is thrown away.
+const TIDY: u32 = 6;
+/// Keys of a table that are asked for when it is tidied.
+const KEYS_MAX: usize = 1 << 17;
+
+/// What counts as a leak.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Measures {
+    /// How long a stack's descriptors must become more.
+    pub window: Duration,
+    /// By how many.
+    pub rise: u32,
+    /// From this share of the limit on less will do, in percent.
+    pub limit_percent: f64,
+}
+
+/// The programs, and the processes that they watch.
+pub(super) struct Followed {
+    armed: Armed,
+    stacks: Stacks,
+    processes: Vec<One>,
+    measures: Measures,
+    listed: Vec<u32>,
+    round: u32,
+}
+
+/// One process.
+struct One {
+    pid: u32,
+    open: Open,
+    groups: Groups,
+}
+
+impl Followed {
+    /// Nobody is followed yet.
+    ///
+    /// # Errors
+    /// When the object lacks a map.
+    pub(super) fn start(_host: &Host, mut armed: Armed, measures: Measures) -> Result<Self, Refusal> {
+        let stacks = Stacks::new(&mut armed.object)?;
+        Ok(Self { armed, stacks, processes: Vec::new(), measures, listed: Vec::new(), round: 0 })
+    }
+
+    /// Becomes readable when stacks wait to be taken.
+    #[must_use]
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.stacks.fd()
+    }
+
+    /// Takes the stacks that wait.
+    pub(super) fn drain(&mut self, host: &Host) {
+        self.stacks.drain(host);
+    }
+
+    /// What the programs counted in all.
+    #[must_use]
+    pub(super) fn counters(&self) -> Option<Counters> {
+        self.armed.object.counters()
+    }
+
+    /// What they counted of one process.
+    #[must_use]
+    pub(super) fn counts(&self, pid: u32) -> Option<Counts> {
+        self.armed.counts.get(&pid)
+    }
+
+    /// Whose the descriptors of a process are, as of the last look.
+    #[must_use]
+    pub(super) fn tally(&self, pid: u32) -> Option<Tally> {
+        self.processes.iter().find(|one| one.pid == pid).map(|one| one.groups.tally())
+    }
+
+    /// True when `pid` is followed.
+    #[must_use]
+    pub(super) fn follows(&self, pid: u32) -> bool {
+        self.processes.iter().any(|one| one.pid == pid)
+    }
+
+    /// Follows `pid` from now on: what it has open already is seen to be so.
+    ///
+    /// # Errors
+    /// When the programs' table is full.
+    pub(super) fn follow(&mut self, host: &Host, pid: u32, descriptors: &mut Descriptors) -> Result<(), Refusal> {
+        let now = host.clock.now().monotonic;
+        self.armed.counts.insert(&pid, &Counts::default())?;
+        let mut open = Open::new(pid, now);
+        let mut look = Look { descriptors, held: &mut self.armed.held, stacks: &self.stacks, listed: &mut self.listed };
+        // Gone again: the next look around will say so.
+        _ = open.look(&mut look, now, LOOK_MAX, false);
+        let parent = Process::thread(host, pid).status("PPid");
+        if let Some(parent) = self.processes.iter().find(|one| Some(one.pid) == parent) {
+            open.inherit(&parent.open);
+        }
+        self.processes.push(One { pid, open, groups: Groups::default() });
+        Ok(())
+    }
+
+    /// Follows `pid` no longer.
+    pub(super) fn forget(&mut self, pid: u32) {
+        self.armed.counts.remove(&pid);
+        self.processes.retain(|one| one.pid != pid);
+        self.stacks.forget_process(pid);
+        self.sweep();
+    }
+
+    /// Removes what the programs remember of processes that are followed no longer.
+    fn sweep(&mut self) {
+        let mut keys: Vec<Descriptor> = Vec::new();
+        self.armed.held.some_keys(KEYS_MAX, &mut keys);
+        for key in keys.iter().filter(|key| !self.processes.iter().any(|one| one.pid == key.tgid)) {
+            self.armed.held.remove(key);
+        }
+    }
+
+    /// Looks what is open, and adds an event for each stack that is seen to leak.
+    pub(super) fn look(
+        &mut self,
+        host: &Host,
+        rung: Rung,
+        descriptors: &mut Descriptors,
+        targets: &[Target],
+        events: &mut Vec<Event>,
+    ) {
+        self.stacks.drain(host);
+        self.stacks.refresh(host);
+        let now = host.clock.now();
+        self.round = self.round.wrapping_add(1);
+        let first = self.round as usize % self.processes.len().max(1);
+        let mut left = LOOK_MAX;
+        let mut whole = true;
+        self.processes.rotate_left(first);
+        for one in &mut self.processes {
+            let mut look =
+                Look { descriptors, held: &mut self.armed.held, stacks: &self.stacks, listed: &mut self.listed };
+            if left > 0 {
+                whole &= one.open.look(&mut look, now.monotonic, left, false).unwrap_or(true);
+                left = left.saturating_sub(self.listed.len());
+            }
+            whole &= left > 0;
+            one.groups.update(now.monotonic, self.measures.window, one.open.known());
+        }
+        if whole && self.round.is_multiple_of(TIDY) {
+            self.tidy();
+        }
+        self.tell(host, now, rung, descriptors, targets, events);
+    }
+
+    /// Forgets stacks by which nothing is open any more.
+    fn tidy(&mut self) {
+        let mut used: Vec<u64> =
+            self.processes.iter().flat_map(|one| one.open.known().filter_map(Known::reference)).collect();
+        used.sort_unstable();
+        self.stacks.retain(|reference| used.binary_search(&reference).is_ok());
+    }
+
+    fn tell(
+        &mut self,
+        host: &Host,
+        now: Tick,
+        rung: Rung,
+        descriptors: &Descriptors,
+        targets: &[Target],
+        events: &mut Vec<Event>,
+    ) {
+        let Measures { rise, limit_percent, .. } = self.measures;
+        let mut leaking = Vec::new();
+        for one in &mut self.processes {
+            let Some(target) = targets.iter().find(|target| target.pid == one.pid) else { continue };
+            let open = one.groups.tally().all();
+            let limit = descriptors.soft_limit(one.pid);
+            #[expect(clippy::cast_precision_loss, reason = "a process has fewer than 2^53 open files")]
+            let near_limit = limit.is_some_and(|limit| open as f64 * 100.0 >= limit as f64 * limit_percent);
+            leaking.clear();
+            one.groups.take_leaks(rise, near_limit, &mut leaking);
+            for key in &leaking {
+                let Some(group) = one.groups.get(key) else { continue };
+                let tally = one.groups.tally();
+                let stack = leak_stack(&self.stacks, key, group, now.monotonic);
+                let leak = FdLeak {
+                    descriptor: stack.kind,
+                    count: stack.count,
+                    oldest_seconds: stack.oldest_seconds,
+                    growth_per_hour: stack.growth_per_hour,
+                    open,
+                    limit,
+                    attributed: tally.attributed,
+                    coverage: share(tally.attributed, open),
+                    frames: stack.frames,
+                };
+                let process = Process::thread(host, one.pid);
+                events.push(Event {
+                    schema: Event::SCHEMA,
+                    time: rfc3339_nanos(now.wall),
+                    source: rung.source().into_iter().collect(),
+                    pid: Some(one.pid),
+                    tid: None,
+                    comm: Some(target.comm.clone()),
+                    uid: process.status("Uid"),
+                    cgroup: process.memory_path().map(|found| found.path),
+                    detail: Detail::FdLeak(leak),
+                    monotonic_ns: u64::try_from(now.monotonic.as_nanos()).unwrap_or(u64::MAX),
+                });
+            }
+        }
+    }
+
+    /// Adds what each process holds, by stack. All descriptors are held against what they were when they were taken.
+    pub(super) fn report(
+        &mut self,
+        host: &Host,
+        rung: Rung,
+        descriptors: &mut Descriptors,
+        counter: &mut OpenFds,
+        targets: &[Target],
+        stackless: Option<&Refusal>,
+        out: &mut Vec<LeakReport>,
+    ) {
+        self.stacks.drain(host);
+        let now = host.clock.now().monotonic;
+        for one in &mut self.processes {
+            let Some(target) = targets.iter().find(|target| target.pid == one.pid) else { continue };
+            let mut look =
+                Look { descriptors, held: &mut self.armed.held, stacks: &self.stacks, listed: &mut self.listed };
+            one.open.look_at_all(&mut look, now, REPORT_MAX);
+            one.groups.update(now, self.measures.window, one.open.known());
+            let tally = one.groups.tally();
+            let path = CString::new(format!("{}/fd", one.pid)).unwrap_or_default();
+            let counted = counter.at(descriptors.proc(), &path).unwrap_or(0);
+            let open = if one.open.is_whole() { tally.all() } else { counted.max(tally.all()) };
+            let full = self.armed.counts.get(&one.pid).map_or(0, |counts| counts.full);
+            let groups = one.groups.largest_first();
+            out.push(LeakReport {
+                schema: LeakReport::SCHEMA,
+                resource: Resource::Fd,
+                pid: one.pid,
+                comm: target.comm.clone(),
+                open,
+                attributed: tally.attributed,
+                coverage: share(tally.attributed, open),
+                rung: rung.word(),
+                unattributed: unattributed(tally, open, full, stackless),
+                stacks: groups.iter().map(|(key, group)| leak_stack(&self.stacks, key, group, now)).collect(),
+            });
+        }
+    }
+}
+
+fn leak_stack(stacks: &Stacks, key: &Key, group: &Group, now: Duration) -> LeakStack {
+    let kind = match key.parent {
+        Some(parent) => format!("{}, inherited from process {parent}", key.kind),
+        None => key.kind.to_owned(),
+    };
+    LeakStack {
+        count: u64::from(group.count),
+        kind,
+        oldest_seconds: group.oldest.map_or(0.0, |oldest| now.saturating_sub(oldest).as_secs_f64()),
+        growth_per_hour: group.hourly(now),
+        frames: stacks.frames(key.stack),
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a process has fewer than 2^53 open files")]
+fn share(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 1.0 } else { part as f64 / whole as f64 }
+}
+
+/// Why not all are attributed.
+fn unattributed(tally: Tally, open: u64, full: u64, stackless: Option<&Refusal>) -> String {
+    let beyond = open.saturating_sub(tally.all());
+    let mut reasons = Vec::new();
+    let mut say = |count: u64, what: &str| {
+        if count > 0 {
+            reasons.push(format!("{count} {what}"));
+        }
+    };
+    say(tally.before, "open before the process was followed");
+    say(tally.unseen, "came by a way that this rung does not see");
+    match stackless {
+        Some(refusal) => say(tally.stackless, &format!("without a stack ({})", refusal.reason)),
+        None => say(tally.stackless, "without a stack that could be unwound"),
+    }
+    say(beyond, "beyond those that are looked at");
+    say(full, "found no room in the table (kernel.fd.descriptors_max)");
+    reasons.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_attributed_is_said_by_reason() {
+        let tally = Tally { attributed: 90, before: 3, unseen: 2, stackless: 5 };
+        assert_eq!(
+            unattributed(tally, 110, 7, None),
+            "3 open before the process was followed; 2 came by a way that this rung does not see; 5 without a stack that \
+             could be unwound; 10 beyond those that are looked at; 7 found no room in the table (kernel.fd.descriptors_max)"
+        );
+        let no_types = Refusal::new("no BTF", "");
+        let said = unattributed(Tally { stackless: 1, ..Tally::default() }, 1, 0, Some(&no_types));
+        assert_eq!(said, "1 without a stack (no BTF)");
+        assert_eq!(unattributed(Tally { attributed: 5, ..Tally::default() }, 5, 0, None), "");
+        assert_eq!((share(0, 0), share(1, 4)), (1.0, 0.25));
+    }
+}

@@ -1,0 +1,92 @@
+//! Stands in for `stacks` in a build without the feature `ebpf`: no stack is captured.
+
+use std::convert::Infallible;
+use std::os::fd::BorrowedFd;
+
+use sysops_common::stack::StackOffsets;
+
+use super::btf::Btf;
+use super::ladder::Refusal;
+use super::loader::{self, Object};
+use crate::host::Host;
+use crate::model::Frame;
+
+/// There is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct StackId(Infallible);
+
+/// Captures that led to no stack, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Lost {
+    /// Never.
+    pub cut: u64,
+    /// Never.
+    pub gone: u64,
+    /// Never.
+    pub full: u64,
+}
+
+/// There are none.
+pub(super) struct Stacks(Infallible);
+
+/// Says that nothing can be loaded.
+///
+/// # Errors
+/// Always.
+pub(super) fn offsets(_btf: &Btf) -> Result<StackOffsets, Refusal> {
+    loader::available().map(|()| StackOffsets::ABSENT)
+}
+
+impl Stacks {
+    /// There is no object.
+    ///
+    /// # Errors
+    /// Never.
+    pub(super) fn new(object: &mut Object) -> Result<Self, Refusal> {
+        match *object {}
+    }
+
+    /// There are no stacks.
+    #[must_use]
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        match self.0 {}
+    }
+
+    /// There are no stacks.
+    pub(super) fn drain(&mut self, _host: &Host) {
+        match self.0 {}
+    }
+
+    /// There are no stacks.
+    #[must_use]
+    pub(super) fn resolve(&self, _reference: u64) -> Option<StackId> {
+        match self.0 {}
+    }
+
+    /// There are no stacks.
+    #[must_use]
+    pub(super) fn frames(&self, _id: StackId) -> Vec<Frame> {
+        match self.0 {}
+    }
+
+    /// There are no stacks.
+    #[must_use]
+    pub(super) fn lost(&self) -> Lost {
+        match self.0 {}
+    }
+
+    /// There are no stacks.
+    pub(super) fn retain(&mut self, _used: impl FnMut(u64) -> bool) {
+        match self.0 {}
+    }
+
+    /// There are no stacks.
+    pub(super) fn refresh(&mut self, _host: &Host) {
+        match self.0 {}
+    }
+
+    /// There are no stacks.
+    pub(super) fn forget_process(&mut self, _pid: u32) {
+        match self.0 {}
+    }
+}

@@ -1,0 +1,283 @@
+//! Tells which stack of its user program the running task has come by: frame after frame by the rules that the agent made
+//! for the process. Where a rule is missing the rest of the stack is handed over as it is, and the agent makes the rule.
+//!
+//! Frame pointers alone would not do: most libraries have none, and then the very caller of the system call is missing.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, generated};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{HashMap, PerCpuArray, RingBuf};
+use sysops_common::stack::{
+    self, CANDIDATES, CHUNK, COPY_MAX, Copied, FRAMES_MAX, Rule, RuleKey, StackHash, StackOffsets, StackProcess, TOKEN, Walk,
+    way,
+};
+
+use crate::clock_ns;
+use crate::counters::{Fate, count};
+use crate::memory::{follow, member, offset};
+
+// Room for 62 stacks that are not known yet.
+#[map]
+static STACK_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+// These three are filled by the agent alone: no memory is taken before it does.
+#[map]
+static STACK_PROCESSES: HashMap<u32, StackProcess> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
+#[map]
+static STACK_RULES: HashMap<RuleKey, Rule> = HashMap::with_max_entries(1 << 17, BPF_F_NO_PREALLOC);
+#[map]
+static STACK_KNOWN: HashMap<u64, u32> = HashMap::with_max_entries(1 << 16, BPF_F_NO_PREALLOC);
+
+#[map]
+static STACK_SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// What does not fit on the stack of a program.
+#[repr(C)]
+struct Scratch {
+    /// Tokens that this CPU has given out.
+    tokens: u64,
+    /// The frames so far.
+    ips: [u64; FRAMES_MAX],
+}
+
+/// Where a user program stands.
+#[derive(Clone, Copy)]
+struct Place {
+    ip: u64,
+    sp: u64,
+    bp: u64,
+    lr: u64,
+}
+
+/// Who is asked about, and how far the walk has come.
+struct Found {
+    task: u64,
+    tgid_tid: u64,
+    identity: u64,
+    epoch: u32,
+    frames: u32,
+    first: u32,
+    hash: StackHash,
+    place: Place,
+}
+
+/// A reference to the stack of the running task's user program; 0 when it has none, or none that can be told.
+#[inline(always)]
+pub fn capture(at: &'static StackOffsets) -> u64 {
+    let Some(mut found) = begin(at) else { return 0 };
+    let Some(scratch) = STACK_SCRATCH.get_ptr_mut(0) else { return 0 };
+    if walk(at, &mut found, scratch) {
+        let reference = found.hash.reference();
+        // SAFETY: the value is not read.
+        if unsafe { STACK_KNOWN.get(&reference) }.is_none() {
+            tell(at, &found, scratch, reference);
+        }
+        return reference;
+    }
+    copy(at, &found, scratch)
+}
+
+/// Kernel threads and workers of io_uring have no user program to tell of; 32-bit programs are not unwound.
+#[inline(always)]
+fn begin(at: &'static StackOffsets) -> Option<Found> {
+    // SAFETY: the helper takes nothing and cannot fail.
+    let task = unsafe { bpf_get_current_task() };
+    let tgid_tid = bpf_get_current_pid_tgid();
+    let mm = follow(task, &at.mm)?;
+    let identity = mm ^ member::<u64>(mm, &at.start_stack)?.rotate_left(16);
+    let registers = registers(task, at)?;
+    let place = Place {
+        ip: member(registers, &at.ip)?,
+        sp: member(registers, &at.sp)?,
+        bp: member(registers, &at.bp)?,
+        lr: if offset(&at.lr).is_some() { member(registers, &at.lr)? } else { 0 },
+    };
+    // SAFETY: the agent changes a process by one write of the whole value.
+    let epoch = match unsafe { STACK_PROCESSES.get(&((tgid_tid >> 32) as u32)) } {
+        Some(process) if process.identity == identity => process.epoch,
+        _ => 0,
+    };
+    Some(Found { task, tgid_tid, identity, epoch, frames: 0, first: 1, hash: StackHash::new(epoch), place })
+}
+
+/// Whenever a program enters the kernel its registers are saved at the end of the kernel stack.
+#[inline(always)]
+fn registers(task: u64, at: &'static StackOffsets) -> Option<u64> {
+    let stack = follow(task, &at.stack)?;
+    for index in 0..CANDIDATES {
+        // SAFETY: references are valid to read. Volatile, as the loader writes the values after compilation.
+        let (distance, mask, value) = unsafe {
+            (
+                core::ptr::read_volatile(&at.registers[index]),
+                core::ptr::read_volatile(&at.mode_mask),
+                core::ptr::read_volatile(&at.mode_value),
+            )
+        };
+        if distance == 0 {
+            return None;
+        }
+        let registers = stack + u64::from(distance);
+        if member::<u32>(registers, &at.mode).is_some_and(|mode| mode & mask == value) {
+            return Some(registers);
+        }
+    }
+    None
+}
+
+/// True when the walk came to its end; false when a rule or a piece of the stack is missing.
+#[inline(always)]
+fn walk(at: &'static StackOffsets, found: &mut Found, scratch: *mut Scratch) -> bool {
+    if found.epoch == 0 {
+        return false;
+    }
+    let mut place = found.place;
+    let mut hash = found.hash;
+    let mut complete = false;
+    // SAFETY: a reference is valid to read. Volatile, as the loader writes the value after compilation.
+    let address_bits = unsafe { core::ptr::read_volatile(&at.address_bits) };
+    let (mut frames, mut first) = (0, 1);
+    for index in 0..FRAMES_MAX {
+        let key = RuleKey { epoch: found.epoch, first, ip: place.ip };
+        // SAFETY: the agent does not change a rule.
+        let Some(rule) = (unsafe { STACK_RULES.get(&key) }) else { break };
+        let rule = *rule;
+        if rule.ways & way::NOWHERE != 0 {
+            complete = true;
+            break;
+        }
+        // SAFETY: index < FRAMES_MAX, in the map's one value.
+        unsafe { (*scratch).ips[index] = place.ip };
+        hash = hash.with(place.ip);
+        frames = index as u32 + 1;
+        // A frame pointer below the stack pointer points to nothing: Go's outermost frames have 0.
+        let lost = rule.ways & way::SP_FROM_BP != 0 && place.bp < place.sp;
+        if rule.ways & way::LAST != 0 || lost || index + 1 == FRAMES_MAX {
+            complete = true;
+            break;
+        }
+        let Some(caller) = step(&rule, &place, address_bits) else {
+            frames = index as u32;
+            break;
+        };
+        // A stack that does not grow outwards, or ends in nothing.
+        if caller.ip == 0 || caller.sp <= place.sp {
+            complete = true;
+            break;
+        }
+        place = caller;
+        first = u32::from(rule.ways & way::SIGNAL != 0);
+    }
+    (found.place, found.frames, found.first) = (place, frames, first);
+    if complete {
+        found.hash = hash;
+    }
+    complete
+}
+
+#[inline(always)]
+fn step(rule: &Rule, place: &Place, address_bits: u32) -> Option<Place> {
+    let has = |bit: u32| rule.ways & bit != 0;
+    let plus = |register: u64, by: i32| register.wrapping_add(i64::from(by) as u64);
+    let mut sp = plus(if has(way::SP_FROM_BP) { place.bp } else { place.sp }, rule.sp);
+    if has(way::SP_IN_MEMORY) {
+        sp = read_user(sp)?;
+    }
+    let ip = if has(way::RA_IN_REGISTER) {
+        place.lr
+    } else {
+        read_user(plus(if has(way::RA_FROM_SP) { place.sp } else { sp }, rule.ra))?
+    };
+    let bp = if has(way::BP_SAME) {
+        place.bp
+    } else {
+        let from = if has(way::BP_FROM_SP) { place.sp } else { sp };
+        read_user(plus(if has(way::BP_FROM_BP) { place.bp } else { from }, rule.bp))?
+    };
+    Some(Place { ip: stack::place(ip, address_bits), sp, bp, lr: 0 })
+}
+
+#[inline(always)]
+fn read_user(address: u64) -> Option<u64> {
+    let mut value = 0_u64;
+    // SAFETY: `value` has eight bytes; the helper checks the address.
+    let failed = unsafe { generated::bpf_probe_read_user((&raw mut value).cast(), 8, address as *const _) };
+    if failed == 0 { Some(value) } else { None }
+}
+
+/// Hands over a stack that is complete and not known yet. If it cannot be, the next capture of the same stack does.
+#[inline(always)]
+fn tell(at: &'static StackOffsets, found: &Found, scratch: *const Scratch, reference: u64) {
+    let Some(mut entry) = STACK_EVENTS.reserve::<Walk>(0) else {
+        count(Fate::RingFull);
+        return;
+    };
+    fill(at, found, scratch, reference, entry.as_mut_ptr());
+    entry.submit(0);
+}
+
+/// Hands over what is known with the stack from there on.
+#[inline(always)]
+fn copy(at: &'static StackOffsets, found: &Found, scratch: *mut Scratch) -> u64 {
+    // SAFETY: `scratch` is this CPU's one value.
+    let tokens = unsafe {
+        (*scratch).tokens += 1;
+        (*scratch).tokens
+    };
+    // SAFETY: the helper takes nothing and cannot fail.
+    let cpu = unsafe { generated::bpf_get_smp_processor_id() };
+    let reference = TOKEN | u64::from(cpu) << 48 | tokens & ((1 << 48) - 1);
+    let Some(mut entry) = STACK_EVENTS.reserve::<Copied>(0) else {
+        count(Fate::RingFull);
+        return 0;
+    };
+    let copied = entry.as_mut_ptr();
+    // SAFETY: the entry is ours until it is submitted.
+    let (walk, bytes) = unsafe { (&raw mut (*copied).walk, (&raw mut (*copied).bytes).cast::<u8>()) };
+    fill(at, found, scratch, reference, walk);
+    let base = found.place.sp & !(CHUNK as u64 - 1);
+    let mut length = 0;
+    while length < COPY_MAX {
+        // SAFETY: CHUNK divides COPY_MAX, so there are CHUNK bytes at `length`; the helper checks the address.
+        let failed = unsafe {
+            generated::bpf_probe_read_user(bytes.add(length).cast(), CHUNK as u32, (base + length as u64) as *const _)
+        };
+        if failed != 0 {
+            break;
+        }
+        length += CHUNK;
+    }
+    // SAFETY: as above.
+    unsafe {
+        (*walk).base = base;
+        (*walk).copied = length as u32;
+    }
+    entry.submit(0);
+    reference
+}
+
+/// Writes every member: what a reserved entry held before is not handed over.
+#[inline(always)]
+fn fill(at: &'static StackOffsets, found: &Found, scratch: *const Scratch, reference: u64, walk: *mut Walk) {
+    let start = follow(found.task, &at.group_leader).and_then(|leader| member(leader, &at.start_boottime));
+    // SAFETY: `walk` lies in an entry that is ours until it is submitted.
+    unsafe {
+        (*walk).reference = reference;
+        (*walk).monotonic_ns = clock_ns();
+        (*walk).start_boottime_ns = start.unwrap_or(0);
+        (*walk).identity = found.identity;
+        (*walk).epoch = found.epoch;
+        (*walk).tgid = (found.tgid_tid >> 32) as u32;
+        (*walk).tid = found.tgid_tid as u32;
+        (*walk).frames = found.frames;
+        (*walk).ip = found.place.ip;
+        (*walk).sp = found.place.sp;
+        (*walk).bp = found.place.bp;
+        (*walk).lr = found.place.lr;
+        (*walk).base = 0;
+        (*walk).copied = 0;
+        (*walk).first = found.first;
+        let (from, to) = (&raw const (*scratch).ips, &raw mut (*walk).ips);
+        // The one way to copy much in one instruction. It cannot fail on the map's own memory.
+        generated::bpf_probe_read_kernel(to.cast(), (FRAMES_MAX * 8) as u32, from.cast());
+    }
+}
