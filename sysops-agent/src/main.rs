@@ -50,6 +50,7 @@ async fn work(action: Action, host: Host, settings: Settings, log: Log) -> u8 {
         Action::Command(Command::Once { format }) => cli::once::run(&host, &settings, &hostname, format).await,
         Action::Command(Command::Doctor { json }) => cli::doctor::run(&host, &settings, json).await,
         Action::Command(Command::Events(events)) => cli::events::run(&host, &settings, &events).await,
+        Action::Command(Command::Leaks(leaks)) => cli::leaks::run(&host, &settings, &leaks).await,
         Action::Command(Command::Live) => {
             let style = output::Style::stdout(&settings::environment);
             let view = Box::new(cli::live::Live::new(style));

@@ -38,16 +38,17 @@ const DUPLICATE: u64 = 0;
 const DUPLICATE_CLOEXEC: u64 = 1030;
 /// SOL_SOCKET and SCM_RIGHTS (include/linux/socket.h) as the second half of a `cmsghdr` has them.
 const RIGHTS: [u32; 2] = [1, 1];
-/// Control messages of a received message that are looked at, and descriptors in them.
+/// Control messages of a received message that are looked at.
 const MESSAGES: u32 = 4;
-const RECEIVED_MAX: u64 = 64;
+/// Descriptors that one call gives, as far as they are followed; a message may bring up to 253 (SCM_MAX_FD).
+const TAKEN_MAX: u64 = 64;
 
 /// A descriptor comes to be: the one place in the kernel that all but dup2 and dup3 come through.
 #[fentry(function = "fd_install")]
 pub fn on_install(ctx: FEntryContext) -> i32 {
     let (fd, file): (u32, u64) = (ctx.arg(0), ctx.arg(1));
     if let Some(process) = watched() {
-        hold(&process, fd, Some(file), capture(), 0);
+        hold(process.tgid, fd, file, capture(), 0);
     }
     0
 }
@@ -57,7 +58,7 @@ pub fn on_install(ctx: FEntryContext) -> i32 {
 pub fn on_replace(ctx: FEntryContext) -> i32 {
     let (file, fd): (u64, u32) = (ctx.arg(1), ctx.arg(2));
     if let Some(process) = watched() {
-        hold(&process, fd, Some(file), capture(), 0);
+        hold(process.tgid, fd, file, capture(), 0);
     }
     0
 }
@@ -239,96 +240,110 @@ fn enter(process: &Process, number: u32, effect: u8, result: i64, arguments: &Ar
         count(Fate::Received);
         return;
     }
-    let call = number + 1;
-    if effect == Effect::Pipe as u8 || effect == Effect::Pair as u8 {
-        let index = if effect == Effect::Pipe as u8 { 0 } else { 3 };
-        if let Some(both) = arguments.get(index).and_then(read_user::<u64>) {
-            let stack = capture();
-            hold(process, both as u32, None, stack, call);
-            hold(process, (both >> 32) as u32, None, stack, call);
+    let Some(taken) = taken(effect, result, arguments) else { return };
+    // Once for all, and at one place only: the verifier goes through it again for each.
+    let stack = capture();
+    for index in 0..TAKEN_MAX {
+        if index >= taken.count {
+            break;
         }
-    } else if effect == Effect::Receive as u8 {
-        if let Some(header) = arguments.get(1) {
-            receive(process, header, call);
+        let fd = if taken.list == 0 { Some(taken.first as u32) } else { read_user(taken.list + index * 4) };
+        if let Some(fd) = fd {
+            hold(process.tgid, fd, 0, stack, number + 1);
         }
-    } else if effect == Effect::Replace as u8 {
-        if arguments.get(0).is_some_and(|from| from as u32 != result as u32) {
-            hold(process, result as u32, None, capture(), call);
-        }
-    } else if effect == Effect::Duplicate as u8 {
-        if arguments.get(1).is_some_and(duplicates) {
-            hold(process, result as u32, None, capture(), call);
-        }
-    } else {
-        hold(process, result as u32, None, capture(), call);
     }
 }
 
-/// The descriptors that came with a message (recvmsg(2), cmsg(3)). The program could lie about its own only.
+/// The descriptors that a call gave.
+struct Taken {
+    /// One, when there is no list.
+    first: i64,
+    /// Where the program has the list of them; 0 for none.
+    list: u64,
+    count: u64,
+}
+
 #[inline(always)]
-fn receive(process: &Process, header: u64, call: u32) {
-    let Some((mut at, mut left)) = read_user::<u64>(header + 32).zip(read_user::<u64>(header + 40)) else { return };
-    let mut fds = 0;
+fn taken(effect: u8, result: i64, arguments: &Arguments) -> Option<Taken> {
+    let list = |list: u64, count| Taken { first: 0, list, count };
+    if effect == Effect::Pipe as u8 {
+        return arguments.get(0).map(|array| list(array, 2));
+    }
+    if effect == Effect::Pair as u8 {
+        return arguments.get(3).map(|array| list(array, 2));
+    }
+    if effect == Effect::Receive as u8 {
+        return received(arguments.get(1)?).map(|(array, count)| list(array, count));
+    }
+    let is_new = if effect == Effect::Replace as u8 {
+        arguments.get(0)? as u32 != result as u32
+    } else if effect == Effect::Duplicate as u8 {
+        duplicates(arguments.get(1)?)
+    } else {
+        true
+    };
+    if is_new { Some(Taken { first: result, list: 0, count: 1 }) } else { None }
+}
+
+/// Where the descriptors are that came with a message, and how many (recvmsg(2), cmsg(3)). The program could lie about its
+/// own only.
+#[inline(always)]
+fn received(header: u64) -> Option<(u64, u64)> {
+    let (mut at, mut left) = (read_user::<u64>(header + 32)?, read_user::<u64>(header + 40)?);
     for _ in 0..MESSAGES {
-        let Some(length) = read_user::<u64>(at).filter(|length| (16..=left).contains(length)) else { return };
-        if read_user::<[u32; 2]>(at + 8) == Some(RIGHTS) {
-            fds = (length - 16) / 4;
-            break;
+        let length = read_user::<u64>(at)?;
+        if length < 16 || length > left {
+            return None;
+        }
+        if read_user::<[u32; 2]>(at + 8)? == RIGHTS {
+            return Some((at + 16, (length - 16) / 4));
         }
         let whole = (length + 7) & !7;
         at += whole;
         left = left.saturating_sub(whole);
     }
-    if fds == 0 {
-        return;
-    }
-    let stack = capture();
-    for index in 0..RECEIVED_MAX {
-        if index >= fds {
-            break;
-        }
-        if let Some(fd) = read_user::<u32>(at + 16 + index * 4) {
-            hold(process, fd, None, stack, call);
-        }
-    }
+    None
 }
 
-#[inline(always)]
-fn capture() -> u64 {
+/// A function of its own, which the verifier goes through once and not once for each way that leads here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn capture() -> u64 {
     stack::capture(&OFFSETS.stack)
 }
 
-/// Remembers a descriptor. Where the table of descriptors can be read, one that is not in it any more is not remembered.
-#[inline(always)]
-fn hold(process: &Process, fd: u32, file: Option<u64>, stack: u64, call: u32) {
-    let mut held = Held { stack, monotonic_ns: clock_ns(), file: 0, inode: 0, call, reserved: 0 };
-    let file = match file {
-        Some(file) => Some(file),
-        None => {
-            // SAFETY: the helper takes nothing and cannot fail.
-            let task = unsafe { bpf_get_current_task() };
-            opened(task, fd)
+/// Remembers a descriptor; `file` is 0 where it must be looked up. Where the table of descriptors can be read, one that is
+/// not in it any more is not remembered. A function of its own like [`capture`], so its arguments are numbers.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn hold(tgid: u32, fd: u32, file: u64, stack: u64, call: u32) -> u64 {
+    let Some(counts) = WATCHED.get_ptr_mut(tgid) else { return 0 };
+    let mut held = Held { stack, monotonic_ns: clock_ns(), file, inode: 0, call, reserved: 0 };
+    if file == 0 {
+        // SAFETY: the helper takes nothing and cannot fail.
+        let task = unsafe { bpf_get_current_task() };
+        // None: no types, or a table that is being replaced.
+        if let Some(found) = opened(task, fd) {
+            if found == 0 {
+                return 0;
+            }
+            held.file = found;
         }
-    };
-    match file {
-        Some(0) => return,
-        Some(file) => {
-            held.file = file;
-            held.inode = follow(file, &OFFSETS.inode).and_then(|inode| member(inode, &OFFSETS.inode_number)).unwrap_or(0);
-        }
-        // No types, or a table that is being replaced.
-        None => {}
     }
-    let key = Descriptor { tgid: process.tgid, fd };
-    let full = OPEN.insert(&key, &held, 0).is_err();
+    if held.file != 0 {
+        let inode = follow(held.file, &OFFSETS.inode);
+        held.inode = inode.and_then(|inode| member(inode, &OFFSETS.inode_number)).unwrap_or(0);
+    }
+    let full = OPEN.insert(&Descriptor { tgid, fd }, &held, 0).is_err();
     // SAFETY: `counts` points into a value of a map.
     unsafe {
-        add(&raw mut (*process.counts).installs, 1);
+        add(&raw mut (*counts).installs, 1);
         if full {
-            add(&raw mut (*process.counts).full, 1);
+            add(&raw mut (*counts).full, 1);
         }
     }
     count(if full { Fate::MapFull } else { Fate::Received });
+    0
 }
 
 #[inline(always)]

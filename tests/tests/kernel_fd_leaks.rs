@@ -2,7 +2,6 @@
 //! kind, none other is, and what is not attributed is counted. On every rung.
 #![expect(clippy::disallowed_methods, reason = "a test runs programs and reads files")]
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::mem::MaybeUninit;
@@ -12,7 +11,8 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, epoll, eventfd, poll};
+use rustix::fs::Timespec;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketType, recvmsg, sendmsg, socket, socketpair,
@@ -20,8 +20,9 @@ use rustix::net::{
 use rustix::pipe::{PipeFlags, pipe_with};
 use sysops_agent::host::{EventSource, Host, Roots};
 use sysops_agent::kernel::{Kernel, Observation, Rung};
-use sysops_agent::model::{Batch, LeakReport, Resource};
+use sysops_agent::model::{Batch, LeakReport, LeakStack, Resource};
 use sysops_agent::spec::{Value, Values};
+use sysops_agent::symbolize::{Symbolizer, Trust};
 use sysops_tests::one_probe::{has_tracefs, key};
 use sysops_tests::require::{self, require};
 
@@ -69,30 +70,42 @@ fn stacks_are_told_on_tracepoint() {
 fn on_rung(rung: &str) {
     let mut child = Program::start();
     let Some((host, mut kernel)) = observing(rung, &[child.pid()], 30) else { return };
-    child.turn("churn");
-    child.turn("keep");
-    child.turn("churn");
+    for what in ["churn", "keep", "churn"] {
+        child.turn(what, || kernel.drain(&host, &mut Vec::new()));
+    }
     let report = report(&host, &mut kernel, child.pid());
-    let mut found: BTreeMap<(String, String), u64> = BTreeMap::new();
+    let mut found: Vec<(Option<&str>, &str, u64)> = Vec::new();
     for stack in &report.stacks {
-        assert!(stack.oldest_seconds < 30.0 && stack.growth_per_hour.is_finite(), "{stack:?}");
-        let function = child.function(&report, stack);
-        *found.entry((function, stack.kind.clone())).or_default() += stack.count;
+        assert!(stack.oldest_seconds < 300.0 && stack.growth_per_hour.is_finite(), "{stack:?}");
+        assert!(!stack.frames.is_empty(), "{stack:?}");
+        found.push((function_of(&report, stack), &stack.kind, stack.count));
     }
-    let mut wanted: BTreeMap<(String, String), u64> = BTreeMap::new();
-    for (function, kind, count) in KEPT {
-        wanted.insert(((*function).to_owned(), (*kind).to_owned()), *count);
-    }
+    let named = found.iter().all(|(function, ..)| function.is_some());
+    let mut wanted: Vec<_> = KEPT.iter().map(|(name, kind, count)| (named.then_some(*name), *kind, *count)).collect();
+    (found.sort_unstable(), wanted.sort_unstable());
     assert_eq!(found, wanted, "{report:#?}");
     assert!(report.stacks.is_sorted_by_key(|stack| std::cmp::Reverse(stack.count)));
-    let attributed: u64 = wanted.values().sum();
+    let attributed: u64 = KEPT.iter().map(|(.., count)| count).sum();
     assert_eq!((report.attributed, report.rung), (attributed, rung), "{}", report.unattributed);
     let open = std::fs::read_dir(format!("/proc/{}/fd", child.pid())).expect("it lives").count() as u64;
     assert_eq!(report.open, open);
     assert!(report.unattributed.contains("open before the process was followed"), "{}", report.unattributed);
-    child.turn("close");
+    child.turn("close", || ());
     let report = self::report(&host, &mut kernel, child.pid());
     assert_eq!((report.attributed, report.stacks.len()), (0, 0), "{report:#?}");
+}
+
+/// The innermost function of the child that the stack leads through; none where the program was stripped of its names.
+fn function_of(report: &LeakReport, stack: &LeakStack) -> Option<&'static str> {
+    let ours = |name: &str| {
+        let name = name.strip_prefix("kernel_fd_leaks::").unwrap_or(name);
+        KEPT.iter().map(|(function, ..)| *function).find(|function| *function == name)
+    };
+    let mut names = stack.frames.iter().filter_map(|frame| frame.function.as_deref()).peekable();
+    let has_names = names.peek().is_some();
+    let found = names.filter_map(ours).next();
+    assert!(found.is_some() || !has_names, "no function of the child in {stack:#?}: {}", report.unattributed);
+    found
 }
 
 /// A kernel that follows `pids` on `rung`, if it can stand.
@@ -120,15 +133,15 @@ fn report(host: &Host, kernel: &mut Kernel, pid: u32) -> LeakReport {
     kernel.drain(host, &mut Vec::new());
     kernel.collect(host, &mut batch);
     let reports = kernel.leaks(host);
-    reports.into_iter().find(|report| report.pid == pid).expect("it is followed")
+    let mut report = reports.into_iter().find(|report| report.pid == pid).expect("it is followed");
+    Symbolizer::new(Trust::All).name(report.stacks.iter_mut().map(|stack| &mut stack.frames));
+    report
 }
 
 /// A child that takes a turn when it is told to.
 struct Program {
     child: Child,
     said: BufReader<ChildStdout>,
-    /// Functions by their addresses in the file.
-    functions: BTreeMap<u64, String>,
 }
 
 impl Program {
@@ -141,7 +154,7 @@ impl Program {
             .spawn()
             .expect("this program runs");
         let said = BufReader::new(child.stdout.take().expect("it is piped"));
-        let mut program = Self { child, said, functions: BTreeMap::new() };
+        let mut program = Self { child, said };
         program.wait_for("ready");
         program
     }
@@ -150,8 +163,17 @@ impl Program {
         self.child.id()
     }
 
-    fn turn(&mut self, what: &str) {
+    /// Meanwhile calls `meanwhile` over and over.
+    fn turn(&mut self, what: &str, mut meanwhile: impl FnMut()) {
         writeln!(self.child.stdin.as_mut().expect("it is piped"), "{what}").expect("it reads");
+        let millisecond = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+        loop {
+            meanwhile();
+            let mut said = [PollFd::new(self.said.get_ref(), PollFlags::IN)];
+            if poll(&mut said, Some(&millisecond)).expect("it is open") > 0 {
+                break;
+            }
+        }
         self.wait_for("done");
     }
 
@@ -160,27 +182,7 @@ impl Program {
         while !line.trim_end().ends_with(word) {
             line.clear();
             assert!(self.said.read_line(&mut line).expect("it is a pipe") > 0, "the child ended before {word}");
-            if let Some((name, address)) = line.trim_end().split_once(" at ") {
-                let name = name.rsplit(' ').next().unwrap_or_default();
-                self.functions.insert(address.parse().expect("a number"), name.to_owned());
-            }
         }
-    }
-
-    /// The innermost of the child's own functions that the stack leads through.
-    fn function(&self, report: &LeakReport, stack: &sysops_agent::model::LeakStack) -> String {
-        let own = std::env::current_exe().expect("a test has a path");
-        let own = own.to_str().expect("UTF-8");
-        for frame in stack.frames.iter().filter(|frame| frame.module.as_deref() == Some(own)) {
-            // No function of the child has more than 4 KiB; between them lies what the compiler put there.
-            let before = self.functions.range(..=frame.offset).next_back();
-            if let Some((_, name)) = before.filter(|(start, _)| frame.offset - **start < 4096)
-                && name != "end"
-            {
-                return name.clone();
-            }
-        }
-        panic!("no function of the child in {stack:#?} of {report:#?}");
     }
 }
 
@@ -198,13 +200,6 @@ fn child() {
     if std::env::var(CHILD).is_err() {
         return;
     }
-    let maps = std::fs::read_to_string("/proc/self/maps").expect("procfs");
-    let exe = std::env::current_exe().expect("a test has a path");
-    let line = maps.lines().find(|line| line.ends_with(exe.to_str().expect("UTF-8"))).expect("it is mapped");
-    let base = usize::from_str_radix(line.split('-').next().expect("a range"), 16).expect("a number");
-    for (name, function) in TURNS {
-        println!("{name} at {}", *function as usize - base);
-    }
     // What is open from the start.
     let (first, second) = UnixStream::pair().expect("two sockets");
     let name = format!("sysops-fd-leaks-{}", std::process::id());
@@ -214,10 +209,10 @@ fn child() {
     println!("ready");
     for line in std::io::stdin().lines() {
         match line.expect("it is a pipe").as_str() {
-            "keep" => TURNS.iter().for_each(|(_, turn)| turn(&mut hands)),
+            "keep" => TURNS.iter().for_each(|turn| turn(&mut hands)),
             "churn" => {
                 let before = hands.held.len();
-                TURNS.iter().for_each(|(_, turn)| turn(&mut hands));
+                TURNS.iter().for_each(|turn| turn(&mut hands));
                 hands.held.truncate(before);
             }
             "close" => hands.held.clear(),
@@ -236,18 +231,18 @@ struct Hands {
 
 type Turn = fn(&mut Hands);
 
-const TURNS: &[(&str, Turn)] = &[
-    ("open_files", open_files),
-    ("make_sockets", make_sockets),
-    ("make_socketpairs", make_socketpairs),
-    ("make_pipes", make_pipes),
-    ("duplicate", duplicate),
-    ("duplicate_onto", duplicate_onto),
-    ("duplicate_by_fcntl", duplicate_by_fcntl),
-    ("make_eventfds", make_eventfds),
-    ("make_epolls", make_epolls),
-    ("accept_connections", accept_connections),
-    ("receive", receive),
+const TURNS: &[Turn] = &[
+    open_files,
+    make_sockets,
+    make_socketpairs,
+    make_pipes,
+    duplicate,
+    duplicate_onto,
+    duplicate_by_fcntl,
+    make_eventfds,
+    make_epolls,
+    accept_connections,
+    receive,
 ];
 
 #[inline(never)]

@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod event_line;
 pub mod events;
 pub mod inventory;
+pub mod leaks;
 pub mod live;
 pub mod logging;
 pub mod man;
@@ -24,6 +25,8 @@ use std::time::Duration;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::catalog;
+use crate::kernel::Observation;
+use crate::model::Resource;
 use crate::settings::{self, DEFAULT_PATH, Problems, Settings};
 
 /// Exit statuses, as sysexits(3) has them.
@@ -108,6 +111,8 @@ pub enum Command {
     },
     /// Print kernel events as they happen.
     Events(EventsArgs),
+    /// Watch processes for a while and name the stacks that took what was not given back.
+    Leaks(LeaksArgs),
     /// Show readings, events and alerts as they happen.
     Live,
     /// List every metric with type, unit and labels.
@@ -157,6 +162,51 @@ impl EventsArgs {
     #[must_use]
     pub fn wants(&self, kind: &str) -> bool {
         self.kind.is_empty() || self.kind.iter().any(|wanted| wanted == kind)
+    }
+}
+
+/// Arguments of `leaks`.
+#[derive(Clone, Debug, clap::Args, PartialEq, Eq)]
+pub struct LeaksArgs {
+    /// The process; may be given more than once. Without it those are watched that look as if they leaked.
+    #[arg(long, value_name = "P", value_parser = clap::value_parser!(u32).range(1..))]
+    pub pid: Vec<u32>,
+    /// Watch for this many seconds; an interrupt ends it early.
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub seconds: u64,
+    /// What may leak; may be given more than once.
+    #[arg(long, value_enum, value_name = "WHAT", default_values_t = [LeakResource::Fd])]
+    pub resource: Vec<LeakResource>,
+    /// Print one JSON object a line for each process, with all stacks.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl LeaksArgs {
+    /// What is to be watched.
+    #[must_use]
+    pub fn observation(&self) -> Observation {
+        let mut resources: Vec<Resource> = self.resource.iter().map(|one| one.resource()).collect();
+        resources.dedup();
+        Observation { resources, pids: self.pid.clone(), length: Duration::from_secs(self.seconds) }
+    }
+}
+
+/// What `leaks` looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LeakResource {
+    /// File descriptors.
+    Fd,
+    /// Anonymous memory.
+    Memory,
+}
+
+impl LeakResource {
+    const fn resource(self) -> Resource {
+        match self {
+            Self::Fd => Resource::Fd,
+            Self::Memory => Resource::Memory,
+        }
     }
 }
 

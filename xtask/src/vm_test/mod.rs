@@ -30,6 +30,7 @@ static SUITES: &[Suite] = &[
     Suite { name: "kernel_hung_task", probe: Some("hung_task") },
     Suite { name: "kernel_block_io", probe: Some("block_io") },
     Suite { name: "kernel_fd", probe: Some("fd") },
+    Suite { name: "kernel_fd_leaks", probe: Some("fd") },
     Suite { name: "kernel_self_check", probe: None },
 ];
 

@@ -21,6 +21,9 @@ use crate::kernel::{Rung, layout, tracefs};
 
 /// Descriptors that the self-check opens and closes one by one; it makes four more in other ways.
 const CHECKED: u64 = 16;
+/// Room for some 500 stacks that are not known yet: a program that has just come to be watched may take as many
+/// descriptors at once.
+const RING_BYTES: u32 = 8 << 20;
 /// Other threads of the agent may use descriptors at the same time: one quiet turn of these is enough.
 const TURNS: u32 = 8;
 
@@ -129,7 +132,7 @@ impl Rungs {
     /// When the verifier or the kernel refuses.
     pub(super) fn verify(&self, rung: Rung) -> Result<(), Refusal> {
         // Room for none: nothing will run.
-        let mut object = self.load(rung, 1)?;
+        let mut object = self.load(rung, 1, 1 << 16)?;
         self.programs(rung)?.into_iter().try_for_each(|(program, point)| object.verify(program, point))
     }
 
@@ -138,7 +141,7 @@ impl Rungs {
     /// # Errors
     /// When the kernel refuses, or something else was seen than what was done.
     pub(super) fn arm(&self, host: &Host, rung: Rung) -> Result<Armed, Refusal> {
-        let mut object = self.load(rung, self.room)?;
+        let mut object = self.load(rung, self.room, RING_BYTES)?;
         let (counts, held) = (object.table("WATCHED")?, object.table("OPEN")?);
         for (program, point) in self.programs(rung)? {
             match point {
@@ -153,9 +156,9 @@ impl Rungs {
         Ok(armed)
     }
 
-    fn load(&self, rung: Rung, room: u32) -> Result<Object, Refusal> {
+    fn load(&self, rung: Rung, room: u32, ring_bytes: u32) -> Result<Object, Refusal> {
         let offsets = if rung == Rung::Tracepoint { self.formats } else { self.types };
-        Object::load_sized("fd", &offsets, &[("OPEN", room)])
+        Object::load_sized("fd", &offsets, &[("OPEN", room), ("STACK_EVENTS", ring_bytes)])
     }
 
     fn programs(&self, rung: Rung) -> Result<Vec<(&'static str, Point<'static>)>, Refusal> {

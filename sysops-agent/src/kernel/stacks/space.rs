@@ -84,12 +84,6 @@ impl Space {
         holds
     }
 
-    /// There is code at the address.
-    #[must_use]
-    pub(super) fn knows(&self, address: u64) -> bool {
-        self.piece(address).is_some()
-    }
-
     /// All addresses that it has rules for.
     pub(super) fn ruled(&self) -> impl Iterator<Item = (bool, u64)> {
         self.rules.keys().copied()
