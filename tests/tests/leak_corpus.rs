@@ -14,6 +14,7 @@ use sysops_agent::kernel::{Kernel, Observation, Rung};
 use sysops_agent::model::{Batch, Event, LeakReport, LeakStack, Resource};
 use sysops_agent::spec::{Value, Values};
 use sysops_agent::symbolize::{Symbolizer, Trust};
+use sysops_tests::events::take_until;
 use sysops_tests::leak_corpus::{self, Language, Program, Spec};
 use sysops_tests::one_probe::key;
 use sysops_tests::require::{self, require};
@@ -85,8 +86,9 @@ fn observe<'a>(host: &Host, specs: &'a [Spec]) -> Option<Vec<(&'a Spec, Verdict)
     let done = std::thread::scope(|scope| {
         let waiting = scope.spawn(|| programs.iter_mut().map(Program::leaked).collect::<Vec<u64>>());
         while !waiting.is_finished() {
+            let until = Instant::now() + Duration::from_secs(1);
+            take_until(&mut kernel, host, Duration::from_secs(1), |_| waiting.is_finished() || Instant::now() > until);
             look(&mut kernel, host, &mut batch);
-            std::thread::sleep(Duration::from_millis(100));
         }
         waiting.join().expect("they were asked")
     });
@@ -209,9 +211,9 @@ fn those_that_give_back_what_they_take_draw_no_suspicion() {
     let told = |events: &[Event], pid: u32| events.iter().any(|event| event.pid == Some(pid));
     // Suspected, followed for a window, told.
     while !told(&events, leaking.pid()) || begun.elapsed() < WINDOW * 2 {
+        events.extend(take_until(&mut kernel, &host, Duration::from_secs(1), |_| false));
         events.extend(look(&mut kernel, &host, &mut batch));
         assert!(begun.elapsed() < WINDOW * 6, "the one that leaks is not told: {events:?}");
-        std::thread::sleep(Duration::from_secs(1));
     }
     let accused: Vec<&Spec> = programs.iter().filter(|one| told(&events, one.pid())).map(|one| &one.spec).collect();
     assert!(accused.is_empty(), "{accused:?}: {events:#?}");

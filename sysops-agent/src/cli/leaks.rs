@@ -150,8 +150,7 @@ fn watch_until(host: &Host, mut kernel: Kernel, length: Duration, stop: &AtomicB
 
 fn wait(kernel: &Kernel, timeout: Duration) {
     let fds = kernel.fds();
-    let mut polled: Vec<PollFd<'_>> =
-        fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+    let mut polled: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
     let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(timeout.subsec_nanos()) };
     // An interrupted poll is a wake-up for nothing.
     _ = poll(&mut polled, Some(&timeout));
@@ -328,7 +327,9 @@ mod tests {
     fn memory_is_told_in_bytes() {
         let report = LeakReport { resource: Resource::Memory, open: 3 << 20, attributed: 2 << 20, ..report() };
         let text = printed(&report);
-        for part in ["holds 3.0 MiB of anonymous memory", "of 2.0 MiB it is known", "731 B  socket", "+42.8 KiB an hour"] {
+        for part in
+            ["holds 3.0 MiB of anonymous memory", "of 2.0 MiB it is known", "731 B  socket", "+42.8 KiB an hour"]
+        {
             assert!(text.contains(part), "no {part:?} in {text}");
         }
     }
