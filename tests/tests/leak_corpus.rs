@@ -81,7 +81,11 @@ fn observe<'a>(host: &Host, specs: &'a [Spec]) -> Option<Vec<(&'a Spec, Verdict)
     }
     let mut batch = Batch::default();
     look(&mut kernel, host, &mut batch);
-    programs.iter_mut().for_each(Program::begin);
+    // One after the other: the first stack through a place has to be learned, and in life not all begin in the same moment.
+    for program in &mut programs {
+        program.begin();
+        take_until(&mut kernel, host, Duration::from_millis(100), |_| false);
+    }
     // Each says when it is through; meanwhile the kernel is drained as the agent does it.
     let done = std::thread::scope(|scope| {
         let waiting = scope.spawn(|| programs.iter_mut().map(Program::leaked).collect::<Vec<u64>>());
