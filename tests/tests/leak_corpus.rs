@@ -168,7 +168,7 @@ fn leads_through(stack: &LeakStack, spec: &Spec) -> bool {
 
 fn shown(report: &LeakReport) -> String {
     let stacks = report.stacks.iter().take(3).map(|stack| {
-        let frames = stack.frames.iter().take(12).map(|frame| frame.place());
+        let frames = stack.frames.iter().take(12).map(sysops_agent::model::Frame::place);
         format!("\n      {} {}: {}", stack.count, stack.kind, frames.collect::<Vec<_>>().join(" < "))
     });
     stacks.collect()

@@ -44,5 +44,10 @@ pub fn build(build: &Build, dir: &Path) -> Vec<PathBuf> {
 
 fn is_newer(program: &Path, source: &Path) -> bool {
     let changed = |path: &Path| std::fs::metadata(path).and_then(|meta| meta.modified());
-    matches!((changed(program), changed(source)), (Ok(program), Ok(source)) if program > source)
+    match (changed(program), changed(source)) {
+        (Ok(program), Ok(source)) => program > source,
+        // Where there are only programs, in a guest, they were made for it.
+        (program, Err(_)) => program.is_ok(),
+        (Err(_), _) => false,
+    }
 }

@@ -167,7 +167,7 @@ pub fn clean(seed: u64) -> Spec {
     Spec {
         seed,
         build: *dice.pick(builds),
-        kind: *dice.pick::<&str>(&["clean-churn", "clean-pool", "clean-saw"]),
+        kind: dice.pick::<&str>(&["clean-churn", "clean-pool", "clean-saw"]),
         descriptor: "",
         caller: 0,
         count: 1,
