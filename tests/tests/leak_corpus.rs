@@ -116,11 +116,12 @@ fn look(kernel: &mut Kernel, host: &Host, batch: &mut Batch) -> Vec<Event> {
 }
 
 fn start(specs: &[Spec]) -> Vec<Program> {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("leak-corpus");
+    std::fs::create_dir_all(&dir).expect("cargo's own directory can be written");
     let mut builds: BTreeMap<_, Vec<PathBuf>> = BTreeMap::new();
     let wanted: Vec<_> = specs.iter().map(|spec| spec.build).collect();
     for build in wanted {
-        builds.entry(build).or_insert_with(|| leak_corpus::build(&build, dir));
+        builds.entry(build).or_insert_with(|| leak_corpus::build(&build, &dir));
     }
     specs.iter().map(|spec| Program::start(spec.clone(), &builds[&spec.build])).collect()
 }
