@@ -199,6 +199,19 @@ fn key_of_all(path: &str) -> &'static sysops_agent::spec::KeySpec {
 }
 
 #[test]
+fn what_programs_cost_is_read_without_memory() {
+    if !require(missing()) {
+        return;
+    }
+    let host = Host::live(&Roots::default());
+    let mut probe = OneProbe::start(&host, "oom_kill", "auto", Values::default());
+    probe.collect(&host);
+    let least = (0..50).map(|_| allocation_counter::measure(|| probe.collect(&host)).count_total).min();
+    assert_eq!(least, Some(0));
+    assert!(probe.number("kernel_probe_runs_total", &["oom_kill"]).is_some(), "counted in the first interval");
+}
+
+#[test]
 fn every_probe_with_programs_tells_their_runs() {
     if !require(missing()) {
         return;

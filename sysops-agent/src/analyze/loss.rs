@@ -72,6 +72,9 @@ static COUNTERS: [Counter; 3] = [
     },
 ];
 
+/// A run that the kernel skipped may have been about anything, most of which is no event, and no one can do anything about it.
+const NO_EVENT: &str = "recursion";
+
 /// Names of the metrics that are watched.
 #[must_use]
 pub fn metrics_used() -> Vec<&'static str> {
@@ -146,7 +149,8 @@ impl Analyzer for Losses {
         for counter in &COUNTERS {
             readings.visit_metric(counter.metric, &mut |series| {
                 let SeriesValue::Number(total) = series.value else { return };
-                if !counter.outcome.is_empty() && !series.labels().any(|(_, value)| value == counter.outcome) {
+                let has = |outcome: &str| series.labels().any(|(_, value)| value == outcome);
+                if !counter.outcome.is_empty() && !has(counter.outcome) || has(NO_EVENT) {
                     return;
                 }
                 let Some((level, lost)) = self.see(counter, &series, total, now) else { return };
@@ -276,6 +280,7 @@ mod tests {
         let now = Now(0, vec![(REPORTS.desc(), "joined\0", 7.0), (REPORTS.desc(), "dropped\0", 2.0)]);
         losses.judge(&now, &mut |finding| found.push(finding.message.to_string()));
         assert_eq!(found.len(), 1);
+        losses.judge(&Now(1, vec![(DROPPED.desc(), "block_io\0recursion\0", 9.0)]), &mut |_| unreachable!("no event"));
         assert!(found[0].starts_with("Losses: the agent's main thread did not take 2 kernel events; "), "{found:?}");
     }
 

@@ -3,7 +3,8 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::Write as _;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use aya::maps::{Array, HashMap, MapData, RingBuf};
 use aya::programs::{BtfTracePoint, FEntry, Iter, ProgramError, RawTracePoint, TracePoint};
@@ -14,7 +15,8 @@ use sysops_common::plain::{Plain, view};
 
 use super::attach::Point;
 use super::ladder::Refusal;
-use super::run_stats::Runs;
+use super::run_stats::{self, Runs};
+use crate::host::files::open_file;
 use crate::host::os;
 
 include!(concat!(env!("OUT_DIR"), "/objects.rs"));
@@ -172,8 +174,12 @@ impl Object {
     /// Runs of the programs that are loaded, as far as the kernel counted them.
     #[must_use]
     pub(super) fn runs(&self) -> Runs {
-        let infos = self.ebpf.programs().filter_map(|(_, program)| program.info().ok());
-        infos.map(|info| Runs { count: info.run_count(), time: info.run_time() }).fold(Runs::default(), Runs::and)
+        let runs = |program: &aya::programs::Program| {
+            let info = program.info().ok()?;
+            let skipped = program.fd().ok().and_then(|fd| skipped(fd.as_fd().as_raw_fd()));
+            Some(Runs { count: info.run_count(), time: info.run_time(), skipped })
+        };
+        self.ebpf.programs().filter_map(|(_, program)| runs(program)).reduce(Runs::and).unwrap_or_default()
     }
 
     /// Loads the program `name` and attaches it to each of `tracepoints` in the group `group`.
@@ -344,6 +350,19 @@ impl<V: Plain> Slot<V> {
     pub(super) fn get(&self) -> Option<V> {
         self.map.get(&0, 0).ok()
     }
+}
+
+/// aya does not hand on what the kernel tells of this. Takes no memory, as it is asked in each cycle.
+fn skipped(fd: RawFd) -> Option<u64> {
+    let mut path = [0; 32];
+    let mut rest = &mut path[..];
+    write!(rest, "/proc/self/fdinfo/{fd}").ok()?;
+    let left = rest.len();
+    let path = std::str::from_utf8(&path[..path.len() - left]).ok()?;
+    let file = open_file(path.as_ref()).ok()?;
+    let mut text = [0; 1024];
+    let count = rustix::io::read(&file, &mut text[..]).ok()?;
+    run_stats::skipped(&text[..count])
 }
 
 fn take(ebpf: &mut Ebpf, name: &str) -> Result<aya::maps::Map, Refusal> {

@@ -187,7 +187,8 @@ static RECEIVED: Metric<1> = Metric::counter(
 static DROPPED: Metric<2> = Metric::counter(
     "kernel_probe_dropped_total",
     Unit::Count,
-    "Events that a probe's programs could not hand over, by reason: ring_full, map_full, read_fault, stale.",
+    "Events that a probe's programs could not hand over, by reason: ring_full, map_full, read_fault, stale; and runs that the \
+     kernel skipped as the program was running on that CPU already: recursion.",
     &["probe", "reason"],
 );
 static RUNG: Metric<2> = Metric::gauge(
@@ -196,6 +197,9 @@ static RUNG: Metric<2> = Metric::gauge(
     "1 for the rung on which a probe stands: fentry, tp_btf, raw_tracepoint, tracepoint, kmsg, off.",
     &["probe", "rung"],
 );
+
+/// The reason of a loss that the kernel counts and no program: nothing is known of what would have come of that run.
+const SKIPPED: &str = "recursion";
 
 /// What the layer says about every probe.
 pub static METRICS: &[&Desc] = &[
@@ -272,7 +276,9 @@ impl Kernel {
     pub fn standings(&self) -> Vec<Standing> {
         let with_counters = |running: &Running| {
             let counters = running.probe.counters().unwrap_or_default();
-            Standing { received: counters.received, dropped: counters.dropped(), ..running.standing.clone() }
+            let skipped = running.probe.runs().and_then(|runs| runs.skipped).unwrap_or_default();
+            let dropped = counters.dropped().saturating_add(skipped);
+            Standing { received: counters.received, dropped, ..running.standing.clone() }
         };
         self.probes.iter().map(with_counters).collect()
     }
@@ -370,8 +376,13 @@ impl EventSource for Kernel {
                     out.counter(&DROPPED, [standing.name, reason], count as f64);
                 }
             }
-            if let Some(runs) = probe.runs().filter(|_| are_runs_counted) {
-                run_stats::collect(standing.name, runs, out);
+            if let Some(runs) = probe.runs() {
+                if let Some(skipped) = runs.skipped {
+                    out.counter(&DROPPED, [standing.name, SKIPPED], skipped as f64);
+                }
+                if are_runs_counted {
+                    run_stats::collect(standing.name, runs, out);
+                }
             }
             probe.collect(host, out);
             if let Some(refusal) = probe.contradiction() {

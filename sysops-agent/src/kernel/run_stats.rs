@@ -50,14 +50,28 @@ pub(super) struct Runs {
     pub count: u64,
     /// How long all of them took.
     pub time: Duration,
+    /// Runs that the kernel skipped, as the program was running on that CPU already: an interrupt came in between. They are
+    /// counted always; `None` where the kernel does not tell (before 5.12).
+    pub skipped: Option<u64>,
 }
 
 impl Runs {
     /// Both together.
     #[must_use]
     pub(super) fn and(self, other: Self) -> Self {
-        Self { count: self.count.saturating_add(other.count), time: self.time.saturating_add(other.time) }
+        let both = self.skipped.zip(other.skipped);
+        Self {
+            count: self.count.saturating_add(other.count),
+            time: self.time.saturating_add(other.time),
+            skipped: both.map(|(one, other)| one.saturating_add(other)),
+        }
     }
+}
+
+/// What /proc/self/fdinfo says of a program beside its type.
+#[must_use]
+pub(super) fn skipped(fdinfo: &[u8]) -> Option<u64> {
+    bytes::lines(fdinfo).find_map(|line| bytes::u64(bytes::trim(line.strip_prefix(b"recursion_misses:")?)))
 }
 
 /// Holds the counting in the intervals that are due.
@@ -173,6 +187,16 @@ mod tests {
         fs::write(path.join("bpf_stats_enabled"), text).expect("written");
         let host = Host::fixture(dir.path());
         (dir, host)
+    }
+
+    #[test]
+    fn runs_that_were_skipped_are_read_where_the_kernel_tells_them() {
+        // Of 6.18, and of 5.10.
+        let text = b"pos:\t0\nflags:\t02000002\nprog_type:\t26\nrun_time_ns:\t53068101\nrun_cnt:\t192078\nrecursion_misses:\t3\n";
+        assert_eq!(skipped(text), Some(3));
+        assert_eq!(skipped(b"pos:\t0\nflags:\t02000002\nprog_type:\t26\nrun_cnt:\t192078\n"), None);
+        let (one, other) = (Runs { skipped: Some(1), ..Runs::default() }, Runs::default());
+        assert_eq!((one.and(one).skipped, one.and(other).skipped), (Some(2), None));
     }
 
     #[test]
