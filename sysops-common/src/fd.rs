@@ -80,6 +80,8 @@ pub struct Counts {
     pub closes: u64,
     /// New descriptors that found no room in the table.
     pub full: u64,
+    /// Not 0: no stacks are taken. For the self-check, which wants none.
+    pub stackless: u64,
 }
 
 /// A descriptor of a watched process.

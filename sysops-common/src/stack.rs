@@ -6,8 +6,9 @@ use crate::plain::plain;
 
 /// Frames of a stack that are told apart; what lies further out is cut off.
 pub const FRAMES_MAX: usize = 64;
-/// Bytes of a stack that are handed over at most. A multiple of [`CHUNK`].
-pub const COPY_MAX: usize = 16 << 10;
+/// Bytes of a stack that are handed over at most. A multiple of [`CHUNK`]. Of a deeper one the next capture hands over what
+/// lies further out, as by then there are rules for what was handed over.
+pub const COPY_MAX: usize = 8 << 10;
 /// The stack is copied in pieces of this size, aligned to it: one that is not in memory does not cost the others.
 pub const CHUNK: usize = 512;
 /// Set in a reference that is a token: it names one capture, where the others name a stack.
@@ -218,4 +219,4 @@ impl StackHash {
 
 const _: () = assert!(size_of::<StackOffsets>() == 48 && size_of::<Rule>() == 16 && size_of::<RuleKey>() == 16);
 const _: () = assert!(size_of::<Walk>() == 96 + FRAMES_MAX * 8 && size_of::<Copied>() == size_of::<Walk>() + COPY_MAX);
-const _: () = assert!(COPY_MAX % CHUNK == 0);
+const _: () = assert!(COPY_MAX.is_multiple_of(CHUNK));

@@ -11,7 +11,7 @@ use aya_ebpf::maps::{HashMap, LruHashMap};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext, RawTracePointContext, TracePointContext};
 use sysops_common::fd::{ARGUMENTS, CALLS, Counts, Descriptor, Effect, Held, Offsets, Pending, WATCHED_MAX};
 use sysops_ebpf::counters::{Fate, count};
-use sysops_ebpf::memory::{add, follow, member, offset, read};
+use sysops_ebpf::memory::{add, follow, masked, member, offset, read};
 use sysops_ebpf::{clock_ns, stack};
 
 #[unsafe(no_mangle)]
@@ -46,9 +46,8 @@ const TAKEN_MAX: u64 = 64;
 /// A descriptor comes to be: the one place in the kernel that all but dup2 and dup3 come through.
 #[fentry(function = "fd_install")]
 pub fn on_install(ctx: FEntryContext) -> i32 {
-    let (fd, file): (u32, u64) = (ctx.arg(0), ctx.arg(1));
     if let Some(process) = watched() {
-        hold(process.tgid, fd, file, capture(), 0);
+        hold(process.tgid, ctx.arg(0), address(&ctx, 1), stack_of(&process), 0);
     }
     0
 }
@@ -56,9 +55,8 @@ pub fn on_install(ctx: FEntryContext) -> i32 {
 /// A descriptor comes to be another: dup2, dup3, and what puts a file under a given number.
 #[fentry(function = "do_dup2")]
 pub fn on_replace(ctx: FEntryContext) -> i32 {
-    let (file, fd): (u64, u32) = (ctx.arg(1), ctx.arg(2));
     if let Some(process) = watched() {
-        hold(process.tgid, fd, file, capture(), 0);
+        hold(process.tgid, ctx.arg(2), address(&ctx, 1), stack_of(&process), 0);
     }
     0
 }
@@ -174,6 +172,13 @@ fn on_exit(registers: u64, result: i64) {
     enter(&process, number, effect, result, &Arguments::Registers(registers));
 }
 
+/// An argument of a kernel function as nothing but a number: the verifier would know the pointer itself for what it is, and
+/// not let it be handed on.
+#[inline(always)]
+fn address(ctx: &FEntryContext, index: u64) -> u64 {
+    read(ctx.as_ptr() as u64 + index * 8).unwrap_or(0)
+}
+
 /// Where the arguments of a call that returns are found.
 enum Arguments {
     /// Nowhere.
@@ -210,10 +215,10 @@ fn watched() -> Option<Process> {
 
 #[inline(always)]
 fn effect(number: u32) -> u8 {
-    let number = number as usize;
-    if number >= CALLS {
+    if number as usize >= CALLS {
         return Effect::None as u8;
     }
+    let number = masked(u64::from(number), CALLS as u64 - 1) as usize;
     // SAFETY: a reference is valid to read. Volatile, as the loader writes the value after compilation.
     unsafe { core::ptr::read_volatile(&OFFSETS.calls[number]) }
 }
@@ -242,7 +247,7 @@ fn enter(process: &Process, number: u32, effect: u8, result: i64, arguments: &Ar
     }
     let Some(taken) = taken(effect, result, arguments) else { return };
     // Once for all, and at one place only: the verifier goes through it again for each.
-    let stack = capture();
+    let stack = stack_of(process);
     for index in 0..TAKEN_MAX {
         if index >= taken.count {
             break;
@@ -303,6 +308,12 @@ fn received(header: u64) -> Option<(u64, u64)> {
         left = left.saturating_sub(whole);
     }
     None
+}
+
+#[inline(always)]
+fn stack_of(process: &Process) -> u64 {
+    // SAFETY: `counts` points into a value of a map, and only the agent writes this member.
+    if unsafe { (*process.counts).stackless } != 0 { 0 } else { capture() }
 }
 
 /// A function of its own, which the verifier goes through once and not once for each way that leads here.

@@ -62,6 +62,21 @@ pub unsafe fn read_text(address: u64, to: *mut u8, size: u32) -> Option<u32> {
     if copied > 0 && copied <= i64::from(size) { Some(copied as u32) } else { None }
 }
 
+/// `index` without the bits that are not in `mask`. The compiler must not take it away where the index was compared before:
+/// the verifiers of older kernels forget that.
+#[inline(always)]
+pub fn masked(index: u64, mask: u64) -> u64 {
+    let masked = index;
+    #[cfg(target_arch = "bpf")]
+    let masked = {
+        let mut masked = masked;
+        // SAFETY: nothing but these two numbers is touched.
+        unsafe { core::arch::asm!("{0} &= {1}", inout(reg) masked, in(reg) mask) };
+        masked
+    };
+    masked & mask
+}
+
 /// Adds to a number in a map that other CPUs add to at the same time. BPF has had this instruction since 3.19, with which
 /// nothing is lost even when an interrupt comes in between; core's atomics do not offer it for BPF.
 ///

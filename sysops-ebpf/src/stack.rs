@@ -16,9 +16,9 @@ use crate::clock_ns;
 use crate::counters::{Fate, count};
 use crate::memory::{follow, member, offset};
 
-// Room for 62 stacks that are not known yet.
+// Room for 240 stacks that are not known yet.
 #[map]
-static STACK_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+static STACK_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 21, 0);
 
 // These three are filled by the agent alone: no memory is taken before it does.
 #[map]
@@ -31,16 +31,27 @@ static STACK_KNOWN: HashMap<u64, u32> = HashMap::with_max_entries(1 << 16, BPF_F
 #[map]
 static STACK_SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
-/// What does not fit on the stack of a program.
+/// A capture on this CPU. It lies here and not on the stack of the program, so that [`walk`] and [`copy`] need no arguments but
+/// numbers: then the verifier looks at them once and not again for each place that they are called from.
 #[repr(C)]
 struct Scratch {
     /// Tokens that this CPU has given out.
     tokens: u64,
-    /// The frames so far.
+    tgid_tid: u64,
+    identity: u64,
+    epoch: u32,
+    address_bits: u32,
+    /// Where the walk stands.
+    place: Place,
+    /// How many frames came before.
+    frames: u32,
+    /// 1 when the program stands at the place itself, 0 when something that it called will return there.
+    first: u32,
     ips: [u64; FRAMES_MAX],
 }
 
 /// Where a user program stands.
+#[repr(C)]
 #[derive(Clone, Copy)]
 struct Place {
     ip: u64,
@@ -49,37 +60,24 @@ struct Place {
     lr: u64,
 }
 
-/// Who is asked about, and how far the walk has come.
-struct Found {
-    task: u64,
-    tgid_tid: u64,
-    identity: u64,
-    epoch: u32,
-    frames: u32,
-    first: u32,
-    hash: StackHash,
-    place: Place,
-}
-
 /// A reference to the stack of the running task's user program; 0 when it has none, or none that can be told.
 #[inline(always)]
 pub fn capture(at: &'static StackOffsets) -> u64 {
-    let Some(mut found) = begin(at) else { return 0 };
-    let Some(scratch) = STACK_SCRATCH.get_ptr_mut(0) else { return 0 };
-    if walk(at, &mut found, scratch) {
-        let reference = found.hash.reference();
+    let Some(epoch) = begin(at) else { return 0 };
+    let reference = if epoch == 0 { 0 } else { walk(epoch) };
+    if reference != 0 {
         // SAFETY: the value is not read.
-        if unsafe { STACK_KNOWN.get(&reference) }.is_none() {
-            tell(at, &found, scratch, reference);
+        if unsafe { STACK_KNOWN.get(&reference) }.is_some() {
+            return reference;
         }
-        return reference;
     }
-    copy(at, &found, scratch)
+    hand_over(reference, start_boottime(at))
 }
 
-/// Kernel threads and workers of io_uring have no user program to tell of; 32-bit programs are not unwound.
+/// Finds where the program stands, and by whose rules it is walked; 0 when there are none. Kernel threads and workers of
+/// io_uring have no program to tell of; 32-bit programs are not unwound.
 #[inline(always)]
-fn begin(at: &'static StackOffsets) -> Option<Found> {
+fn begin(at: &'static StackOffsets) -> Option<u32> {
     // SAFETY: the helper takes nothing and cannot fail.
     let task = unsafe { bpf_get_current_task() };
     let tgid_tid = bpf_get_current_pid_tgid();
@@ -97,7 +95,18 @@ fn begin(at: &'static StackOffsets) -> Option<Found> {
         Some(process) if process.identity == identity => process.epoch,
         _ => 0,
     };
-    Some(Found { task, tgid_tid, identity, epoch, frames: 0, first: 1, hash: StackHash::new(epoch), place })
+    let scratch = STACK_SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: this CPU's one value; the read as the loader writes the value after compilation.
+    unsafe {
+        (*scratch).tgid_tid = tgid_tid;
+        (*scratch).identity = identity;
+        (*scratch).epoch = epoch;
+        (*scratch).address_bits = core::ptr::read_volatile(&at.address_bits);
+        (*scratch).place = place;
+        (*scratch).frames = 0;
+        (*scratch).first = 1;
+    }
+    Some(epoch)
 }
 
 /// Whenever a program enters the kernel its registers are saved at the end of the kernel stack.
@@ -124,20 +133,26 @@ fn registers(task: u64, at: &'static StackOffsets) -> Option<u64> {
     None
 }
 
-/// True when the walk came to its end; false when a rule or a piece of the stack is missing.
 #[inline(always)]
-fn walk(at: &'static StackOffsets, found: &mut Found, scratch: *mut Scratch) -> bool {
-    if found.epoch == 0 {
-        return false;
-    }
-    let mut place = found.place;
-    let mut hash = found.hash;
+fn start_boottime(at: &'static StackOffsets) -> u64 {
+    // SAFETY: the helper takes nothing and cannot fail.
+    let task = unsafe { bpf_get_current_task() };
+    follow(task, &at.group_leader).and_then(|leader| member(leader, &at.start_boottime)).unwrap_or(0)
+}
+
+/// Walks by the rules of `epoch` to the end of the stack and gives its reference; 0 when a rule or a piece of the stack is
+/// missing on the way.
+#[inline(never)]
+extern "C" fn walk(epoch: u32) -> u64 {
+    let Some(scratch) = STACK_SCRATCH.get_ptr_mut(0) else { return 0 };
+    // SAFETY: this CPU's one value.
+    let (mut place, address_bits) = unsafe { ((*scratch).place, (*scratch).address_bits) };
+    let mut hash = StackHash::new(epoch);
+    let mut first = 1;
+    let mut frames = 0;
     let mut complete = false;
-    // SAFETY: a reference is valid to read. Volatile, as the loader writes the value after compilation.
-    let address_bits = unsafe { core::ptr::read_volatile(&at.address_bits) };
-    let (mut frames, mut first) = (0, 1);
     for index in 0..FRAMES_MAX {
-        let key = RuleKey { epoch: found.epoch, first, ip: place.ip };
+        let key = RuleKey { epoch, first, ip: place.ip };
         // SAFETY: the agent does not change a rule.
         let Some(rule) = (unsafe { STACK_RULES.get(&key) }) else { break };
         let rule = *rule;
@@ -148,17 +163,15 @@ fn walk(at: &'static StackOffsets, found: &mut Found, scratch: *mut Scratch) -> 
         // SAFETY: index < FRAMES_MAX, in the map's one value.
         unsafe { (*scratch).ips[index] = place.ip };
         hash = hash.with(place.ip);
-        frames = index as u32 + 1;
         // A frame pointer below the stack pointer points to nothing: Go's outermost frames have 0.
         let lost = rule.ways & way::SP_FROM_BP != 0 && place.bp < place.sp;
         if rule.ways & way::LAST != 0 || lost || index + 1 == FRAMES_MAX {
+            frames = index as u32 + 1;
             complete = true;
             break;
         }
-        let Some(caller) = step(&rule, &place, address_bits) else {
-            frames = index as u32;
-            break;
-        };
+        let Some(caller) = step(&rule, &place, address_bits) else { break };
+        frames = index as u32 + 1;
         // A stack that does not grow outwards, or ends in nothing.
         if caller.ip == 0 || caller.sp <= place.sp {
             complete = true;
@@ -167,11 +180,13 @@ fn walk(at: &'static StackOffsets, found: &mut Found, scratch: *mut Scratch) -> 
         place = caller;
         first = u32::from(rule.ways & way::SIGNAL != 0);
     }
-    (found.place, found.frames, found.first) = (place, frames, first);
-    if complete {
-        found.hash = hash;
+    // SAFETY: this CPU's one value.
+    unsafe {
+        (*scratch).place = place;
+        (*scratch).frames = frames;
+        (*scratch).first = first;
     }
-    complete
+    if complete { hash.reference() } else { 0 }
 }
 
 #[inline(always)]
@@ -204,20 +219,22 @@ fn read_user(address: u64) -> Option<u64> {
     if failed == 0 { Some(value) } else { None }
 }
 
-/// Hands over a stack that is complete and not known yet. If it cannot be, the next capture of the same stack does.
-#[inline(always)]
-fn tell(at: &'static StackOffsets, found: &Found, scratch: *const Scratch, reference: u64) {
-    let Some(mut entry) = STACK_EVENTS.reserve::<Walk>(0) else {
-        count(Fate::RingFull);
-        return;
-    };
-    fill(at, found, scratch, reference, entry.as_mut_ptr());
-    entry.submit(0);
-}
-
-/// Hands over what is known with the stack from there on.
-#[inline(always)]
-fn copy(at: &'static StackOffsets, found: &Found, scratch: *mut Scratch) -> u64 {
+/// Hands over a stack that is not known yet: one that was walked to its end (`reference`) by its frames, another with what of it
+/// is left to walk. Gives the reference by which the agent will know it; 0 when it cannot be handed over.
+#[inline(never)]
+extern "C" fn hand_over(reference: u64, start_boottime_ns: u64) -> u64 {
+    let Some(scratch) = STACK_SCRATCH.get_ptr_mut(0) else { return 0 };
+    if reference != 0 {
+        match STACK_EVENTS.reserve::<Walk>(0) {
+            Some(mut entry) => {
+                fill(scratch, reference, start_boottime_ns, entry.as_mut_ptr());
+                entry.submit(0);
+            }
+            // The next capture of the same stack hands it over.
+            None => count(Fate::RingFull),
+        }
+        return reference;
+    }
     // SAFETY: `scratch` is this CPU's one value.
     let tokens = unsafe {
         (*scratch).tokens += 1;
@@ -225,7 +242,7 @@ fn copy(at: &'static StackOffsets, found: &Found, scratch: *mut Scratch) -> u64 
     };
     // SAFETY: the helper takes nothing and cannot fail.
     let cpu = unsafe { generated::bpf_get_smp_processor_id() };
-    let reference = TOKEN | u64::from(cpu) << 48 | tokens & ((1 << 48) - 1);
+    let token = TOKEN | u64::from(cpu) << 48 | tokens & ((1 << 48) - 1);
     let Some(mut entry) = STACK_EVENTS.reserve::<Copied>(0) else {
         count(Fate::RingFull);
         return 0;
@@ -233,8 +250,9 @@ fn copy(at: &'static StackOffsets, found: &Found, scratch: *mut Scratch) -> u64 
     let copied = entry.as_mut_ptr();
     // SAFETY: the entry is ours until it is submitted.
     let (walk, bytes) = unsafe { (&raw mut (*copied).walk, (&raw mut (*copied).bytes).cast::<u8>()) };
-    fill(at, found, scratch, reference, walk);
-    let base = found.place.sp & !(CHUNK as u64 - 1);
+    fill(scratch, token, start_boottime_ns, walk);
+    // SAFETY: as above; `scratch` is this CPU's one value.
+    let base = unsafe { (*scratch).place.sp } & !(CHUNK as u64 - 1);
     let mut length = 0;
     while length < COPY_MAX {
         // SAFETY: CHUNK divides COPY_MAX, so there are CHUNK bytes at `length`; the helper checks the address.
@@ -246,36 +264,35 @@ fn copy(at: &'static StackOffsets, found: &Found, scratch: *mut Scratch) -> u64 
         }
         length += CHUNK;
     }
-    // SAFETY: as above.
+    // SAFETY: the entry is ours until it is submitted.
     unsafe {
         (*walk).base = base;
         (*walk).copied = length as u32;
     }
     entry.submit(0);
-    reference
+    token
 }
 
 /// Writes every member: what a reserved entry held before is not handed over.
 #[inline(always)]
-fn fill(at: &'static StackOffsets, found: &Found, scratch: *const Scratch, reference: u64, walk: *mut Walk) {
-    let start = follow(found.task, &at.group_leader).and_then(|leader| member(leader, &at.start_boottime));
-    // SAFETY: `walk` lies in an entry that is ours until it is submitted.
+fn fill(scratch: *const Scratch, reference: u64, start_boottime_ns: u64, walk: *mut Walk) {
+    // SAFETY: `scratch` is this CPU's one value, `walk` lies in an entry that is ours until it is submitted.
     unsafe {
         (*walk).reference = reference;
         (*walk).monotonic_ns = clock_ns();
-        (*walk).start_boottime_ns = start.unwrap_or(0);
-        (*walk).identity = found.identity;
-        (*walk).epoch = found.epoch;
-        (*walk).tgid = (found.tgid_tid >> 32) as u32;
-        (*walk).tid = found.tgid_tid as u32;
-        (*walk).frames = found.frames;
-        (*walk).ip = found.place.ip;
-        (*walk).sp = found.place.sp;
-        (*walk).bp = found.place.bp;
-        (*walk).lr = found.place.lr;
+        (*walk).start_boottime_ns = start_boottime_ns;
+        (*walk).identity = (*scratch).identity;
+        (*walk).epoch = (*scratch).epoch;
+        (*walk).tgid = ((*scratch).tgid_tid >> 32) as u32;
+        (*walk).tid = (*scratch).tgid_tid as u32;
+        (*walk).frames = (*scratch).frames;
+        (*walk).ip = (*scratch).place.ip;
+        (*walk).sp = (*scratch).place.sp;
+        (*walk).bp = (*scratch).place.bp;
+        (*walk).lr = (*scratch).place.lr;
         (*walk).base = 0;
         (*walk).copied = 0;
-        (*walk).first = found.first;
+        (*walk).first = (*scratch).first;
         let (from, to) = (&raw const (*scratch).ips, &raw mut (*walk).ips);
         // The one way to copy much in one instruction. It cannot fail on the map's own memory.
         generated::bpf_probe_read_kernel(to.cast(), (FRAMES_MAX * 8) as u32, from.cast());

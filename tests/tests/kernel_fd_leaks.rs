@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use rustix::net::{
 use rustix::pipe::{PipeFlags, pipe_with};
 use sysops_agent::host::{EventSource, Host, Roots};
 use sysops_agent::kernel::{Kernel, Observation, Rung};
-use sysops_agent::model::{Batch, LeakReport, LeakStack, Resource};
+use sysops_agent::model::{Batch, Detail, LeakReport, LeakStack, Resource};
 use sysops_agent::spec::{Value, Values};
 use sysops_agent::symbolize::{Symbolizer, Trust};
 use sysops_tests::one_probe::{has_tracefs, key};
@@ -82,7 +83,8 @@ fn on_rung(rung: &str) {
     }
     let named = found.iter().all(|(function, ..)| function.is_some());
     let mut wanted: Vec<_> = KEPT.iter().map(|(name, kind, count)| (named.then_some(*name), *kind, *count)).collect();
-    (found.sort_unstable(), wanted.sort_unstable());
+    found.sort_unstable();
+    wanted.sort_unstable();
     assert_eq!(found, wanted, "{report:#?}");
     assert!(report.stacks.is_sorted_by_key(|stack| std::cmp::Reverse(stack.count)));
     let attributed: u64 = KEPT.iter().map(|(.., count)| count).sum();
@@ -95,11 +97,94 @@ fn on_rung(rung: &str) {
     assert_eq!((report.attributed, report.stacks.len()), (0, 0), "{report:#?}");
 }
 
+/// What is left by function and kind, smallest name first.
+fn left(report: &LeakReport) -> Vec<(&'static str, String, u64)> {
+    let mut left: Vec<_> = report
+        .stacks
+        .iter()
+        .filter_map(|stack| Some((function_of(report, stack)?, stack.kind.clone(), stack.count)))
+        // What the child opens itself before it takes turns.
+        .filter(|(function, ..)| *function != "child")
+        .collect();
+    left.sort_unstable();
+    left
+}
+
+#[test]
+fn what_exec_closes_is_not_told_and_what_it_leaves_open_is() {
+    let mut child = Program::start();
+    let Some((host, mut kernel)) = observing("tp_btf", &[child.pid()], 30) else { return };
+    for what in ["churn", "keep"] {
+        child.turn(what, || kernel.drain(&host, &mut Vec::new()));
+    }
+    assert_eq!(report(&host, &mut kernel, child.pid()).stacks.len(), KEPT.len());
+    writeln!(child.child.stdin.as_mut().expect("it is piped"), "exec").expect("it reads");
+    child.wait_for("ready");
+    let report = report(&host, &mut kernel, child.pid());
+    let wanted = [
+        ("duplicate", "file", 7),
+        ("duplicate_onto", "pipe", 4),
+        ("make_sockets", "socket", 20),
+        ("receive", "file", 5),
+    ];
+    let wanted: Vec<_> = wanted.map(|(function, kind, count)| (function, kind.to_owned(), count)).into();
+    assert_eq!(left(&report), wanted, "those without FD_CLOEXEC: {report:#?}");
+}
+
+#[test]
+fn a_child_is_told_what_it_inherited_and_from_whom() {
+    let mut child = Program::start();
+    let Some((host, mut kernel)) = observing("tp_btf", &[child.pid()], 30) else { return };
+    for what in ["churn", "keep", "fork"] {
+        child.turn(what, || kernel.drain(&host, &mut Vec::new()));
+    }
+    // The parent must have been looked at while its descriptors were open.
+    let _ = report(&host, &mut kernel, child.pid());
+    kernel.watch_leaks(child.forked);
+    let report = report(&host, &mut kernel, child.forked);
+    let kind = format!("socket, inherited from process {}", child.pid());
+    let pipes = format!("pipe, inherited from process {}", child.pid());
+    let wanted = vec![("duplicate_onto", pipes, 4), ("make_sockets", kind, 20)];
+    assert_eq!(left(&report), wanted, "of files nobody can tell: {report:#?}");
+}
+
+#[test]
+fn who_leaks_is_suspected_followed_and_told_and_who_churns_is_not() {
+    let mut leaking = Program::start();
+    let mut churning: Vec<Program> = (0..3).map(|_| Program::start()).collect();
+    let Some((host, mut kernel)) = observing("tp_btf", &[], 12) else { return };
+    leaking.turn("leak", || ());
+    churning.iter_mut().for_each(|program| program.turn("spin", || ()));
+    let mut events = Vec::new();
+    let mut batch = Batch::default();
+    let start = host.clock.now();
+    let event = loop {
+        assert!(host.clock.now().since(&start) < Duration::from_secs(60), "in vain: {:?}", kernel.standings());
+        kernel.drain(&host, &mut events);
+        batch.clear();
+        kernel.collect(&host, &mut batch);
+        let reports = kernel.leaks(&host);
+        for report in reports {
+            assert!(!churning.iter().any(|program| program.pid() == report.pid), "it gives all back: {report:#?}");
+        }
+        if let Some(event) = events.drain(..).find(|event| event.pid == Some(leaking.pid())) {
+            break event;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    let shown = serde_json::to_value(&event).expect("an event is JSON");
+    let Detail::FdLeak(leak) = event.detail else { panic!("{shown}") };
+    assert_eq!((leak.descriptor.as_str(), shown["kind"].as_str()), ("file", Some("fd_leak")), "{shown}");
+    assert!(leak.count >= 16 && leak.open > leak.count && leak.coverage < 1.0, "it had some before: {shown}");
+    assert!((70_000.0..160_000.0).contains(&leak.growth_per_hour), "40 a second: {shown}");
+    assert!(leak.limit.is_some() && !leak.frames.is_empty(), "{shown}");
+}
+
 /// The innermost function of the child that the stack leads through; none where the program was stripped of its names.
 fn function_of(report: &LeakReport, stack: &LeakStack) -> Option<&'static str> {
     let ours = |name: &str| {
         let name = name.strip_prefix("kernel_fd_leaks::").unwrap_or(name);
-        KEPT.iter().map(|(function, ..)| *function).find(|function| *function == name)
+        KEPT.iter().map(|(function, ..)| *function).chain(["child"]).find(|function| *function == name)
     };
     let mut names = stack.frames.iter().filter_map(|frame| frame.function.as_deref()).peekable();
     let has_names = names.peek().is_some();
@@ -142,6 +227,8 @@ fn report(host: &Host, kernel: &mut Kernel, pid: u32) -> LeakReport {
 struct Program {
     child: Child,
     said: BufReader<ChildStdout>,
+    /// A child of the child.
+    forked: u32,
 }
 
 impl Program {
@@ -154,7 +241,7 @@ impl Program {
             .spawn()
             .expect("this program runs");
         let said = BufReader::new(child.stdout.take().expect("it is piped"));
-        let mut program = Self { child, said };
+        let mut program = Self { child, said, forked: 0 };
         program.wait_for("ready");
         program
     }
@@ -182,6 +269,9 @@ impl Program {
         while !line.trim_end().ends_with(word) {
             line.clear();
             assert!(self.said.read_line(&mut line).expect("it is a pipe") > 0, "the child ended before {word}");
+            if let Some(pid) = line.trim_end().strip_prefix("forked ") {
+                self.forked = pid.parse().expect("a number");
+            }
         }
     }
 }
@@ -205,7 +295,7 @@ fn child() {
     let name = format!("sysops-fd-leaks-{}", std::process::id());
     let address = SocketAddr::from_abstract_name(name).expect("short");
     let listener = UnixListener::bind_addr(&address).expect("nobody else has this name");
-    let mut hands = Hands { first, second, listener, held: Vec::new() };
+    let mut hands = Hands { first, second, listener, held: Vec::new(), children: Vec::new() };
     println!("ready");
     for line in std::io::stdin().lines() {
         match line.expect("it is a pipe").as_str() {
@@ -216,6 +306,20 @@ fn child() {
                 hands.held.truncate(before);
             }
             "close" => hands.held.clear(),
+            "leak" => drop(std::thread::spawn(leak_slowly)),
+            "spin" => drop(std::thread::spawn(spin)),
+            "exec" => {
+                let error = Command::new("/proc/self/exe").args(["--exact", "child", "--nocapture"]).exec();
+                panic!("{error}");
+            }
+            "fork" => {
+                // What it inherits it must not close: sockets that are not marked so.
+                let mut other = Command::new("/proc/self/exe");
+                other.args(["--exact", "child", "--nocapture"]).stdin(Stdio::piped()).stdout(Stdio::null());
+                let other = other.spawn().expect("this program runs");
+                println!("forked {}", other.id());
+                hands.children.push(other);
+            }
             other => panic!("{other}"),
         }
         println!("done");
@@ -227,6 +331,36 @@ struct Hands {
     second: UnixStream,
     listener: UnixListener,
     held: Vec<OwnedFd>,
+    children: Vec<Child>,
+}
+
+impl Drop for Hands {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            drop(child.stdin.take());
+            // It ends at the end of its input.
+            let _ = child.wait();
+        }
+    }
+}
+
+#[inline(never)]
+fn leak_slowly() {
+    let mut held = Vec::new();
+    loop {
+        held.push(File::open("/etc/passwd").expect("it is there"));
+        std::thread::sleep(Duration::from_millis(25));
+    }
+}
+
+/// A pool that fills up and is emptied, all the time.
+#[inline(never)]
+fn spin() {
+    for most in (1..60).cycle() {
+        let pool: Vec<File> = (0..most).map(|_| File::open("/etc/passwd").expect("it is there")).collect();
+        std::thread::sleep(Duration::from_millis(3));
+        drop(pool);
+    }
 }
 
 type Turn = fn(&mut Hands);

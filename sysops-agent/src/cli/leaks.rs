@@ -1,6 +1,7 @@
 //! `leaks`: watches processes for a while and says which of their stacks took what they did not give back. Watching is
 //! left to `kernel`, names to `symbolize`.
 
+use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -250,7 +251,7 @@ fn line(frame: &Frame, style: Style) -> String {
         text += "  ";
         text += &shown(file, NAME_CHARS);
         if let Some(line) = frame.line {
-            text += &format!(":{line}");
+            _ = write!(text, ":{line}");
         }
     }
     text
@@ -320,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_report_for_people() {
-        insta::assert_snapshot!(printed(&report()), @"");
+        insta::assert_snapshot!(printed(&report()));
     }
 
     #[test]

@@ -147,6 +147,8 @@ trait Probe: Send {
     fn observe(&mut self, _observation: &Observation) -> bool {
         false
     }
+    /// Watches one process more.
+    fn watch_leaks(&mut self, _pid: u32) {}
     /// Adds a report for each process that is watched for leaks, as of now. Frames have no names yet.
     fn leaks(&mut self, _host: &Host, _out: &mut Vec<LeakReport>) {}
     /// Why a probe that stands watches nothing just now.
@@ -258,6 +260,13 @@ impl Kernel {
             probe.observe(observation).then(|| Running::start(entry, probe, host, &facts, values))
         };
         Self { probes: ALL.iter().filter_map(watching).collect(), counting: Counting::new(values) }
+    }
+
+    /// From the next collection on the process `pid` is watched for leaks, too.
+    pub fn watch_leaks(&mut self, pid: u32) {
+        for running in &mut self.probes {
+            running.probe.watch_leaks(pid);
+        }
     }
 
     /// What the watched processes hold, by stack, as of now: one report a process and resource. Frames have module and

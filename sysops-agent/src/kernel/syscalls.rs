@@ -212,7 +212,8 @@ mod tests {
         let plain = [Effect::None, Effect::One];
         let matter = TABLE.iter().filter(|call| !plain.contains(&call.1)).map(|call| format!("sys_enter_{}", call.0));
         let (mut matter, mut begin) = (matter.collect::<Vec<_>>(), BEGINNINGS.to_vec());
-        (matter.sort_unstable(), begin.sort_unstable());
+        matter.sort_unstable();
+        begin.sort_unstable();
         assert_eq!(matter, begin);
     }
 

@@ -33,8 +33,14 @@ pub enum Trust {
 /// Puts names to frames, and remembers them.
 pub struct Symbolizer {
     trust: Trust,
-    /// By file and address in it. The file is held, so that its place in memory is not another's.
-    names: HashMap<(usize, u64), (Arc<Image>, Arc<[Named]>)>,
+    /// By file and address in it.
+    names: HashMap<(usize, u64), Known>,
+}
+
+/// The functions at an address. The file is held, so that its place in memory is not another's.
+struct Known {
+    _image: Arc<Image>,
+    functions: Box<[Named]>,
 }
 
 /// What is known of one function at an address. Of functions that are inlined in each other, the innermost first.
@@ -61,8 +67,8 @@ impl Symbolizer {
             let mut named = Vec::with_capacity(frames.len());
             for frame in frames.drain(..) {
                 match frame.image.as_ref().and_then(|image| self.names.get(&key(image, frame.offset))) {
-                    Some((_, functions)) if !functions.is_empty() => {
-                        named.extend(functions.iter().map(|function| function.frame(&frame)));
+                    Some(known) if !known.functions.is_empty() => {
+                        named.extend(known.functions.iter().map(|function| function.frame(&frame)));
                     }
                     _ => named.push(frame),
                 }
@@ -99,7 +105,7 @@ impl Symbolizer {
             found.resize_with(offsets.len(), Vec::new);
             for (offset, functions) in offsets.into_iter().zip(found) {
                 let functions = functions.into_iter().take(INLINED_MAX).map(Named::bounded).collect();
-                self.names.insert(key(&image, offset), (Arc::clone(&image), functions));
+                self.names.insert(key(&image, offset), Known { _image: Arc::clone(&image), functions });
             }
         }
     }

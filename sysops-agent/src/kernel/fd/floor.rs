@@ -51,7 +51,7 @@ impl Floor {
         self.looks += 1;
     }
 
-    /// By how much the floor rose over the whole window, if it rose all the time, and by more than the count goes up and
+    /// By how much the floor rose over the whole window, if it rose all the time and still does, and by more than the count goes up and
     /// down within a part; `None` otherwise, and before the window is full.
     #[must_use]
     pub(super) fn steady_rise(&self) -> Option<u32> {
@@ -99,7 +99,8 @@ impl Floor {
         let ups = steps().filter(|(from, to)| to > from).count();
         let deepest = steps().map(|(from, to)| from.saturating_sub(to)).max()?;
         let spread = parts.iter().map(|part| part.most - part.least).max()?;
-        (ups >= steps_min && deepest <= rise / DIP_SHARE && rise > spread).then_some(rise)
+        let goes_on = steps().next_back().is_some_and(|(from, to)| to > from);
+        (goes_on && ups >= steps_min && deepest <= rise / DIP_SHARE && rise > spread).then_some(rise)
     }
 }
 

@@ -42,6 +42,15 @@ pub(super) struct Measures {
     pub limit_percent: f64,
 }
 
+/// What a look needs of the machine.
+pub(super) struct Around<'a> {
+    pub host: &'a Host,
+    pub rung: Rung,
+    pub descriptors: &'a mut Descriptors,
+    /// The processes that are watched.
+    pub targets: &'a [Target],
+}
+
 /// The programs, and the processes that they watch.
 pub(super) struct Followed {
     armed: Armed,
@@ -147,25 +156,22 @@ impl Followed {
     }
 
     /// Looks what is open, and adds an event for each stack that is seen to leak.
-    pub(super) fn look(
-        &mut self,
-        host: &Host,
-        rung: Rung,
-        descriptors: &mut Descriptors,
-        targets: &[Target],
-        events: &mut Vec<Event>,
-    ) {
-        self.stacks.drain(host);
-        self.stacks.refresh(host);
-        let now = host.clock.now();
+    pub(super) fn look(&mut self, around: &mut Around<'_>, events: &mut Vec<Event>) {
+        self.stacks.drain(around.host);
+        self.stacks.refresh(around.host);
+        let now = around.host.clock.now();
         self.round = self.round.wrapping_add(1);
         let first = self.round as usize % self.processes.len().max(1);
         let mut left = LOOK_MAX;
         let mut whole = true;
         self.processes.rotate_left(first);
         for one in &mut self.processes {
-            let mut look =
-                Look { descriptors, held: &mut self.armed.held, stacks: &self.stacks, listed: &mut self.listed };
+            let mut look = Look {
+                descriptors: around.descriptors,
+                held: &mut self.armed.held,
+                stacks: &self.stacks,
+                listed: &mut self.listed,
+            };
             if left > 0 {
                 whole &= one.open.look(&mut look, now.monotonic, left, false).unwrap_or(true);
                 left = left.saturating_sub(self.listed.len());
@@ -176,7 +182,7 @@ impl Followed {
         if whole && self.round.is_multiple_of(TIDY) {
             self.tidy();
         }
-        self.tell(host, now, rung, descriptors, targets, events);
+        self.tell(around, now, events);
     }
 
     /// Forgets stacks by which nothing is open any more.
@@ -187,15 +193,8 @@ impl Followed {
         self.stacks.retain(|reference| used.binary_search(&reference).is_ok());
     }
 
-    fn tell(
-        &mut self,
-        host: &Host,
-        now: Tick,
-        rung: Rung,
-        descriptors: &Descriptors,
-        targets: &[Target],
-        events: &mut Vec<Event>,
-    ) {
+    fn tell(&mut self, around: &Around<'_>, now: Tick, events: &mut Vec<Event>) {
+        let Around { host, rung, descriptors, targets } = around;
         let Measures { rise, limit_percent, .. } = self.measures;
         let mut leaking = Vec::new();
         for one in &mut self.processes {
@@ -241,14 +240,12 @@ impl Followed {
     /// Adds what each process holds, by stack. All descriptors are held against what they were when they were taken.
     pub(super) fn report(
         &mut self,
-        host: &Host,
-        rung: Rung,
-        descriptors: &mut Descriptors,
+        around: &mut Around<'_>,
         counter: &mut OpenFds,
-        targets: &[Target],
         stackless: Option<&Refusal>,
         out: &mut Vec<LeakReport>,
     ) {
+        let Around { host, rung, descriptors, targets } = around;
         self.stacks.drain(host);
         let now = host.clock.now().monotonic;
         for one in &mut self.processes {

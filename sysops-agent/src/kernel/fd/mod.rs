@@ -16,7 +16,7 @@ use std::time::Duration;
 use sysops_common::counters::Counters;
 use sysops_common::fd::WATCHED_MAX;
 
-use self::follow::{Followed, Measures};
+use self::follow::{Around, Followed, Measures};
 use self::rungs::Rungs;
 use self::suspects::{Measure, Suspects};
 use super::facts::Facts;
@@ -215,7 +215,7 @@ impl Probe for Fds {
 
     #[expect(clippy::cast_precision_loss, reason = "counts below 2^53 are exact")]
     fn collect(&mut self, host: &Host, out: &mut Batch) {
-        if self.is_idle() {
+        if self.is_idle() || self.standing.is_none() {
             return;
         }
         if let Err(refusal) = self.refresh(host) {
@@ -228,7 +228,8 @@ impl Probe for Fds {
         }
         let Some(Standing { rung, followed: Some(followed) }) = &mut self.standing else { return };
         if let Some(descriptors) = &mut self.descriptors {
-            followed.look(host, *rung, descriptors, self.watched.targets(), &mut self.events);
+            let mut around = Around { host, rung: *rung, descriptors, targets: self.watched.targets() };
+            followed.look(&mut around, &mut self.events);
         }
         for target in self.watched.targets() {
             let labels = [target.pid_text.as_str(), target.comm.as_str()];
@@ -268,11 +269,15 @@ impl Probe for Fds {
         true
     }
 
+    fn watch_leaks(&mut self, pid: u32) {
+        self.watched.want(pid);
+    }
+
     fn leaks(&mut self, host: &Host, out: &mut Vec<LeakReport>) {
         let Some(Standing { rung, followed: Some(followed) }) = &mut self.standing else { return };
         let Some(descriptors) = &mut self.descriptors else { return };
-        let stackless = self.rungs.stackless.as_ref();
-        followed.report(host, *rung, descriptors, &mut self.counter, self.watched.targets(), stackless, out);
+        let mut around = Around { host, rung: *rung, descriptors, targets: self.watched.targets() };
+        followed.report(&mut around, &mut self.counter, self.rungs.stackless.as_ref(), out);
     }
 
     fn stands_by(&self) -> Option<&'static str> {
@@ -338,7 +343,7 @@ impl Fds {
         let count = |process: crate::host::Process<'_>| {
             *processes += 1;
             let Some(suspects) = suspects else { return };
-            if (process.pid ^ *round) % turns != 0 {
+            if !(process.pid ^ *round).is_multiple_of(turns) {
                 suspects.pass_over(process.pid);
             } else if let Ok(open) = counter.of(process) {
                 suspects.see(now, process.pid, open);

@@ -191,10 +191,11 @@ impl Armed {
     /// Watches the agent while it makes and closes a known number of descriptors, by each way that its programs follow.
     fn check(&mut self, host: &Host, inodes: bool) -> Result<(), Refusal> {
         let own = Process::own(host).status("Tgid").ok_or_else(|| failed("/proc/thread-self/status: no Tgid"))?;
-        let wanted = Counts { installs: CHECKED + 5, closes: CHECKED + 4, full: 0 };
+        let begun = Counts { stackless: 1, ..Counts::default() };
+        let wanted = Counts { installs: CHECKED + 5, closes: CHECKED + 4, ..begun };
         let mut seen = Counts::default();
         for _ in 0..TURNS {
-            self.counts.insert(&own, &Counts::default())?;
+            self.counts.insert(&own, &begun)?;
             let made = self.make_and_close(own, inodes);
             seen = self.counts.get(&own).unwrap_or_default();
             self.counts.remove(&own);

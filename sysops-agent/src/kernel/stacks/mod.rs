@@ -68,6 +68,23 @@ pub(super) struct Stacks {
     lost: Lost,
 }
 
+/// What the kernel hands over, each too large for the stack.
+enum Record {
+    /// A walk that is not complete.
+    Copied(Box<Copied>),
+    /// One that is.
+    Walk(Box<Walk>),
+}
+
+impl Record {
+    fn read(bytes: &[u8]) -> Option<Self> {
+        match view::<Copied>(bytes) {
+            Some(copied) => Some(Self::Copied(Box::new(*copied))),
+            None => view::<Walk>(bytes).map(|walk| Self::Walk(Box::new(*walk))),
+        }
+    }
+}
+
 struct Reference {
     pid: u32,
     stack: StackId,
@@ -104,15 +121,12 @@ impl Stacks {
 
     /// Takes all stacks that are not known yet. Until this is done their captures do not [`Self::resolve`].
     pub(super) fn drain(&mut self, host: &Host) {
-        // A box: a stack is too large for the stack.
-        let take = |bytes: &[u8]| match view::<Copied>(bytes) {
-            Some(copied) => Some(Ok(Box::new(*copied))),
-            None => view::<Walk>(bytes).map(|walk| Err(*walk)),
-        };
-        while let Some(record) = self.ring.next(take) {
+        while let Some(record) = self.ring.next(Record::read) {
             match record {
-                Some(Ok(copied)) => self.follow(host, &copied),
-                Some(Err(walk)) => self.remember(host, walk.tgid, walk.reference, &walk.ips[..walk_len(&walk)]),
+                Some(Record::Copied(copied)) => self.follow(host, &copied),
+                Some(Record::Walk(walk)) => {
+                    self.remember(host, walk.tgid, walk.reference, &walk.ips[..walk_len(&walk)]);
+                }
                 None => {}
             }
         }
@@ -317,3 +331,6 @@ fn is_same(host: &Host, walk: &Walk) -> bool {
     let Some(tick_ns) = tick_ns.filter(|_| walk.start_boottime_ns != 0) else { return true };
     Process::thread(host, walk.tgid).start_ticks() == Some(walk.start_boottime_ns / tick_ns)
 }
+
+#[cfg(test)]
+mod tests;

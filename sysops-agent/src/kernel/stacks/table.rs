@@ -202,7 +202,7 @@ impl Reader<'_> {
         match ra {
             Some(RegisterRule::Undefined) => return Some(LAST),
             None | Some(RegisterRule::SameValue) if register::HAS_LINK => rule.ways |= way::RA_IN_REGISTER,
-            other => match self.place(other?)? {
+            other => match self.place(&other?)? {
                 (From::Caller, by) => rule.ra = by,
                 (From::StackPointer, by) => (rule.ways, rule.ra) = (rule.ways | way::RA_FROM_SP, by),
                 (From::FramePointer, _) => return None,
@@ -210,7 +210,7 @@ impl Reader<'_> {
         }
         match bp {
             None | Some(RegisterRule::Undefined | RegisterRule::SameValue) => rule.ways |= way::BP_SAME,
-            Some(other) => match self.place(other)? {
+            Some(other) => match self.place(&other)? {
                 (From::Caller, by) => rule.bp = by,
                 (From::StackPointer, by) => (rule.ways, rule.bp) = (rule.ways | way::BP_FROM_SP, by),
                 (From::FramePointer, by) => (rule.ways, rule.bp) = (rule.ways | way::BP_FROM_BP, by),
@@ -234,9 +234,9 @@ impl Reader<'_> {
     }
 
     /// Where in memory a register was saved.
-    fn place(&self, rule: RegisterRule<usize>) -> Option<(From, i32)> {
+    fn place(&self, rule: &RegisterRule<usize>) -> Option<(From, i32)> {
         match rule {
-            RegisterRule::Offset(by) => Some((From::Caller, i32::try_from(by).ok()?)),
+            RegisterRule::Offset(by) => Some((From::Caller, i32::try_from(*by).ok()?)),
             RegisterRule::Expression(expression) => match self.evaluate(expression.get(self.frames).ok()?, true)? {
                 Worth::Address(from, by) => Some((from, by)),
                 Worth::Memory(..) => None,
