@@ -246,7 +246,7 @@ impl Kernel {
         let facts = Facts::read(host);
         let probes =
             ALL.iter().map(|entry| Running::start(entry, (entry.new)(host, &facts, values), host, &facts, values));
-        Self { probes: probes.collect(), counting: Counting::new(values) }
+        Self { probes: probes.collect(), counting: Counting::new(host, values) }
     }
 
     /// Only the probes that attribute what `observation` asks for, each on the best rung that its facts and the
@@ -259,7 +259,7 @@ impl Kernel {
             let mut probe = (entry.new)(host, &facts, values);
             probe.observe(observation).then(|| Running::start(entry, probe, host, &facts, values))
         };
-        Self { probes: ALL.iter().filter_map(watching).collect(), counting: Counting::new(values) }
+        Self { probes: ALL.iter().filter_map(watching).collect(), counting: Counting::new(host, values) }
     }
 
     /// From the next collection on the process `pid` is watched for leaks, too.

@@ -4,6 +4,7 @@
 //! The counting is the whole machine's: while it is on, each run of each BPF program of anyone reads the clock twice.
 //! So it is held for some of the intervals only, and the time for which it was held is a counter of its own.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::ladder::Refusal;
@@ -77,6 +78,7 @@ pub(super) fn skipped(fdinfo: &[u8]) -> Option<u64> {
 /// Holds the counting in the intervals that are due.
 pub(super) struct Counting {
     plan: Plan,
+    sysctl: PathBuf,
     held: Option<loader::Counting>,
     /// The sysctl was on at the last look.
     by_sysctl: bool,
@@ -112,9 +114,10 @@ impl Plan {
 impl Counting {
     /// Not counting yet.
     #[must_use]
-    pub(super) fn new(values: &Values) -> Self {
+    pub(super) fn new(host: &Host, values: &Values) -> Self {
+        let sysctl = sysctl(host);
         let plan = Plan::new(values.get(&PERCENT));
-        Self { plan, held: None, by_sysctl: false, looked: None, counted: Duration::ZERO }
+        Self { plan, sysctl, held: None, by_sysctl: false, looked: None, counted: Duration::ZERO }
     }
 
     /// Ends the interval before and begins the next; true once anything has been counted. Where no programs run there
@@ -122,7 +125,7 @@ impl Counting {
     #[must_use]
     pub(super) fn turn(&mut self, host: &Host, any_run: bool) -> bool {
         let now = host.clock.now().monotonic;
-        let by_sysctl = is_on_by_sysctl(host);
+        let by_sysctl = is_on(host, &self.sysctl);
         // Who turns it off and on again between two looks is not noticed: that is an interval at most.
         if self.held.is_some() || (self.by_sysctl && by_sysctl) {
             self.counted += self.looked.map_or(Duration::ZERO, |before| now.saturating_sub(before));
@@ -158,7 +161,7 @@ pub(super) fn collect(probe: &str, runs: Runs, out: &mut Batch) {
 /// # Errors
 /// When they cannot, with what would change that.
 pub(super) fn stands(host: &Host, values: &Values) -> Result<(), Refusal> {
-    if is_on_by_sysctl(host) {
+    if is_on(host, &sysctl(host)) {
         return Ok(());
     }
     if values.get(&PERCENT) <= 0.0 {
@@ -167,10 +170,13 @@ pub(super) fn stands(host: &Host, values: &Values) -> Result<(), Refusal> {
     loader::count_runs().map(drop)
 }
 
-fn is_on_by_sysctl(host: &Host) -> bool {
+fn sysctl(host: &Host) -> PathBuf {
+    host.files.proc("sys/kernel/bpf_stats_enabled")
+}
+
+fn is_on(host: &Host, sysctl: &Path) -> bool {
     let mut buffer = [0; 16];
-    let path = host.files.proc("sys/kernel/bpf_stats_enabled");
-    host.files.attribute(&path, &mut buffer).is_ok_and(|text| bytes::trim(text) == b"1")
+    host.files.attribute(sysctl, &mut buffer).is_ok_and(|text| bytes::trim(text) == b"1")
 }
 
 #[cfg(test)]
@@ -180,7 +186,7 @@ mod tests {
     use super::*;
     use crate::spec::Value;
 
-    fn sysctl(text: &str) -> (tempfile::TempDir, Host) {
+    fn machine(text: &str) -> (tempfile::TempDir, Host) {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("proc/sys/kernel");
         fs::create_dir_all(&path).expect("created");
@@ -201,8 +207,8 @@ mod tests {
 
     #[test]
     fn where_nothing_runs_nothing_is_counted() {
-        let (_dir, host) = sysctl("0\n");
-        let mut counting = Counting::new(&Values::default());
+        let (_dir, host) = machine("0\n");
+        let mut counting = Counting::new(&host, &Values::default());
         for _ in 0..50 {
             assert!(!counting.turn(&host, false));
             host.clock.advance(Duration::from_secs(10));
@@ -212,10 +218,10 @@ mod tests {
 
     #[test]
     fn while_the_sysctl_is_on_all_time_is_counted() {
-        let (dir, host) = sysctl("1\n");
+        let (dir, host) = machine("1\n");
         let mut values = Values::default();
         values.set(PERCENT.spec(), Value::Float(0.0));
-        let mut counting = Counting::new(&values);
+        let mut counting = Counting::new(&host, &values);
         assert!(!counting.turn(&host, true), "nothing has passed yet");
         host.clock.advance(Duration::from_secs(10));
         assert!(counting.turn(&host, true));
