@@ -11,6 +11,7 @@ pub mod http;
 pub mod http_far_end;
 pub mod injection;
 pub mod leaderless;
+pub mod leak_corpus;
 pub mod loop_device;
 pub mod memory_cgroup;
 pub mod notify_socket;

@@ -55,8 +55,8 @@ const LAYERS: &[(&str, &[&str])] = &[
 const GUARDED: &[(&str, &[&str], &str)] = &[
     (
         "aya",
-        &["sysops-agent/src/kernel/loader.rs"],
-        "loading and reading BPF objects is kernel/loader.rs; give it what the probe needs",
+        &["sysops-agent/src/kernel/loader/"],
+        "loading and reading BPF objects is kernel/loader/; give it what the probe needs",
     ),
     ("blazesym", &["sysops-agent/src/symbolize/"], "names of functions and lines are symbolize/'s; hand it frames"),
     ("gimli", &["sysops-agent/src/kernel/stacks/"], "unwinding ends in kernel/stacks/; hand on frames"),

@@ -52,7 +52,7 @@ static COMMANDS: &[Command] = &[
     Command {
         name: "bench",
         args: "[PART…]",
-        about: "cost beside node_exporter, delays, forks, block I/O, table of processes",
+        about: "cost beside node_exporter, delays, forks, block I/O, table of processes, probes",
         run: bench::main,
     },
     Command {
@@ -85,6 +85,9 @@ fn dispatch(args: &[String]) -> Result<()> {
     }
     if name == bench::victim::COMMAND {
         return bench::victim::main();
+    }
+    if name == bench::fd_load::COMMAND {
+        return bench::fd_load::main(rest);
     }
     let Some(command) = COMMANDS.iter().find(|command| command.name == name) else {
         bail!("no command {name:?}\n{}", usage());

@@ -1,6 +1,7 @@
 //! Pure analyzers: what is known now in, findings out. Each is one file and one line in [`ALL`].
 //! What a finding comes to is left to `alert`.
 
+pub mod loss;
 pub mod threshold;
 
 use crate::model::{Finding, Readings};
@@ -25,4 +26,4 @@ pub struct Entry {
 }
 
 /// All analyzers.
-pub static ALL: &[&Entry] = &[&threshold::ENTRY];
+pub static ALL: &[&Entry] = &[&threshold::ENTRY, &loss::ENTRY];

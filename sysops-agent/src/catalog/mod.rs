@@ -26,7 +26,7 @@ pub struct Component {
 pub static OTHERS: &[Component] = &[
     Component { layer: "settings", name: "agent", metrics: &[], keys: keys::ALL },
     Component { layer: "settings", name: "later", metrics: &[], keys: later::ALL },
-    Component { layer: "kernel", name: "probes", metrics: kernel::METRICS, keys: &[] },
+    Component { layer: "kernel", name: "probes", metrics: kernel::METRICS, keys: kernel::KEYS },
     Component { layer: "inventory", name: "inventory", metrics: &[], keys: inventory::KEYS },
     Component { layer: "store", name: "store", metrics: store::METRICS, keys: store::KEYS },
     Component { layer: "alert", name: "book", metrics: alert::METRICS, keys: alert::KEYS },
@@ -56,6 +56,7 @@ pub static TABLES: &[(&str, &str)] = &[
     ("collector", "How often each collector reads."),
     ("inventory", "What the machine is: hardware, system, devices."),
     ("thresholds", "Limits at which a reading becomes an alert."),
+    ("kernel", "All probes together."),
     ("kernel.oom_kill", "The probe of processes that the kernel kills for memory."),
     ("kernel.hung_task", "The probe of tasks that sleep and cannot be woken."),
     ("kernel.block_io", "The probe of block devices' latency and errors."),

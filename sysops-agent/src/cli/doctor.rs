@@ -11,6 +11,7 @@ use crate::host::Host;
 use crate::kernel::{self, Rung};
 use crate::model::shown;
 use crate::pipeline::Sources;
+use crate::pipeline::losses::{self, Lost};
 use crate::schedule::{self, Scheduler, State};
 use crate::settings::Settings;
 
@@ -28,15 +29,18 @@ const CAPABILITIES: [(u32, &str, &str); 5] = [
 struct Report {
     schema: u32,
     probes: Vec<kernel::Standing>,
-    log: Log,
+    run_stats: Word,
+    log: Word,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lost: Option<Lost>,
     collectors: Vec<schedule::Standing>,
     kernel: KernelFacts,
     capabilities: Capabilities,
 }
 
-/// The kernel's log as a source of events.
+/// Whether something works, and why not.
 #[derive(Debug, Serialize)]
-struct Log {
+struct Word {
     state: State,
     reason: String,
     remedy: String,
@@ -91,11 +95,20 @@ async fn examine(host: &Host, settings: &Settings) -> anyhow::Result<Report> {
     let (probes, log) = Sources::examine(host, settings);
     let mut scheduler = Scheduler::new(host, &settings.values, collect::ALL, None)?;
     while !scheduler.next().await.round_over {}
+    let lost = losses::read(host, settings).unwrap_or_else(|error| {
+        output::say(&format_args!("what the agent that runs has lost is not known: {error}"));
+        None
+    });
     Ok(Report {
         schema: 1,
+        lost,
+        run_stats: match kernel::can_count_runs(host, &settings.values) {
+            Ok(()) => Word { state: State::Ok, reason: String::new(), remedy: String::new() },
+            Err((reason, remedy)) => Word { state: State::Absent, reason, remedy },
+        },
         log: match log {
-            Ok(()) => Log { state: State::Ok, reason: String::new(), remedy: String::new() },
-            Err(why) => Log {
+            Ok(()) => Word { state: State::Ok, reason: String::new(), remedy: String::new() },
+            Err(why) => Word {
                 state: if why.by_configuration { State::Absent } else { State::Failed },
                 reason: why.reason,
                 remedy: why.remedy,
@@ -147,6 +160,14 @@ fn print(report: &Report, style: Style, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "{}", style.paint(Colour::Bold, "probes"))?;
     for probe in &report.probes {
         probe_line(probe, style, out)?;
+    }
+    let stats = &report.run_stats;
+    line("run times", state_word(stats.state), &stats.reason, &stats.remedy, style, out)?;
+    if let Some(Lost { pid, losses }) = &report.lost {
+        writeln!(out, "{}", style.paint(Colour::Bold, "lost by the agent that runs, or ran last"))?;
+        for loss in losses {
+            writeln!(out, "  {} (pid {pid}) {}", shown(&loss.time, 30), shown(&loss.message, 1000))?;
+        }
     }
     writeln!(out, "{}", style.paint(Colour::Bold, "kernel log"))?;
     line("/dev/kmsg", state_word(report.log.state), &report.log.reason, &report.log.remedy, style, out)?;

@@ -22,6 +22,8 @@ mod memory_leak;
 mod oom_kill;
 mod process;
 mod record;
+mod run_stats;
+mod rung;
 mod sigkill;
 #[cfg(feature = "ebpf")]
 mod stacks;
@@ -41,34 +43,13 @@ use serde::Serialize;
 use sysops_common::counters::Counters;
 
 use self::facts::Facts;
-use self::ladder::{Refusal, Step};
-use crate::host::{EventSource, Host};
-use crate::model::{Batch, Desc, Event, LeakReport, Metric, Resource, Source, Unit};
-use crate::spec::{Key, KeySpec, Values};
+pub use self::rung::Rung;
 
-/// Where a probe stands, best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Rung {
-    /// BPF program at the entry of kernel functions, typed by BTF.
-    Fentry,
-    /// BPF program on a tracepoint typed by BTF.
-    TpBtf,
-    /// BPF program on a raw tracepoint, offsets from BTF.
-    RawTracepoint,
-    /// BPF programs at functions of a user program.
-    Uprobe,
-    /// BPF program on a tracepoint, offsets from its tracefs format.
-    Tracepoint,
-    /// BPF program that the kernel calls for each task, offsets from BTF.
-    Iter,
-    /// Text of /dev/kmsg, read by `logs`.
-    Kmsg,
-    /// Files of /proc, read by `collect`.
-    Proc,
-    /// Not at all.
-    Off,
-}
+use self::ladder::{Refusal, Step};
+use self::run_stats::{Counting, Runs};
+use crate::host::{EventSource, Host};
+use crate::model::{Batch, Desc, Event, LeakReport, Metric, Resource, Unit};
+use crate::spec::{Key, KeySpec, Values};
 
 /// Where a probe stands and why.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -104,49 +85,6 @@ pub struct Extra {
     pub reason: String,
     /// What an operator can do about it; empty when there is nothing to do.
     pub remedy: String,
-}
-
-impl Rung {
-    /// All of them, best first.
-    pub const ALL: [Self; 9] = [
-        Self::Fentry,
-        Self::TpBtf,
-        Self::RawTracepoint,
-        Self::Uprobe,
-        Self::Tracepoint,
-        Self::Iter,
-        Self::Kmsg,
-        Self::Proc,
-        Self::Off,
-    ];
-
-    /// Its name, as the configuration and the JSON have it.
-    #[must_use]
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Fentry => "fentry",
-            Self::TpBtf => "tp_btf",
-            Self::RawTracepoint => "raw_tracepoint",
-            Self::Uprobe => "uprobe",
-            Self::Tracepoint => "tracepoint",
-            Self::Iter => "iter",
-            Self::Kmsg => "kmsg",
-            Self::Proc => "proc",
-            Self::Off => "off",
-        }
-    }
-
-    /// What an event from a program on this rung names as its source; `None` where there is no program.
-    #[must_use]
-    pub const fn source(self) -> Option<Source> {
-        match self {
-            Self::Fentry => Some(Source::Fentry),
-            Self::TpBtf => Some(Source::TpBtf),
-            Self::RawTracepoint => Some(Source::RawTracepoint),
-            Self::Tracepoint => Some(Source::Tracepoint),
-            Self::Uprobe | Self::Iter | Self::Kmsg | Self::Proc | Self::Off => None,
-        }
-    }
 }
 
 /// A look for leaks that someone asked for: it lasts for a while and then ends.
@@ -216,6 +154,10 @@ trait Probe: Send {
     }
     /// What the programs counted; `None` when nothing is attached.
     fn counters(&self) -> Option<Counters>;
+    /// Runs of the programs; `None` when nothing is attached. Who has no programs has nothing to say.
+    fn runs(&self) -> Option<Runs> {
+        None
+    }
 }
 
 /// A probe as the list knows it.
@@ -252,7 +194,8 @@ static RECEIVED: Metric<1> = Metric::counter(
 static DROPPED: Metric<2> = Metric::counter(
     "kernel_probe_dropped_total",
     Unit::Count,
-    "Events that a probe's programs could not hand over, by reason: ring_full, map_full, read_fault, stale.",
+    "Events that a probe's programs could not hand over, by reason: ring_full, map_full, read_fault, stale; and runs that the \
+     kernel skipped as the program was running on that CPU already: recursion.",
     &["probe", "reason"],
 );
 static RUNG: Metric<2> = Metric::gauge(
@@ -262,12 +205,34 @@ static RUNG: Metric<2> = Metric::gauge(
     &["probe", "rung"],
 );
 
+/// The reason of a loss that the kernel counts and no program: nothing is known of what would have come of that run.
+const SKIPPED: &str = "recursion";
+
 /// What the layer says about every probe.
-pub static METRICS: &[&Desc] = &[RECEIVED.desc(), DROPPED.desc(), RUNG.desc()];
+pub static METRICS: &[&Desc] = &[
+    RECEIVED.desc(),
+    DROPPED.desc(),
+    RUNG.desc(),
+    run_stats::METRICS[0],
+    run_stats::METRICS[1],
+    run_stats::METRICS[2],
+];
+
+/// What can be configured for all probes together.
+pub static KEYS: &[&KeySpec] = &[run_stats::PERCENT.spec()];
+
+/// Whether runs of the probes' programs can be counted.
+///
+/// # Errors
+/// When not: the reason, and what can be done about it.
+pub fn can_count_runs(host: &Host, values: &Values) -> Result<(), (String, String)> {
+    run_stats::stands(host, values).map_err(|refusal| (refusal.reason, refusal.remedy))
+}
 
 /// The probes, each on its rung.
 pub struct Kernel {
     probes: Vec<Running>,
+    counting: Counting,
 }
 
 struct Running {
@@ -286,7 +251,7 @@ impl Kernel {
         let facts = Facts::read(host);
         let probes =
             ALL.iter().map(|entry| Running::start(entry, (entry.new)(host, &facts, values), host, &facts, values));
-        Self { probes: probes.collect() }
+        Self { probes: probes.collect(), counting: Counting::new(host, values) }
     }
 
     /// Only the probes that attribute what `observation` asks for, each on the best rung that its facts and the
@@ -299,7 +264,7 @@ impl Kernel {
             let mut probe = (entry.new)(host, &facts, values);
             probe.observe(observation).then(|| Running::start(entry, probe, host, &facts, values))
         };
-        Self { probes: ALL.iter().filter_map(watching).collect() }
+        Self { probes: ALL.iter().filter_map(watching).collect(), counting: Counting::new(host, values) }
     }
 
     /// From the next collection on the process `pid` is watched for leaks, too.
@@ -325,7 +290,8 @@ impl Kernel {
     pub fn standings(&self) -> Vec<Standing> {
         let with_counters = |running: &Running| {
             let counters = running.probe.counters().unwrap_or_default();
-            let (received, dropped) = (counters.received, counters.dropped());
+            let skipped = running.probe.runs().and_then(|runs| runs.skipped).unwrap_or_default();
+            let (received, dropped) = (counters.received, counters.dropped().saturating_add(skipped));
             Standing { received, dropped, extras: running.probe.extras(), ..running.standing.clone() }
         };
         self.probes.iter().map(with_counters).collect()
@@ -440,6 +406,11 @@ impl EventSource for Kernel {
 
     #[expect(clippy::cast_precision_loss, reason = "counts below 2^53 are exact")]
     fn collect(&mut self, host: &Host, out: &mut Batch) {
+        let any_run = self.probes.iter().any(|running| running.probe.runs().is_some());
+        let are_runs_counted = self.counting.turn(host, any_run);
+        if are_runs_counted {
+            self.counting.collect(out);
+        }
         for running in &mut self.probes {
             let Running { standing, probe, .. } = running;
             out.gauge(&RUNG, [standing.name, standing.rung.word()], 1.0);
@@ -447,6 +418,14 @@ impl EventSource for Kernel {
                 out.counter(&RECEIVED, [standing.name], counters.received as f64);
                 for (reason, count) in counters.dropped_by_reason() {
                     out.counter(&DROPPED, [standing.name, reason], count as f64);
+                }
+            }
+            if let Some(runs) = probe.runs() {
+                if let Some(skipped) = runs.skipped {
+                    out.counter(&DROPPED, [standing.name, SKIPPED], skipped as f64);
+                }
+                if are_runs_counted {
+                    run_stats::collect(standing.name, runs, out);
                 }
             }
             probe.collect(host, out);

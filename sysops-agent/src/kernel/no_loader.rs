@@ -12,6 +12,7 @@ use sysops_common::plain::Plain;
 
 use super::attach::Point;
 use super::ladder::Refusal;
+use super::run_stats::Runs;
 
 /// There is none.
 pub(super) enum Object {}
@@ -30,6 +31,17 @@ pub(super) fn available() -> Result<(), Refusal> {
 /// Always.
 pub(super) fn embedded(_name: &str) -> Result<&'static [u8], Refusal> {
     available().map(|()| &[][..])
+}
+
+/// There is none.
+pub(super) enum Counting {}
+
+/// Says that there are no programs whose runs could be counted.
+///
+/// # Errors
+/// Always.
+pub(super) fn count_runs() -> Result<Counting, Refusal> {
+    Err(available().err().unwrap_or_else(|| Refusal::new("built without the feature ebpf", "")))
 }
 
 impl Object {
@@ -83,6 +95,12 @@ impl Object {
 
     /// There is no object to take from.
     pub(super) fn drain<T: Plain>(&mut self, _each: impl FnMut(&T)) {
+        match *self {}
+    }
+
+    /// There is no object that runs.
+    #[must_use]
+    pub(super) fn runs(&self) -> Runs {
         match *self {}
     }
 

@@ -17,6 +17,7 @@ use super::facts::Facts;
 use super::ladder::{Ground, Refusal, Step, WORDS};
 use super::loader::{self, Object};
 use super::process::Process;
+use super::run_stats::Runs;
 use super::{Entry, Probe, Rung, layout, record, tracefs};
 use crate::host::Host;
 use crate::model::event::{Detail, Event, Sigkill};
@@ -137,6 +138,10 @@ impl Probe for Sigkills {
 
     fn counters(&self) -> Option<Counters> {
         self.standing.as_ref().and_then(|(_, object)| object.counters())
+    }
+
+    fn runs(&self) -> Option<Runs> {
+        self.standing.as_ref().map(|(_, object)| object.runs())
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod feed;
 mod inventory;
+pub mod losses;
 mod parts;
 mod signals;
 mod sources;
@@ -20,6 +21,7 @@ use crate::schedule::{Finished, State};
 use crate::settings::{Problems, Settings, keys};
 use crate::store::{self, view::View};
 use feed::Shared;
+use losses::Losses;
 use parts::{Parts, Wanted, kernel_component, own_component};
 use signals::{Order, Signals};
 pub use sources::Sources;
@@ -62,6 +64,7 @@ pub struct Pipeline {
     observer: Box<dyn Observer>,
     reloaded: Reloaded,
     own: Batch,
+    losses: Losses,
     rounds: u64,
 }
 
@@ -84,6 +87,7 @@ impl Pipeline {
         let parts = Parts::start(&host, Wanted { settings: &settings, hostname: &hostname(&settings) }, &shared)?;
         observer.standings(&parts.sources.probes);
         Ok(Self {
+            losses: Losses::new(&settings),
             host,
             settings,
             read,
@@ -144,8 +148,12 @@ impl Pipeline {
         let store = self.shared.store.borrow();
         let view = View::new(&store);
         for analyzer in &mut self.parts.analyzers {
-            analyzer.judge(&view, &mut |finding| self.parts.book.finding(finding, &tick));
+            analyzer.judge(&view, &mut |finding| {
+                self.losses.finding(finding, &tick);
+                self.parts.book.finding(finding, &tick);
+            });
         }
+        self.losses.save();
         self.observer.round(&view, tick);
         drop(store);
         for alert in self.parts.book.tick(&tick) {

@@ -52,6 +52,7 @@ impl Sources {
     pub(super) fn are_the_same(values: &Values, others: &Values) -> bool {
         let listed =
             kernel::ALL.iter().flat_map(|entry| entry.keys).chain(logs::ALL.iter().flat_map(|entry| entry.keys));
+        let listed = listed.chain(kernel::KEYS);
         let shared = [keys::DATA_DIR.spec(), keys::COLLECT_INTERVAL.spec()];
         values.agree_on(others, listed.copied().chain(shared))
     }

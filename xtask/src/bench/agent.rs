@@ -12,6 +12,22 @@ use super::http;
 use super::process::{Process, wait_for};
 use crate::{test, workspace};
 
+/// How the agent is to run.
+pub(super) struct Wanted {
+    /// Where alerts are posted.
+    pub(super) webhook: Option<SocketAddr>,
+    /// Every collector and the probes are read this often.
+    pub(super) interval_secs: u32,
+    /// More of the configuration.
+    pub(super) more: String,
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self { webhook: None, interval_secs: 1, more: String::new() }
+    }
+}
+
 /// A running agent and the NATS server that it is connected to.
 pub(super) struct Agent {
     /// The agent.
@@ -27,6 +43,14 @@ impl Agent {
     /// # Errors
     /// When something does not start within 30 s; what it said is in `dir`.
     pub(super) fn start(dir: &Path, webhook: Option<SocketAddr>) -> Result<Self> {
+        Self::start_as(dir, &Wanted { webhook, ..Wanted::default() })
+    }
+
+    /// The same with another configuration.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub(super) fn start_as(dir: &Path, wanted: &Wanted) -> Result<Self> {
         let (nats_at, monitor, metrics) = (http::free_port()?, http::free_port()?, http::free_port()?);
         let server = test::server("nats-server").context("no nats-server on this machine")?;
         let mut nats = Command::new(server);
@@ -35,7 +59,7 @@ impl Agent {
         wait_for("nats-server answers", Duration::from_secs(30), || http::get(monitor, "/varz").ok())?;
 
         let config = dir.join("agent.toml");
-        std::fs::write(&config, configuration(dir, nats_at, metrics, webhook))?;
+        std::fs::write(&config, configuration(dir, nats_at, metrics, wanted))?;
         let mut agent = Command::new(workspace::agent());
         agent.arg("--config").arg(&config).stdout(Stdio::null());
         let process = Process::start(&mut agent, &dir.join("agent.log"))?;
@@ -63,22 +87,23 @@ pub(super) fn series(page: &str) -> usize {
     page.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).count()
 }
 
-fn configuration(dir: &Path, nats: SocketAddr, metrics: SocketAddr, webhook: Option<SocketAddr>) -> String {
+fn configuration(dir: &Path, nats: SocketAddr, metrics: SocketAddr, wanted: &Wanted) -> String {
+    let Wanted { webhook, interval_secs: every, more } = wanted;
     let dir = dir.display();
     let agent = format!(
         r#"[agent]
 hostname = "bench"
-collect_interval_secs = 1
+collect_interval_secs = {every}
 data_dir = "{dir}/data"
 pid_file = "{dir}/agent.pid"
 
 [collector]
-cpu_interval_secs = 1
-memory_interval_secs = 1
-disk_interval_secs = 1
-network_interval_secs = 1
-process_interval_secs = 1
-fd_interval_secs = 1
+cpu_interval_secs = {every}
+memory_interval_secs = {every}
+disk_interval_secs = {every}
+network_interval_secs = {every}
+process_interval_secs = {every}
+fd_interval_secs = {every}
 
 [nats]
 enabled = true
@@ -103,7 +128,7 @@ url = "http://{webhook}/"
 "#
         )
     });
-    agent + &alerting.unwrap_or_default()
+    agent + &alerting.unwrap_or_default() + more
 }
 
 #[cfg(test)]

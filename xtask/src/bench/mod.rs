@@ -3,9 +3,11 @@
 mod agent;
 mod block_io;
 mod cost;
+pub(crate) mod fd_load;
 mod forks;
 mod http;
 mod oom;
+mod probes;
 mod process;
 mod process_table;
 pub(crate) mod victim;
@@ -32,13 +34,15 @@ const PARTS: &[Part] = &[
     ("forks", forks::measure),
     ("block", block_io::measure),
     ("process", process_table::measure),
+    ("probes", probes::measure),
 ];
 
 /// The command.
 pub(crate) fn main(args: &[String]) -> Result<()> {
     let args = after_dashes(args);
     if let Some(unknown) = args.iter().find(|arg| PARTS.iter().all(|(name, _)| name != arg)) {
-        bail!("bench has no part {unknown:?}; it has cost, oom, forks, block, process");
+        let names: Vec<&str> = PARTS.iter().map(|(name, _)| *name).collect();
+        bail!("bench has no part {unknown:?}; it has {}", names.join(", "));
     }
     build::release()?;
     test::get_tools();

@@ -100,13 +100,13 @@ fn lines(output: impl std::io::Read + Send + 'static) -> Receiver<(Instant, Stri
 }
 
 /// A process that the kernel killed.
-struct Kill {
+pub(super) struct Kill {
     pid: u32,
     /// When the cgroup's own kill count was seen to rise: the kernel's word, not the agent's.
     counted: Instant,
 }
 
-fn kill() -> Result<Kill> {
+pub(super) fn kill() -> Result<Kill> {
     let group = Group::new()?;
     let mut child = Command::new(std::env::current_exe()?)
         .arg(victim::COMMAND)

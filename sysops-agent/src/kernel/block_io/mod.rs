@@ -28,6 +28,7 @@ use super::disks::{Disks, Found};
 use super::facts::Facts;
 use super::ladder::{Ground, Refusal, Step, WORDS};
 use super::loader::{self, Object, Slot};
+use super::run_stats::Runs;
 use super::{Entry, Probe, Rung, record};
 use crate::host::Host;
 use crate::model::{Batch, Event};
@@ -256,6 +257,10 @@ impl Probe for BlockIo {
         let attached = self.standing.as_ref()?;
         let counters = attached.object.counters()?;
         Some(Counters { stale: counters.stale + attached.flights.swept(), ..counters })
+    }
+
+    fn runs(&self) -> Option<Runs> {
+        self.standing.as_ref().map(|attached| attached.object.runs())
     }
 }
 

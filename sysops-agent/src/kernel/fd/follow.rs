@@ -15,6 +15,7 @@ use crate::host::{Descriptors, Host, OpenFds};
 use crate::kernel::Rung;
 use crate::kernel::ladder::Refusal;
 use crate::kernel::process::Process;
+use crate::kernel::run_stats::Runs;
 use crate::kernel::stacks::Stacks;
 use crate::kernel::watched::Target;
 use crate::model::event::FdLeak;
@@ -92,6 +93,12 @@ impl Followed {
     #[must_use]
     pub(super) fn counters(&self) -> Option<Counters> {
         self.armed.object.counters()
+    }
+
+    /// Their runs.
+    #[must_use]
+    pub(super) fn runs(&self) -> Runs {
+        self.armed.object.runs()
     }
 
     /// What they counted of one process.

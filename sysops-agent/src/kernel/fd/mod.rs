@@ -21,6 +21,7 @@ use self::rungs::Rungs;
 use self::suspects::{Measure, Suspects};
 use super::facts::Facts;
 use super::ladder::{Refusal, Step, WORDS};
+use super::run_stats::Runs;
 use super::watched::{Change, Watched};
 use super::{Entry, Observation, Probe, Rung};
 use crate::host::{Descriptors, Host, OpenFds};
@@ -292,6 +293,10 @@ impl Probe for Fds {
 
     fn counters(&self) -> Option<Counters> {
         self.standing.as_ref()?.followed.as_ref()?.counters()
+    }
+
+    fn runs(&self) -> Option<Runs> {
+        Some(self.standing.as_ref()?.followed.as_ref()?.runs())
     }
 }
 

@@ -32,6 +32,7 @@ use super::facts::Facts;
 use super::ladder::{Ground, Refusal, Step, WORDS};
 use super::loader::{self, Object};
 use super::process::Process;
+use super::run_stats::Runs;
 use super::{Entry, Extra, Probe, Rung, layout, record};
 use crate::host::Host;
 use crate::model::event::{HungTask, Tier};
@@ -259,6 +260,10 @@ impl Probe for HungTasks {
 
     fn counters(&self) -> Option<Counters> {
         self.standing.as_ref().and_then(|(_, object)| object.counters())
+    }
+
+    fn runs(&self) -> Option<Runs> {
+        self.standing.as_ref().map(|(_, object)| object.runs())
     }
 }
 

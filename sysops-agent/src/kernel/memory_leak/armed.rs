@@ -16,6 +16,7 @@ use crate::kernel::ladder::Refusal;
 use crate::kernel::layout;
 use crate::kernel::loader::{Object, Table};
 use crate::kernel::process::Process;
+use crate::kernel::run_stats::Runs;
 use crate::kernel::stacks::{StackId, Stacks};
 use crate::kernel::watched::Target as Watched;
 use crate::model::{LeakReport, LeakStack, Resource, bytes_text};
@@ -129,6 +130,12 @@ impl Armed {
     #[must_use]
     pub(super) fn counters(&self) -> Option<Counters> {
         self.object.counters()
+    }
+
+    /// Their runs.
+    #[must_use]
+    pub(super) fn runs(&self) -> Runs {
+        self.object.runs()
     }
 
     /// Follows those that are wanted and no others.

@@ -22,6 +22,7 @@ use super::btf::Btf;
 use super::facts::Facts;
 use super::ladder::{Refusal, Step, WORDS};
 use super::loader::{self, Object};
+use super::run_stats::Runs;
 use super::watched::Watched;
 use super::{Entry, Observation, Probe, Rung, layout, stacks, tracefs};
 use crate::host::Host;
@@ -231,6 +232,10 @@ impl Probe for MemoryLeaks {
 
     fn counters(&self) -> Option<Counters> {
         self.standing.as_ref()?.armed.as_ref()?.counters()
+    }
+
+    fn runs(&self) -> Option<Runs> {
+        Some(self.standing.as_ref()?.armed.as_ref()?.runs())
     }
 }
 

@@ -19,6 +19,7 @@ use super::facts::Facts;
 use super::ladder::{Ground, Refusal, Step, WORDS};
 use super::loader::{self, Object};
 use super::process::Process;
+use super::run_stats::Runs;
 use super::{Entry, Probe, Rung, layout, record};
 use crate::host::{Host, os};
 use crate::model::event::{Detail, Event, OomKill};
@@ -174,6 +175,10 @@ impl Probe for OomKills {
 
     fn counters(&self) -> Option<Counters> {
         self.standing.as_ref().and_then(|(_, object)| object.counters())
+    }
+
+    fn runs(&self) -> Option<Runs> {
+        self.standing.as_ref().map(|(_, object)| object.runs())
     }
 }
 

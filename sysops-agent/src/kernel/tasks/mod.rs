@@ -17,6 +17,7 @@ use super::btf::TypeId;
 use super::facts::Facts;
 use super::ladder::{Refusal, Step, WORDS};
 use super::loader::{self, Object};
+use super::run_stats::Runs;
 use super::{Entry, Probe, Rung};
 use crate::host::{Host, ReadTasks};
 use crate::model::Event;
@@ -138,6 +139,10 @@ impl Probe for Tasks {
 
     fn counters(&self) -> Option<Counters> {
         self.table()?.counters()
+    }
+
+    fn runs(&self) -> Option<Runs> {
+        Some(self.table()?.runs())
     }
 }
 

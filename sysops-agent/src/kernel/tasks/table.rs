@@ -11,6 +11,7 @@ use super::super::loader::Object;
 use super::records::{Known, Records};
 use crate::host::os;
 use crate::host::task_table::{ReadTasks, TaskTable};
+use crate::kernel::run_stats::Runs;
 
 /// The program in the object.
 pub(super) const PROGRAM: &str = "on_task";
@@ -59,6 +60,11 @@ impl Table {
     /// What the program counted.
     pub(super) fn counters(&self) -> Option<Counters> {
         self.object.counters()
+    }
+
+    /// Its runs.
+    pub(super) fn runs(&self) -> Runs {
+        self.object.runs()
     }
 
     /// Why the table is not to be asked any more, once it is so.

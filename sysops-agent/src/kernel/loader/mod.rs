@@ -1,24 +1,31 @@
 //! Loads a probe's object into the kernel and reads its maps: the sole import of aya. Which program to attach where, and
 //! what the records mean, is left to the probes.
 
+mod refusal;
+mod types;
+
 use std::ffi::CString;
 use std::fs::File;
+use std::io::Write as _;
 use std::num::NonZeroU32;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use aya::maps::{Array, HashMap, MapData, RingBuf};
 use aya::programs::uprobe::UProbeScope;
 use aya::programs::{BtfTracePoint, FEntry, Iter, ProgramError, RawTracePoint, TracePoint, UProbe};
-use aya::{Btf, Ebpf, EbpfLoader, Endianness};
+use aya::{Ebpf, EbpfLoader};
 use sysops_common::check::Check;
 use sysops_common::counters::Counters;
 use sysops_common::plain::{Plain, bytes, view};
 
+use self::refusal::{no_such, refused};
+use self::types::{BtfName, types_up_to};
 use super::attach::Point;
-use super::facts;
 use super::ladder::Refusal;
+use super::run_stats::{self, Runs};
+use crate::host::files::open_file;
 use crate::host::os;
 
 include!(concat!(env!("OUT_DIR"), "/objects.rs"));
@@ -79,6 +86,24 @@ pub(super) fn available() -> Result<(), Refusal> {
 pub(super) fn embedded(name: &str) -> Result<&'static [u8], Refusal> {
     let found = OBJECTS.iter().find(|(object, _)| *object == name).map(|(_, bytes)| *bytes);
     found.ok_or_else(|| Refusal::new("built without BPF objects", "cargo xtask build"))
+}
+
+/// While this lives the kernel counts how often and how long BPF programs run.
+pub(super) struct Counting {
+    _held: OwnedFd,
+}
+
+/// Has the kernel count runs of BPF programs (BPF_ENABLE_STATS, Linux 5.8).
+///
+/// # Errors
+/// Without CAP_SYS_ADMIN.
+pub(super) fn count_runs() -> Result<Counting, Refusal> {
+    let held = aya::sys::enable_stats(aya::sys::Stats::RunTime);
+    held.map(|held| Counting { _held: held }).map_err(|error| Refusal {
+        remedy: "sysctl kernel.bpf_stats_enabled=1 counts all runs of all BPF programs; it costs each some 50 ns"
+            .into(),
+        ..refused("needs CAP_SYS_ADMIN", &error)
+    })
 }
 
 impl Object {
@@ -198,6 +223,17 @@ impl Object {
     #[must_use]
     pub(super) fn counters(&self) -> Option<Counters> {
         self.counters.get(&0, 0).ok()
+    }
+
+    /// Runs of the programs that are loaded, as far as the kernel counted them.
+    #[must_use]
+    pub(super) fn runs(&self) -> Runs {
+        let runs = |program: &aya::programs::Program| {
+            let info = program.info().ok()?;
+            let skipped = program.fd().ok().and_then(|fd| skipped(fd.as_fd().as_raw_fd()));
+            Some(Runs { count: info.run_count(), time: info.run_time(), skipped })
+        };
+        self.ebpf.programs().filter_map(|(_, program)| runs(program)).reduce(Runs::and).unwrap_or_default()
     }
 
     /// Loads the program `name` and attaches it to each of `tracepoints` in the group `group`.
@@ -391,6 +427,19 @@ impl<V: Plain> Slot<V> {
     }
 }
 
+/// aya does not hand on what the kernel tells of this. Takes no memory, as it is asked in each cycle.
+fn skipped(fd: RawFd) -> Option<u64> {
+    let mut path = [0; 32];
+    let mut rest = &mut path[..];
+    write!(rest, "/proc/self/fdinfo/{fd}").ok()?;
+    let left = rest.len();
+    let path = std::str::from_utf8(&path[..path.len() - left]).ok()?;
+    let file = open_file(path.as_ref()).ok()?;
+    let mut text = [0; 1024];
+    let count = rustix::io::read(&file, &mut text[..]).ok()?;
+    run_stats::skipped(&text[..count])
+}
+
 fn take(ebpf: &mut Ebpf, name: &str) -> Result<aya::maps::Map, Refusal> {
     ebpf.take_map(name).ok_or_else(|| no_such("map", name))
 }
@@ -401,126 +450,4 @@ fn rename_and_back(check_name: u64) -> Result<(), Refusal> {
     let own = os::thread_name().map_err(failed)?;
     os::rename_thread(&name).map_err(failed)?;
     os::rename_thread(&own).map_err(failed)
-}
-
-/// What aya looks a number up by.
-#[derive(Clone, Copy)]
-enum BtfName<'a> {
-    /// The function of that name.
-    Function(&'a str),
-    /// The typedef `btf_trace_<name>`.
-    Tracepoint(&'a str),
-}
-
-/// A BTF in which only the type with the number `id` means anything. aya asks nothing else of it, and to read the
-/// kernel's whole BTF into aya's types costs tens of megabytes.
-fn types_up_to(name: BtfName<'_>, id: u32) -> Result<Btf, Refusal> {
-    let (text, kind) = match name {
-        BtfName::Function(name) => (name.to_owned(), 12 << 24),
-        BtfName::Tracepoint(name) => (format!("btf_trace_{name}"), 8 << 24),
-    };
-    let strings = format!("\0{text}\0");
-    let words = |info: u32, name: u32| [name, info, 0].into_iter().flat_map(u32::to_ne_bytes);
-    let pointer = 2 << 24;
-    let types_len = id.checked_mul(12).ok_or_else(|| no_such("type", &text))?;
-    let strings_len = u32::try_from(strings.len()).map_err(|error| refused("BTF", &error))?;
-    let mut data = Vec::with_capacity(24 + types_len as usize + strings.len());
-    for word in [0x0001_eb9f, 24, 0, types_len, types_len, strings_len] {
-        data.extend(u32::to_ne_bytes(word));
-    }
-    for _ in 1..id {
-        data.extend(words(pointer, 0));
-    }
-    data.extend(words(kind, 1));
-    data.extend(strings.as_bytes());
-    Btf::parse(&data, Endianness::default()).map_err(|error| refused("BTF", &error))
-}
-
-fn no_such(what: &str, name: &str) -> Refusal {
-    Refusal::new(format!("the object has no {what} {name}"), "cargo xtask build")
-}
-
-/// aya's errors with their causes, cut to the first lines: a verifier's log can be long, and its end says why.
-fn refused(what: &str, error: &dyn std::error::Error) -> Refusal {
-    let mut text = format!("{what}: {error}");
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        // Some of aya's errors repeat their cause.
-        if !text.ends_with(&inner_text) {
-            text.push_str(": ");
-            text.push_str(&inner_text);
-        }
-        cause = inner.source();
-    }
-    let remedy = if text.contains("perf_event_open") && text.contains("Permission denied") {
-        // Debian's kernels give plain tracepoints to CAP_SYS_ADMIN alone when it is 3.
-        "sysctl kernel.perf_event_paranoid=2, or run the agent as root"
-    } else if text.contains("Operation not permitted") || text.contains("Permission denied") {
-        "give the agent CAP_BPF and CAP_PERFMON and, before Linux 5.11, room to lock memory (LimitMEMLOCK=); kernel lockdown may refuse too"
-    } else {
-        ""
-    };
-    tracing::debug!("{text}");
-    let short = shorten(&text);
-    // The verifier of a kernel that is locked down knows no such helper.
-    if short.contains("bpf_probe_read") && (short.contains("unknown func") || short.contains("cannot use helper")) {
-        return facts::unreadable(&short);
-    }
-    Refusal::new(short, remedy)
-}
-
-/// How the lines begin with which a verifier's log ends, whether it took the program or not.
-const STATISTICS: [&str; 4] = ["verification time ", "stack depth ", "insns processed ", "processed "];
-
-/// A verifier's log says what is wrong in the line before its statistics.
-fn shorten(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let counts = lines.iter().position(|line| STATISTICS.iter().any(|begin| line.starts_with(begin)));
-    match (lines.as_slice(), counts) {
-        ([first, .., wrong], None) => format!("{first} … {wrong}"),
-        ([first, ..], Some(counts @ 2..)) => format!("{first} … {}", lines[counts - 1]),
-        ([first, ..], _) => (*first).to_owned(),
-        ([], _) => String::new(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_verifiers_log_is_cut_to_what_is_wrong() {
-        let log = "check: Invalid argument (os error 22). Verifier output: arg#0 type is not a struct\n\
-                   0: (bf) r6 = r1\n8: (85) call bpf_probe_read_kernel#113\nunknown func bpf_probe_read_kernel#113\n\
-                   verification time 52 usec\nstack depth 0+0\nprocessed 9 insns (limit 1000000) max_states_per_insn 0\n\n: Invalid argument";
-        let short = "check: Invalid argument (os error 22). Verifier output: arg#0 type is not a struct … unknown func bpf_probe_read_kernel#113";
-        assert_eq!(shorten(log), short);
-        assert_eq!(shorten("Operation not permitted"), "Operation not permitted");
-        assert_eq!(shorten("load: \nprocessed 0 insns (limit 1)"), "load:");
-        assert_eq!(shorten(""), "");
-    }
-
-    #[test]
-    fn memory_that_cannot_be_read_is_told_in_words() {
-        let error = std::io::Error::other(
-            "call bpf_probe_read_kernel#113\nunknown func bpf_probe_read_kernel#113\nprocessed 9 insns",
-        );
-        let refusal = refused("check", &error);
-        assert!(refusal.reason.contains("lockdown=confidentiality forbids"), "{refusal:?}");
-        assert!(!refusal.remedy.is_empty());
-    }
-
-    /// A binary that was cut off on its way: the probe is refused with a reason, and nothing else happens.
-    #[test]
-    fn an_object_that_is_cut_off_is_refused() {
-        assert!(!OBJECTS.is_empty(), "this build has no objects: cargo xtask build-ebpf");
-        for (name, bytes) in OBJECTS {
-            for keep in [0, 1, 4, 63, 64, 65, bytes.len() / 4, bytes.len() / 2, bytes.len() - 64, bytes.len() - 1] {
-                let refusal = Object::open(&bytes[..keep], &0_u32, &[]).err();
-                let refusal = refusal.unwrap_or_else(|| panic!("{name}: {keep} of {} bytes", bytes.len()));
-                assert!(refusal.reason.starts_with("load: "), "{name}, {keep} bytes: {refusal:?}");
-            }
-        }
-    }
 }
