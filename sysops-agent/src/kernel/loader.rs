@@ -353,15 +353,30 @@ fn shorten(text: &str) -> String {
     match lines.as_slice() {
         [] => String::new(),
         [one] => (*one).to_owned(),
-        // The last line of a verifier's log counts instructions; the one before it says what is wrong.
-        [first, .., wrong, _counts] => format!("{first} … {wrong}"),
-        [first, second] => format!("{first} {second}"),
+        // The end of a verifier's log counts instructions; the line before that says what is wrong.
+        [first, rest @ ..] if rest.len() > 1 => {
+            let counts = rest.iter().rposition(|line| line.starts_with("processed ")).unwrap_or(rest.len() - 1);
+            let counted = ["verification time", "stack depth"];
+            let wrong = rest[..counts].iter().rev().find(|line| !counted.iter().any(|start| line.starts_with(start)));
+            format!("{first} … {}", wrong.unwrap_or(&rest[counts]))
+        }
+        [first, rest @ ..] => format!("{first} {}", rest.join(" ")),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_verifiers_log_the_line_is_kept_that_says_what_is_wrong() {
+        let log = "load: EACCES\narg#0 type is not a struct\nR1 unbounded memory access\nverification time 90 usec\n\
+                   stack depth 8\nprocessed 2 insns (limit 1000000)\nmax_states 4";
+        assert_eq!(shorten(log), "load: EACCES … R1 unbounded memory access");
+        assert_eq!(shorten("load: EACCES\nR1 !read_ok\nprocessed 2 insns"), "load: EACCES … R1 !read_ok");
+        assert_eq!(shorten("one\ntwo"), "one two");
+        assert_eq!(shorten("one\ntwo\nthree"), "one … two");
+    }
 
     /// A binary that was cut off on its way: the probe is refused with a reason, and nothing else happens.
     #[test]
