@@ -47,6 +47,21 @@ pub fn clear(out: &mut Task) {
     out.reserved = 0;
 }
 
+/// `len` below [`PATH_LEN`], which the verifier must see where it is used: up to 5.10 it forgets the bounds of a number that
+/// was put aside on the stack, and a mask that says nothing new is left out by the compiler.
+#[inline(always)]
+fn masked(len: u32) -> usize {
+    let number = len as usize & (PATH_LEN - 1);
+    // SAFETY: arithmetic on a register.
+    #[cfg(target_arch = "bpf")]
+    let number = unsafe {
+        let mut number = number;
+        core::arch::asm!("{0} &= {1}", inout(reg) number, const PATH_LEN - 1, options(pure, nomem, nostack));
+        number
+    };
+    number
+}
+
 /// The task's state in the memory controller: the first member of its `struct mem_cgroup`.
 #[inline(always)]
 pub fn memory_state(task: u64, at: &'static TaskOffsets) -> Option<u64> {
@@ -72,7 +87,7 @@ pub fn fill_path(state: u64, at: &'static TaskOffsets, out: &mut [u8; PATH_LEN +
         if len as usize >= PATH_LEN {
             return None;
         }
-        let start = len as usize & (PATH_LEN - 1);
+        let start = masked(len);
         // SAFETY: start < PATH_LEN and the array has NAME_LEN bytes beyond that.
         len += unsafe { read_text(name, path.add(start), NAME_LEN as u32) }?;
         node = parent;

@@ -111,10 +111,10 @@ fn a_victim_that_was_already_exiting_is_marked_as_such() {
             stuck = if is_stuck { stuck + 1 } else { 0 };
             stuck == 20
         });
-        // Sure to be chosen, whatever the other holds: 1000 is worth the limit, in whole thousands of pages.
+        // Sure to be chosen, whatever the other holds.
         std::fs::write(format!("/proc/{}/oom_score_adj", exiting.id()), "1000").expect("our child");
         exiting.kill().expect("our child");
-        let mut greedy = cgroup.start(GREEDY);
+        let mut greedy = cgroup.start(&format!("sh -c 'echo -500 >/proc/$$/oom_score_adj; exec {GREEDY}'"));
         let about = |events: &[Event], pid: u32| events.iter().filter(|event| event.tid == Some(pid)).count();
         let events = take_until(&mut kernel, &host, Duration::from_secs(20), |events| about(events, exiting.id()) > 0);
         mount.thaw();

@@ -118,7 +118,8 @@ fn from_outside(rung: &str) {
     assert_eq!(events.iter().filter(|event| event.tid == Some(victim.id())).count(), 1, "{events:#?}");
     assert!(about(&events, &child).is_none(), "{rung}: by its parent: {events:#?}");
     // The plain rung asks /proc where both were, and tells what it can no longer know.
-    let known = about(&events, &neighbour).filter(|event| rung != "tracepoint" || event.cgroup.is_some());
+    let is_known = |event: &&Event| event.cgroup.is_some() && self::kill(event).sender_cgroup.is_some();
+    let known = about(&events, &neighbour).filter(is_known);
     assert!(known.is_none(), "{rung}: by its neighbour: {events:#?}");
     let standing = kernel.standings().into_iter().find(|standing| standing.name == "sigkill").expect("in the list");
     assert_eq!(standing.dropped, 0, "{standing:?}");

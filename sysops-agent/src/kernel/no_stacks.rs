@@ -84,6 +84,12 @@ impl Stacks {
     }
 
     /// There are no stacks.
+    #[must_use]
+    pub(super) fn references(&self) -> usize {
+        match self.0 {}
+    }
+
+    /// There are no stacks.
     pub(super) fn retain(&mut self, _used: impl FnMut(u64) -> bool) {
         match self.0 {}
     }

@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn the_plain_record_has_what_the_program_needs() {
-        for kernel in ["5.10", "6.18", "7.2"] {
+        for kernel in ["5.10", "6.18"] {
             let path = format!(
                 "{}/../tests/fixtures/tracefs/{kernel}/signal/signal_generate/format",
                 env!("CARGO_MANIFEST_DIR")
