@@ -415,6 +415,40 @@ fn a_disk_that_is_gone_has_no_series_and_begins_anew() {
     assert_eq!(counts(&probe, disk.name()).writes, 3, "what was before belongs to a disk that is gone");
 }
 
+/// A disk goes while its driver still has a request of it: that is taken out of the map and counted, and what then
+/// completes after all is not.
+#[test]
+fn what_a_disk_left_behind_is_not_waited_for() {
+    const NAME: &str = "what_a_disk_left_behind_is_not_waited_for";
+    if !require(LoopDevice::missing().or_else(FrozenMount::missing)) || !has_tracefs(NAME) {
+        return;
+    }
+    let Some((live, probe)) = stands("auto") else { return };
+    drop(probe);
+    let mut below = FrozenMount::thawed("96M");
+    let disk = LoopDevice::over(below.at().join("disk.img"));
+    let own = OwnDiskstats::new(&live);
+    let mut probe = OneProbe::start(&own.host, "block_io", "auto", Values::default());
+    settle(&own.host, &mut probe, &disk);
+    below.freeze();
+    let mut write = disk.start_write(1);
+    let start = live.clock.now();
+    let in_flight = || std::fs::read_to_string(format!("/sys/block/{}/inflight", disk.name())).expect("it is there");
+    while in_flight().split_whitespace().all(|count| count == "0") {
+        assert!(live.clock.now().since(&start) < Duration::from_secs(10), "dd does not write");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let dropped = probe.standing().dropped;
+    own.leave_out(disk.name());
+    probe.collect(&own.host);
+    assert!(probe.standing().dropped > dropped, "{:?}", probe.standing());
+    below.thaw();
+    assert!(write.wait().expect("our child").success());
+    own.leave_out("no disk");
+    settle(&own.host, &mut probe, &disk);
+    assert_eq!(counts(&probe, disk.name()).writes, 0, "it belongs to a disk that was gone");
+}
+
 #[test]
 fn a_steady_cycle_takes_no_memory() {
     let Some((host, mut probe)) = stands("auto") else { return };

@@ -300,6 +300,7 @@ impl BlockIo {
         for (what, tracepoint, _) in types::POINTS {
             object.attach(&format!("{what}_tracepoint"), Point::Plain("block", tracepoint))?;
         }
+        self.lacks.push("merges, splits and disks made of others are seen on better rungs alone".to_owned());
         let refusal = Refusal::new("records of plain tracepoints do not tell bios apart", "");
         Ok((object, Stacked::refused(refusal)))
     }
