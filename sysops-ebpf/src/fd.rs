@@ -68,7 +68,7 @@ pub fn on_close(ctx: FEntryContext) -> i32 {
     let Some(process) = watched() else { return 0 };
     // SAFETY: `counts` points into a value of a map.
     unsafe { add(&raw mut (*process.counts).closes, 1) };
-    forget(&process, fd);
+    let _ = forget(&process, fd);
     0
 }
 
@@ -99,9 +99,14 @@ pub fn on_enter(ctx: TracePointContext) -> u32 {
     let argument = |index: u64| read::<u64>(base + first + index * 8);
     let effect = effect(number);
     if effect == Effect::Close as u8 {
-        // No one can get a descriptor of this number before it is closed.
+        // No one can get a descriptor of this number before it is closed. Whether it is open is told by what is remembered:
+        // a second program at the end of each close(2) of each process would cost as much again.
         if let Some(fd) = argument(0) {
-            forget(&process, fd as u32);
+            if forget(&process, fd as u32) {
+                // SAFETY: `counts` points into a value of a map.
+                unsafe { add(&raw mut (*process.counts).closes, 1) };
+                count(Fate::Received);
+            }
         }
         return 0;
     }
@@ -358,9 +363,9 @@ extern "C" fn hold(tgid: u32, fd: u32, file: u64, stack: u64, call: u32) -> u64 
 }
 
 #[inline(always)]
-fn forget(process: &Process, fd: u32) {
+fn forget(process: &Process, fd: u32) -> bool {
     // It is not there when it was open before the process was watched.
-    let _ = OPEN.remove(&Descriptor { tgid: process.tgid, fd });
+    OPEN.remove(&Descriptor { tgid: process.tgid, fd }).is_ok()
 }
 
 /// The call that closed it returns only now: meanwhile another thread may have been given the same number. Then the table
@@ -370,7 +375,7 @@ fn forget_unless_taken_again(process: &Process, task: u64, fd: u32) {
     // SAFETY: the value is read at once.
     let Some(file) = unsafe { OPEN.get(&Descriptor { tgid: process.tgid, fd }) }.map(|held| held.file) else { return };
     if file == 0 || opened(task, fd) != Some(file) {
-        forget(process, fd);
+        let _ = forget(process, fd);
     }
 }
 
