@@ -169,6 +169,7 @@ impl Btf {
     }
 
     /// Bytes of `struct name`.
+    #[cfg(feature = "ebpf")]
     #[must_use]
     pub(super) fn structure_size(&self, name: &str) -> Option<u32> {
         self.size(self.structure(name)?)

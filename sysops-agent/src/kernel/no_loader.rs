@@ -134,14 +134,6 @@ impl Object {
     pub(super) fn slot<V: Plain>(&mut self, _name: &str) -> Result<Slot<V>, Refusal> {
         match *self {}
     }
-
-    /// There is no object that has maps.
-    ///
-    /// # Errors
-    /// Never.
-    pub(super) fn ring(&mut self, _name: &str) -> Result<Ring, Refusal> {
-        match *self {}
-    }
 }
 
 /// There is none.
@@ -174,22 +166,6 @@ impl<K: Plain, V: Plain> Table<K, V> {
 
     /// There is no table.
     pub(super) fn remove(&mut self, _key: &K) {
-        match self.0 {}
-    }
-}
-
-/// There is none.
-pub(super) struct Ring(Infallible);
-
-impl Ring {
-    /// There is no ring buffer.
-    #[must_use]
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        match self.0 {}
-    }
-
-    /// There is no ring buffer.
-    pub(super) fn next<R>(&mut self, _each: impl FnOnce(&[u8]) -> R) -> Option<R> {
         match self.0 {}
     }
 }

@@ -28,7 +28,7 @@ use crate::model::Frame;
 pub(super) use self::offsets::offsets;
 
 /// Stacks that are told apart at once.
-const STACKS_MAX: usize = 1 << 15;
+const STACKS_MAX: usize = 1 << 13;
 /// References that are remembered at once.
 const REFERENCES_MAX: usize = 1 << 17;
 /// Processes whose stacks are walked at once.
@@ -283,7 +283,11 @@ impl Stacks {
     }
 
     fn remember(&mut self, host: &Host, pid: u32, reference: u64, ips: &[u64]) {
-        if ips.is_empty() || self.references.len() >= REFERENCES_MAX {
+        if ips.is_empty() {
+            self.lost.cut += 1;
+            return;
+        }
+        if self.references.len() >= REFERENCES_MAX {
             self.lost.full += 1;
             return;
         }
