@@ -26,14 +26,6 @@ pub(super) struct Lost {
     pub full: u64,
 }
 
-impl Lost {
-    /// Nothing is lost.
-    #[must_use]
-    pub(super) fn explain(self, _count: u64) -> String {
-        String::new()
-    }
-}
-
 /// There are none.
 pub(super) struct Stacks(Infallible);
 

@@ -8,9 +8,10 @@ use crate::correlate::{self, Correlator};
 use crate::host::Host;
 use crate::kernel::{self, Kernel, Rung};
 use crate::logs::{self, Kmsg, Unavailable};
-use crate::model::{Batch, Event};
+use crate::model::{Batch, Detail, Event, Frame};
 use crate::settings::{Settings, keys};
 use crate::spec::{Value, Values};
+use crate::symbolize::{Symbolizer, Trust};
 
 /// The sources of kernel events.
 pub struct Sources {
@@ -98,6 +99,7 @@ impl Sources {
             let now = host.clock.now();
             self.correlator.ready(now, &mut self.ready);
             if !self.ready.is_empty() {
+                name_frames(&mut self.ready);
                 return Some(&mut self.ready);
             }
             let due = self.correlator.next_deadline().map(|at| at.saturating_sub(now.monotonic));
@@ -156,6 +158,19 @@ impl Sources {
     /// Adds what is known of events and their reports.
     pub(super) fn collect(&self, out: &mut Batch) {
         self.correlator.collect(self.watch.lost(), out);
+    }
+}
+
+/// Puts names to the stacks of leaks. Leaks are told rarely, so nothing is remembered from one to the next: what describes
+/// programs is large.
+fn name_frames(events: &mut [Event]) {
+    let stacks = events.iter_mut().filter_map(|event| match &mut event.detail {
+        Detail::FdLeak(leak) => Some(&mut leak.frames),
+        Detail::OomKill(_) | Detail::HungTask(_) => None,
+    });
+    let stacks: Vec<&mut Vec<Frame>> = stacks.collect();
+    if !stacks.is_empty() {
+        Symbolizer::new(Trust::Owned).name(stacks);
     }
 }
 

@@ -16,7 +16,7 @@ use crate::kernel::Rung;
 use crate::kernel::ladder::Refusal;
 use crate::kernel::process::Process;
 use crate::kernel::run_stats::Runs;
-use crate::kernel::stacks::Stacks;
+use crate::kernel::stacks::{Lost, Stacks};
 use crate::kernel::watched::Target;
 use crate::model::event::FdLeak;
 use crate::model::time::rfc3339_nanos;
@@ -269,7 +269,7 @@ impl Followed {
                 attributed: tally.attributed,
                 coverage: share(tally.attributed, open),
                 rung: rung.word(),
-                unattributed: unattributed(tally, open, full, stackless) + &self.stacks.lost().explain(tally.stackless),
+                unattributed: unattributed(tally, open, full, stackless, self.stacks.lost()),
                 stacks: groups.iter().map(|(key, group)| leak_stack(&self.stacks, key, group, now)).collect(),
             });
         }
@@ -296,7 +296,7 @@ fn share(part: u64, whole: u64) -> f64 {
 }
 
 /// Why not all are attributed.
-fn unattributed(tally: Tally, open: u64, full: u64, stackless: Option<&Refusal>) -> String {
+fn unattributed(tally: Tally, open: u64, full: u64, stackless: Option<&Refusal>, lost: Lost) -> String {
     let beyond = open.saturating_sub(tally.all());
     let mut reasons = Vec::new();
     let mut say = |count: u64, what: &str| {
@@ -305,14 +305,29 @@ fn unattributed(tally: Tally, open: u64, full: u64, stackless: Option<&Refusal>)
         }
     };
     say(tally.before, "open before the process was followed");
-    say(tally.unseen, "came by a way that this rung does not see");
+    let no_room = full.min(tally.unseen);
+    say(tally.unseen - no_room, "came by a way that this rung does not see");
+    say(no_room, "found no room in the table (kernel.fd.descriptors_max)");
     match stackless {
         Some(refusal) => say(tally.stackless, &format!("without a stack ({})", refusal.reason)),
-        None => say(tally.stackless, "without a stack that could be unwound"),
+        None => say(tally.stackless, &format!("without a stack that could be unwound{}", why_not(lost))),
     }
     say(beyond, "beyond those that are looked at");
-    say(full, "found no room in the table (kernel.fd.descriptors_max)");
     reasons.join("; ")
+}
+
+/// Of the captures of all processes, since the programs run.
+fn why_not(lost: Lost) -> String {
+    let reasons: Vec<String> = [
+        (lost.cut, "were cut off"),
+        (lost.gone, "of processes that had gone"),
+        (lost.full, "more than there is room for"),
+    ]
+    .iter()
+    .filter(|(count, _)| *count > 0)
+    .map(|(count, why)| format!("{count} {why}"))
+    .collect();
+    if reasons.is_empty() { String::new() } else { format!(" (of all captures {})", reasons.join(", ")) }
 }
 
 #[cfg(test)]
@@ -321,16 +336,17 @@ mod tests {
 
     #[test]
     fn what_is_not_attributed_is_said_by_reason() {
-        let tally = Tally { attributed: 90, before: 3, unseen: 2, stackless: 5 };
+        let tally = Tally { attributed: 90, before: 3, unseen: 9, stackless: 5 };
         assert_eq!(
-            unattributed(tally, 110, 7, None),
-            "3 open before the process was followed; 2 came by a way that this rung does not see; 5 without a stack that \
-             could be unwound; 10 beyond those that are looked at; 7 found no room in the table (kernel.fd.descriptors_max)"
+            unattributed(tally, 117, 7, None, Lost { cut: 4, gone: 0, full: 1 }),
+            "3 open before the process was followed; 2 came by a way that this rung does not see; 7 found no room in the \
+             table (kernel.fd.descriptors_max); 5 without a stack that could be unwound (of all captures 4 were \
+             cut off, 1 more than there is room for); 10 beyond those that are looked at"
         );
         let no_types = Refusal::new("no BTF", "");
-        let said = unattributed(Tally { stackless: 1, ..Tally::default() }, 1, 0, Some(&no_types));
+        let said = unattributed(Tally { stackless: 1, ..Tally::default() }, 1, 0, Some(&no_types), Lost::default());
         assert_eq!(said, "1 without a stack (no BTF)");
-        assert_eq!(unattributed(Tally { attributed: 5, ..Tally::default() }, 5, 0, None), "");
+        assert_eq!(unattributed(Tally { attributed: 5, ..Tally::default() }, 5, 0, None, Lost::default()), "");
         assert_eq!((share(0, 0), share(1, 4)), (1.0, 0.25));
     }
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use super::elf::Elf;
-use super::maps::Mapping;
+use super::maps::{self, Mapping};
 use super::table::Table;
 use crate::host::Host;
 use crate::host::files::open_file;
@@ -92,6 +92,10 @@ impl Images {
 /// that way to those with more capabilities, by its path, if the file there still is the same.
 fn open(host: &Host, pid: u32, mapping: &Mapping) -> Option<File> {
     let directory = host.files.proc(&pid.to_string());
+    let mounts = host.files.read(&directory.join("mountinfo")).ok()?;
+    if maps::is_of_a_program(&mounts, mapping.device) {
+        return None;
+    }
     let direct = directory.join(format!("map_files/{:x}-{:x}", mapping.start, mapping.end));
     let by_path = || open_file(&directory.join("root").join(mapping.path.trim_start_matches('/')));
     let program = || open_file(&directory.join("exe"));

@@ -12,6 +12,8 @@ pub(super) struct Mapping {
     pub end: u64,
     /// Where it begins in the file.
     pub offset: u64,
+    /// The device of the file: major and minor number.
+    pub device: (u32, u32),
     /// Number of the file on its device; 0 without a file.
     pub inode: u64,
     /// Path as the process sees it, without the mark of a file that was deleted. Hostile.
@@ -38,26 +40,50 @@ pub(super) fn parse(text: &[u8]) -> Vec<Mapping> {
 fn line(text: &[u8]) -> Option<Mapping> {
     let mut parts = text.splitn(6, |&byte| byte == b' ');
     let (range, modes, offset) = (parts.next()?, parts.next()?, parts.next()?);
-    let (_device, inode, path) = (parts.next()?, parts.next()?, parts.next().unwrap_or_default());
+    let (device, inode, path) = (parts.next()?, parts.next()?, parts.next().unwrap_or_default());
     if modes.get(2) != Some(&b'x') {
         return None;
     }
     let (start, end) = std::str::from_utf8(range).ok()?.split_once('-')?;
     let path = String::from_utf8_lossy(path.trim_ascii_start()).into_owned();
     let hex = |digits: &str| u64::from_str_radix(digits, 16).ok();
+    let (major, minor) = std::str::from_utf8(device).ok()?.split_once(':')?;
+    let number = |digits: &str| u32::from_str_radix(digits, 16).ok();
     let mapping = Mapping {
         start: hex(start)?,
         end: hex(end)?,
         offset: hex(std::str::from_utf8(offset).ok()?)?,
+        device: (number(major)?, number(minor)?),
         inode: std::str::from_utf8(inode).ok()?.parse().ok()?,
         path: path.strip_suffix(" (deleted)").map(str::to_owned).unwrap_or(path),
     };
     (mapping.start < mapping.end).then_some(mapping)
 }
 
+/// The device is mounted from a program of a user (/proc/<pid>/mountinfo says so). To open a file of it is to ask that
+/// program, which need not answer.
+#[must_use]
+pub(super) fn is_of_a_program(mountinfo: &[u8], (major, minor): (u32, u32)) -> bool {
+    let device = format!("{major}:{minor}");
+    mountinfo.split(|&byte| byte == b'\n').any(|line| {
+        let mut words = line.split(|&byte| byte == b' ');
+        let same = words.nth(2) == Some(device.as_bytes());
+        let kind = words.skip_while(|word| *word != b"-").nth(1);
+        same && kind.is_some_and(|kind| kind.starts_with(b"fuse"))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mounts_of_programs_are_told() {
+        let text = b"36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n\
+            40 35 0:52 / /run/user/0/x rw,nosuid shared:9 - fuse.sshfs host:/ rw,user_id=0\n\nx\n";
+        assert!(is_of_a_program(text, (0, 52)));
+        assert!(!is_of_a_program(text, (98, 0)) && !is_of_a_program(text, (0, 5)) && !is_of_a_program(b"", (0, 0)));
+    }
 
     const TEXT: &[u8] = b"\
 55d0c09ff000-55d0c0a00000 r--p 00000000 fe:00 1234                       /usr/bin/cat
@@ -76,6 +102,7 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
             start: 0x55d0_c0a0_0000,
             end: 0x55d0_c0a0_5000,
             offset: 0x1000,
+            device: (0xfe, 0),
             inode: 1234,
             path: "/usr/bin/cat".into(),
         };
@@ -93,7 +120,7 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
     proptest::proptest! {
         #[test]
         fn any_text_is_read_without_a_panic(text: Vec<u8>, line in "[0-9a-f]{0,17}-[0-9a-f]{0,17} r-xp [0-9a-f]{0,9} 0:0 [0-9]{0,21} .{0,9}") {
-            let _ = (parse(&text), parse(line.as_bytes()));
+            let _ = (parse(&text), parse(line.as_bytes()), is_of_a_program(&text, (0, 1)));
         }
     }
 }

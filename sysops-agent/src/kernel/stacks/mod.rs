@@ -51,22 +51,6 @@ pub(super) struct Lost {
     pub full: u64,
 }
 
-impl Lost {
-    /// Why `count` captures of one process may have no stack, in brackets; empty when none was lost. The losses are those of
-    /// all processes together.
-    #[must_use]
-    pub(super) fn explain(self, count: u64) -> String {
-        let reasons = [
-            (self.cut, "could not be followed to their end"),
-            (self.gone, "of processes that were gone"),
-            (self.full, "too many"),
-        ];
-        let said: Vec<String> =
-            reasons.iter().filter(|(lost, _)| *lost > 0).map(|(lost, what)| format!("{lost} {what}")).collect();
-        if count == 0 || said.is_empty() { String::new() } else { format!(" (stacks in all: {})", said.join(", ")) }
-    }
-}
-
 /// The stacks that one object captures. Dropping it forgets them all.
 pub(super) struct Stacks {
     ring: Ring,
