@@ -146,9 +146,7 @@ impl Probe for BlockIo {
                 Rung::TpBtf => typed().map(|(id, behind)| (behind, Point::Typed(tracepoint, id)))?,
                 Rung::RawTracepoint => typed().map(|(_, behind)| (behind, Point::Raw(tracepoint)))?,
                 Rung::Tracepoint => ("", Point::Plain("block", tracepoint)),
-                Rung::Fentry | Rung::Kmsg | Rung::Off => {
-                    return Err(Refusal::new("nothing to attach on this rung", ""));
-                }
+                Rung::Fentry | Rung::Kmsg | Rung::Off => return Err(Refusal::new("nothing to attach on this rung", "")),
             };
             object.attach(&format!("{what}{behind}_{}", rung.word()), point)?;
         }
