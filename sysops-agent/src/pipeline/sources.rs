@@ -164,10 +164,9 @@ impl Sources {
 /// Puts names to the stacks of leaks. Leaks are told rarely, so nothing is remembered from one to the next: what describes
 /// programs is large.
 fn name_frames(events: &mut [Event]) {
-    let stacks = events.iter_mut().filter_map(|event| match &mut event.detail {
-        Detail::FdLeak(leak) => Some(&mut leak.frames),
-        Detail::OomKill(_) | Detail::HungTask(_) => None,
-    });
+    let stacks = events
+        .iter_mut()
+        .filter_map(|event| if let Detail::FdLeak(leak) = &mut event.detail { Some(&mut leak.frames) } else { None });
     let stacks: Vec<&mut Vec<Frame>> = stacks.collect();
     if !stacks.is_empty() {
         Symbolizer::new(Trust::Owned).name(stacks);
