@@ -171,8 +171,8 @@ fn is_told_on(rung: Rung) {
     println!("{}: {before:?}\n{after:?}", rung.word());
     let grown = |function: &str| after.within(function).saturating_sub(before.within(function));
     let (leaked, mapped) = (grown("leak_here"), grown("map_here"));
-    assert!(leaked.abs_diff(6 * 40 << 16) < 1 << 20, "15 MiB leaked: {leaked}");
-    assert!(mapped.abs_diff(6 * 8 << 20) < 1 << 20, "48 MiB were mapped: {mapped}");
+    assert!(leaked.abs_diff((6 * 40) << 16) < 1 << 20, "15 MiB leaked: {leaked}");
+    assert!(mapped.abs_diff((6 * 8) << 20) < 1 << 20, "48 MiB were mapped: {mapped}");
     assert!(after.within("churn") < 1 << 20, "what is given back is not held");
     let stack = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<String>>();
     let leak = after.by_names.iter().max_by_key(|(names, bytes)| (names.contains(&"leak_here".to_owned()), **bytes));
@@ -218,7 +218,7 @@ fn who_does_not_free_is_told_by_the_allocator() {
     let before = go_on(&mut kernel, &mut leaker, 1);
     let after = go_on(&mut kernel, &mut leaker, 3);
     println!("{before:?}\n{after:?}");
-    assert_eq!(after.within("leak_here") - before.within("leak_here"), 3 * 40 << 16, "to the byte");
+    assert_eq!(after.within("leak_here") - before.within("leak_here"), (3 * 40) << 16, "to the byte");
     assert_eq!(after.within("churn"), 0, "it freed all");
     let leak = after.by_names.keys().find(|names| names.contains(&"leak_here".to_owned())).expect("it leaks");
     assert_eq!(leak, &["leak_here", "handler", "main"]);

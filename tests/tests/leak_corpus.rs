@@ -73,7 +73,8 @@ fn observe<'a>(host: &Host, specs: &'a [Spec]) -> Option<Vec<(&'a Spec, Verdict)
     if let Ok(rung) = std::env::var("SYSOPS_LEAK_RUNG") {
         values.set(key("kernel.fd.rung"), Value::Text(rung));
     }
-    let mut kernel = Kernel::observe(host, &values, &Observation { resources: vec![Resource::Fd], pids, length });
+    let mut kernel =
+        Kernel::observe(host, &values, &Observation { resources: vec![Resource::Fd], pids, malloc: false, length });
     let standing = kernel.standings().remove(0);
     if standing.rung == Rung::Off {
         let _ = require(Some(standing.reason));
@@ -184,7 +185,7 @@ fn those_that_give_back_what_they_take_are_not_named() {
         return;
     }
     let host = Host::live(&Roots::default());
-    let observation = Observation { resources: vec![Resource::Fd], pids: Vec::new(), length: LENGTH };
+    let observation = Observation { resources: vec![Resource::Fd], pids: Vec::new(), malloc: false, length: LENGTH };
     let kernel = Kernel::observe(&host, &Values::default(), &observation);
     judge_clean(&host, kernel, LENGTH, LENGTH, |_, found, leaking| found.contains(&leaking));
 }

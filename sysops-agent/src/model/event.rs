@@ -59,7 +59,6 @@ pub struct Event {
 }
 
 /// What happened, by kind.
-#[expect(clippy::large_enum_variant, reason = "events are few, and boxed where many wait")]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Detail {
