@@ -173,16 +173,15 @@ fn fill(victim: u64, current: u64, record: &mut Record) -> Option<()> {
 #[inline(always)]
 fn fill_check(task: u64, record: &mut Record) -> Option<()> {
     clear(record);
-    let leader = follow(task, &OFFSETS.group_leader)?;
-    if member::<u32>(leader, &OFFSETS.task.pid)? != member::<u32>(task, &OFFSETS.task.tgid)? {
-        return None;
-    }
+    task::fill(task, &OFFSETS.task, &mut record.task)?;
+    // What cannot be read is zero, so that the agent can say what it is.
+    let leader = follow(task, &OFFSETS.group_leader);
+    record.leader_tid = leader.and_then(|leader| member(leader, &OFFSETS.task.pid)).unwrap_or(0);
+    record.cgroup_id = cgroup_id(task).unwrap_or(0);
+    record.parent_tgid = parent(task).unwrap_or(0);
     if member::<u32>(task, &OFFSETS.flags)? & (PF_EXITING | PF_KTHREAD) != 0 {
         return None;
     }
-    task::fill(task, &OFFSETS.task, &mut record.task)?;
-    record.cgroup_id = cgroup_id(task)?;
-    record.parent_tgid = parent(task)?;
     Some(())
 }
 
@@ -207,7 +206,7 @@ fn clear(record: &mut Record) {
     record.cgroup_id = 0;
     record.sender_cgroup_id = own_cgroup_id();
     record.parent_tgid = 0;
-    record.reserved = 0;
+    record.leader_tid = 0;
     task::clear(&mut record.task);
     task::clear(&mut record.sender);
 }
