@@ -60,8 +60,8 @@ pub struct Record {
     pub sender_cgroup_id: u64,
     /// Process id of the victim's parent; 0 when it was not read.
     pub parent_tgid: u32,
-    /// Keeps the size a multiple of the alignment without hidden bytes.
-    pub reserved: u32,
+    /// In the self-check the thread id of the first thread; 0 when it was not read.
+    pub leader_tid: u32,
     /// Who got it: the first thread of the process.
     pub task: Task,
     /// Who sent it: the thread that made the system call.

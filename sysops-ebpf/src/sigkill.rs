@@ -110,18 +110,21 @@ fn sent(information: u64, victim: u64) -> Option<()> {
     }
     // SAFETY: a reference is valid to read. Volatile, as the loader writes the value after compilation.
     let all = unsafe { core::ptr::read_volatile(&OFFSETS.all) } != 0;
-    if !all && (parent(victim) == Some(own) || is_inside(victim, current)) {
+    if !all && (parent(victim).unwrap_or(0) == own || is_inside(victim, current)) {
         return None;
     }
     report(|record| fill(victim, current, record));
     Some(())
 }
 
-/// True when both are in one cgroup, of the memory controller and of the unified hierarchy.
+/// True when both are in one cgroup, of the memory controller and of the unified hierarchy. Numbers are compared, and
+/// not options: of one that is none the compiler may put aside the value that it does not have, which verifiers up to
+/// 5.10 refuse as a read of the stack that was not written.
 #[inline(always)]
 fn is_inside(victim: u64, current: u64) -> bool {
-    task::memory_state(victim, &OFFSETS.task) == task::memory_state(current, &OFFSETS.task)
-        && cgroup_id(victim) == Some(own_cgroup_id())
+    let its = task::memory_state(victim, &OFFSETS.task).unwrap_or(0);
+    let own = task::memory_state(current, &OFFSETS.task).unwrap_or(0);
+    its == own && cgroup_id(victim).unwrap_or(0) == own_cgroup_id()
 }
 
 #[inline(always)]
@@ -173,16 +176,15 @@ fn fill(victim: u64, current: u64, record: &mut Record) -> Option<()> {
 #[inline(always)]
 fn fill_check(task: u64, record: &mut Record) -> Option<()> {
     clear(record);
-    let leader = follow(task, &OFFSETS.group_leader)?;
-    if member::<u32>(leader, &OFFSETS.task.pid)? != member::<u32>(task, &OFFSETS.task.tgid)? {
-        return None;
-    }
+    task::fill(task, &OFFSETS.task, &mut record.task)?;
+    // What cannot be read is zero, so that the agent can say what it is.
+    let leader = follow(task, &OFFSETS.group_leader);
+    record.leader_tid = leader.and_then(|leader| member(leader, &OFFSETS.task.pid)).unwrap_or(0);
+    record.cgroup_id = cgroup_id(task).unwrap_or(0);
+    record.parent_tgid = parent(task).unwrap_or(0);
     if member::<u32>(task, &OFFSETS.flags)? & (PF_EXITING | PF_KTHREAD) != 0 {
         return None;
     }
-    task::fill(task, &OFFSETS.task, &mut record.task)?;
-    record.cgroup_id = cgroup_id(task)?;
-    record.parent_tgid = parent(task)?;
     Some(())
 }
 
@@ -207,7 +209,7 @@ fn clear(record: &mut Record) {
     record.cgroup_id = 0;
     record.sender_cgroup_id = own_cgroup_id();
     record.parent_tgid = 0;
-    record.reserved = 0;
+    record.leader_tid = 0;
     task::clear(&mut record.task);
     task::clear(&mut record.sender);
 }

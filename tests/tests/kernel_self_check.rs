@@ -12,13 +12,14 @@ use sysops_tests::require::{self, require};
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// This machine, but with a /sys in which there is only the BTF, changed by `lie`.
+/// This machine, but with a /sys in which there are only cgroups and the BTF, changed by `lie`.
 fn with_lie(name: &str, lie: impl FnOnce(&mut [u8])) -> (Host, PathBuf) {
     let directory = std::env::temp_dir().join(format!("sysops-lie-{name}-{}", std::process::id()));
     std::fs::create_dir_all(directory.join("kernel/btf")).expect("a directory of our own");
     let mut btf = std::fs::read(BTF).expect("require() was asked");
     lie(&mut btf);
     std::fs::write(directory.join("kernel/btf/vmlinux"), btf).expect("a file of our own");
+    std::os::unix::fs::symlink("/sys/fs", directory.join("fs")).expect("a link of our own");
     let files = Files::new("/proc".into(), directory.clone(), "/".into());
     (Host { files, ..Host::live(&sysops_agent::host::Roots::default()) }, directory)
 }
@@ -31,7 +32,7 @@ fn standings(name: &str, lie: impl FnOnce(&mut [u8])) -> Vec<Standing> {
 }
 
 /// Probes that read tasks, which the self-check guards.
-const GUARDED: [&str; 2] = ["oom_kill", "hung_task"];
+const GUARDED: [&str; 3] = ["oom_kill", "hung_task", "sigkill"];
 
 /// Asserts that, of the probes in `honest`, just `down` do not stand on the best rung, each for a reason with `word` in it.
 fn assert_down(honest: &[&str], standings: &[Standing], down: &[&str], word: &str) {
@@ -77,10 +78,27 @@ fn a_member_that_one_probe_reads_takes_down_that_probe() {
     assert_down(&honest, &moved, &["oom_kill"], "oom_score_adj");
     let moved = standings("total_vm", |btf| move_member(btf, "task_struct", "mm", -64));
     assert_down(&honest, &moved, &["oom_kill"], "mm");
+    let moved = standings("parent", |btf| move_member(btf, "task_struct", "real_parent", -64));
+    assert_down(&honest, &moved, &["sigkill"], "real_parent");
+    let moved = standings("dfl_cgrp", |btf| move_member(btf, "css_set", "dfl_cgrp", -64));
+    assert_down(&honest, &moved, &["sigkill"], "dfl_cgrp");
+}
+
+/// What a probe can do without goes alone.
+#[test]
+fn a_limit_that_is_not_where_btf_says_is_not_told_and_the_probe_stands() {
+    let honest = honest();
+    if honest.is_empty() {
+        return;
+    }
+    let moved = standings("limit", |btf| move_member(btf, "page_counter", "max", 64));
+    assert_down(&honest, &moved, &[], "");
+    let standing = moved.iter().find(|standing| standing.name == "oom_kill").expect("in the list");
+    assert!(standing.reason.contains("limit_bytes is not told"), "{standing:?}");
 }
 
 #[test]
-fn a_member_that_both_read_takes_down_both() {
+fn a_member_that_all_read_takes_down_all() {
     let honest = honest();
     if honest.is_empty() {
         return;

@@ -217,6 +217,7 @@ fn fields(format: &tracefs::Format) -> Result<Format, Refusal> {
 
 /// Holds parent and cgroup of the agent, by which kills from outside are told, against /proc and the kernel's helper.
 fn compare_kinship(read: &Record, host: &Host, own: &Own) -> Result<(), Refusal> {
+    check::equal("group_leader", read.leader_tid, read.task.tgid)?;
     check::equal("css_set.dfl_cgrp", read.cgroup_id, read.sender_cgroup_id)?;
     match Process::own(host).status("PPid").filter(|parent| own.initial_pids && *parent != 0) {
         Some(parent) => check::equal("real_parent", read.parent_tgid, parent),
@@ -240,7 +241,7 @@ mod tests {
             cgroup_id: 5,
             sender_cgroup_id: 5,
             parent_tgid: 1,
-            reserved: 0,
+            leader_tid: 70,
             task: task(b"b\0"),
             sender,
         }

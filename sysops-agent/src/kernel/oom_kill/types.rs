@@ -99,6 +99,7 @@ pub(super) fn compare_memory(read: &Record, offsets: &Offsets, own: &Own) -> Res
         ("signal.oom_score_adj", offsets.signal, known::ADJ),
         ("mm.total_vm", offsets.total_vm, known::TOTAL_VM),
         ("mm.rss_stat", offsets.anon_pages, known::ANON),
+        ("group_leader", offsets.group_leader, known::LEADER),
     ] {
         if offset.bytes().is_some() && !has(bit) {
             check::equal(name, "a fault", "a value")?;
