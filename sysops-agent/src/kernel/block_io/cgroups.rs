@@ -80,7 +80,12 @@ impl Cgroups {
                 largest = Some((id, now));
             }
         }
-        // One is named in a cycle, the largest of those without: a search takes a system call a directory.
+        for named in &self.named {
+            other = sum(other, named.before);
+            emit(out, &named.path, &difference(named.last, named.before));
+        }
+        emit(out, OTHER, &other);
+        // For the next cycle one is named, the largest of those without: a search takes a system call a directory.
         let has_room = self.named.len() < self.most;
         if let Some((id, before)) = largest.filter(|_| has_room) {
             match path_of(&host.files, id) {
@@ -92,11 +97,6 @@ impl Cgroups {
                 }
             }
         }
-        for named in &self.named {
-            other = sum(other, named.before);
-            emit(out, &named.path, &difference(named.last, named.before));
-        }
-        emit(out, OTHER, &other);
     }
 
     /// Makes room: takes those out whose directories are gone, and counts those without a label as gone until they do more.
@@ -119,7 +119,7 @@ impl Cgroups {
         let at = |mount: &&str| join(&host.files.sys(mount), &named.path);
         if !MOUNTS.iter().any(|mount| host.files.inode(&at(mount)) == Some(named.id)) {
             let named = self.named.swap_remove(place);
-            self.gone = sum(self.gone, named.last);
+            self.gone = sum(self.gone, self.table.get(&named.id).unwrap_or(named.last));
             self.table.remove(&named.id);
         }
     }

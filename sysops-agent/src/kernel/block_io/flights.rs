@@ -45,14 +45,15 @@ impl Flights {
         self.swept
     }
 
-    /// Looks at all entries when it is time, or when disks have come or gone. True when it did.
+    /// Looks at all entries when it is time, or when disks have come or gone. True when it was time.
     pub(super) fn sweep(&mut self, host: &Host, disks: &Disks, listed: bool) -> bool {
         let now = host.clock.now().monotonic;
-        let is_time = self.last.is_none_or(|last| now.saturating_sub(last) >= INTERVAL);
+        let last = *self.last.get_or_insert(now);
+        let is_time = now.saturating_sub(last) >= INTERVAL;
         if !listed || !(is_time || disks.have_changed()) {
             return false;
         }
-        self.last = Some(now);
+        self.last = Some(if is_time { now } else { last });
         let now_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         let mut swept = 0;
         for table in &mut self.requests {
@@ -66,7 +67,7 @@ impl Flights {
             swept += remove(&mut self.places, key, now_ns, disks);
         }
         self.swept += swept;
-        true
+        is_time
     }
 }
 
