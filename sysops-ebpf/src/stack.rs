@@ -8,8 +8,8 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, generate
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, PerCpuArray, RingBuf};
 use sysops_common::stack::{
-    self, CANDIDATES, CHUNK, COPY_MAX, Copied, FRAMES_MAX, Rule, RuleKey, StackHash, StackOffsets, StackProcess, TOKEN, Walk,
-    way,
+    self, CANDIDATES, CHUNK, COPY_MAX, Copied, FRAMES_MAX, Rule, RuleKey, StackHash, StackOffsets, StackProcess, TOKEN,
+    Walk, way,
 };
 
 use crate::clock_ns;

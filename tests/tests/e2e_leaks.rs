@@ -205,7 +205,7 @@ fn observe(launch: Launch, programs: &mut [Leaky]) -> Vec<Value> {
     let status = agent.end(Duration::from_secs(60));
     assert_eq!(status.code(), Some(0), "{}", agent.stderr());
     let mut reports: Vec<Value> = agent.stdout().lines().map(|line| schema::parse("leaks", line.as_bytes())).collect();
-    let place = |report: &Value| pids.iter().position(|pid| *pid == report["pid"].to_string());
+    let place = |report: &Value| pids.iter().position(|pid| report["pid"].as_u64() == pid.parse().ok());
     reports.sort_by_key(place);
     assert_eq!(reports.len(), programs.len(), "{reports:#?}");
     reports
