@@ -19,6 +19,7 @@ use rustix::net::{
     SendFlags, SocketType, recvmsg, sendmsg, socket, socketpair,
 };
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Resource as Limit, Rlimit, getrlimit, setrlimit};
 use sysops_agent::host::{EventSource, Host, Roots};
 use sysops_agent::kernel::{Kernel, Observation, Rung};
 use sysops_agent::model::{Batch, Detail, LeakReport, LeakStack, Resource};
@@ -29,6 +30,9 @@ use sysops_tests::require::{self, require};
 
 /// Set in the child.
 const CHILD: &str = "SYSOPS_TEST_FD_LEAKS_CHILD";
+
+/// Copies of one descriptor in the turn `many`.
+const MANY: u64 = 2000;
 
 /// What the child holds after the turn `keep`, by function and kind; as many times as it took it.
 const KEPT: &[(&str, &str, u64)] = &[
@@ -132,6 +136,21 @@ fn what_exec_closes_is_not_told_and_what_it_leaves_open_is() {
 }
 
 #[test]
+fn a_full_table_lowers_the_coverage_and_is_said() {
+    let mut child = Program::start();
+    let mut values = Values::default();
+    values.set(key("kernel.fd.descriptors_max"), Value::Int(1024));
+    let Some((host, mut kernel)) = observing_with("tp_btf", &[child.pid()], 30, values) else { return };
+    child.turn("many", || kernel.drain(&host, &mut Vec::new()));
+    let report = report(&host, &mut kernel, child.pid());
+    assert!(report.open > MANY && report.attributed <= 1024 && report.coverage < 0.6, "{report:#?}");
+    assert!(report.unattributed.contains("found no room in the table"), "{}", report.unattributed);
+    assert!(report.stacks.len() == 1 && report.stacks[0].count == report.attributed, "{report:#?}");
+    let dropped = kernel.standings().remove(0).dropped;
+    assert!(dropped >= MANY - 1024, "{dropped}");
+}
+
+#[test]
 fn a_child_is_told_what_it_inherited_and_from_whom() {
     let mut child = Program::start();
     let Some((host, mut kernel)) = observing("tp_btf", &[child.pid()], 30) else { return };
@@ -195,11 +214,14 @@ fn function_of(report: &LeakReport, stack: &LeakStack) -> Option<&'static str> {
 
 /// A kernel that follows `pids` on `rung`, if it can stand.
 fn observing(rung: &str, pids: &[u32], seconds: u64) -> Option<(Host, Kernel)> {
+    observing_with(rung, pids, seconds, Values::default())
+}
+
+fn observing_with(rung: &str, pids: &[u32], seconds: u64, mut values: Values) -> Option<(Host, Kernel)> {
     if !require(require::root()) {
         return None;
     }
     let host = Host::live(&Roots::default());
-    let mut values = Values::default();
     values.set(key("kernel.fd.rung"), Value::Text(rung.to_owned()));
     let length = Duration::from_secs(seconds);
     let observation = Observation { resources: vec![Resource::Fd], pids: pids.to_vec(), malloc: false, length };
@@ -306,6 +328,7 @@ fn child() {
                 hands.held.truncate(before);
             }
             "close" => hands.held.clear(),
+            "many" => duplicate_many(&mut hands),
             "leak" => drop(std::thread::spawn(leak_slowly)),
             "spin" => drop(std::thread::spawn(spin)),
             "exec" => {
@@ -342,6 +365,15 @@ impl Drop for Hands {
             let _ = child.wait();
         }
     }
+}
+
+/// More than the smallest table has room for.
+#[inline(never)]
+fn duplicate_many(hands: &mut Hands) {
+    let limit = getrlimit(Limit::Nofile);
+    setrlimit(Limit::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("up to the hard limit");
+    let copies: Vec<OwnedFd> = (0..MANY).map(|_| rustix::io::dup(&hands.first).expect("a copy")).collect();
+    hands.held.extend(copies);
 }
 
 #[inline(never)]

@@ -21,6 +21,7 @@ use self::rungs::Rungs;
 use self::suspects::{Measure, Suspects};
 use super::facts::Facts;
 use super::ladder::{Refusal, Step, WORDS};
+use super::process::Process;
 use super::run_stats::Runs;
 use super::watched::{Change, Watched};
 use super::{Entry, Observation, Probe, Rung};
@@ -142,6 +143,8 @@ struct Fds {
     counter: OpenFds,
     descriptors: Option<Descriptors>,
     measures: Measures,
+    /// The agent itself, which keeps files of others open: it does not suspect itself.
+    own: Option<u32>,
     processes: u32,
     round: u32,
     standing: Option<Standing>,
@@ -170,6 +173,7 @@ impl Fds {
             counter: OpenFds::new(&host.files.proc("")),
             descriptors: Descriptors::new(host).ok(),
             measures,
+            own: Process::own(host).status("Tgid"),
             processes: 0,
             round: 0,
             standing: None,
@@ -335,14 +339,14 @@ impl Fds {
         self.round = self.round.wrapping_add(1);
         // Where counting means listing, some are counted at each look.
         let turns = if self.counter.by_size() { 1 } else { self.processes / LISTED_MAX + 1 };
-        let Self { watched, suspects, counter, round, processes, .. } = self;
+        let Self { watched, suspects, counter, round, processes, own, .. } = self;
         *processes = 0;
         if let Some(suspects) = suspects {
             suspects.start();
         }
         let count = |process: crate::host::Process<'_>| {
             *processes += 1;
-            let Some(suspects) = suspects else { return };
+            let Some(suspects) = suspects.as_mut().filter(|_| *own != Some(process.pid)) else { return };
             if !(process.pid ^ *round).is_multiple_of(turns) {
                 suspects.pass_over(process.pid);
             } else if let Ok(open) = counter.of(process) {
