@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sysops_agent::host::{EventSource, Host, Roots};
 use sysops_agent::kernel::{Kernel, Observation, Rung};
 use sysops_agent::model::{Batch, Event, LeakReport, LeakStack, Resource};
@@ -85,7 +86,7 @@ fn observe<'a>(host: &Host, specs: &'a [Spec]) -> Option<Vec<(&'a Spec, Verdict)
     // One after the other: the first stack through a place has to be learned, and in life not all begin in the same moment.
     for program in &mut programs {
         program.begin();
-        take_until(&mut kernel, host, Duration::from_millis(100), |_| false);
+        learn(&mut kernel, host);
     }
     // Each says when it is through; meanwhile the kernel is drained as the agent does it.
     let done = std::thread::scope(|scope| {
@@ -106,6 +107,20 @@ fn observe<'a>(host: &Host, specs: &'a [Spec]) -> Option<Vec<(&'a Spec, Verdict)
         (spec, judge(spec, leaked, report))
     });
     Some(judged.collect())
+}
+
+/// Drains until nothing new has come for a while: what is known in the kernel is not handed over again.
+fn learn(kernel: &mut Kernel, host: &Host) {
+    let begun = Instant::now();
+    let pause = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    while begun.elapsed() < Duration::from_secs(5) {
+        let fds = kernel.fds();
+        let mut fds: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        if poll(&mut fds, Some(&pause)) == Ok(0) {
+            return;
+        }
+        kernel.drain(host, &mut Vec::new());
+    }
 }
 
 fn look(kernel: &mut Kernel, host: &Host, batch: &mut Batch) -> Vec<Event> {
