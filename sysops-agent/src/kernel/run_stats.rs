@@ -59,7 +59,10 @@ pub(super) struct Runs {
 impl Runs {
     /// Both together.
     #[must_use]
-    #[cfg_attr(not(feature = "ebpf"), expect(dead_code, reason = "without the loader there are no programs"))]
+    #[cfg_attr(
+        not(any(feature = "ebpf", test)),
+        expect(dead_code, reason = "without the loader there are no programs")
+    )]
     pub(super) fn and(self, other: Self) -> Self {
         let both = self.skipped.zip(other.skipped);
         Self {
@@ -72,7 +75,7 @@ impl Runs {
 
 /// What /proc/self/fdinfo says of a program beside its type.
 #[must_use]
-#[cfg_attr(not(feature = "ebpf"), expect(dead_code, reason = "without the loader there are no programs"))]
+#[cfg_attr(not(any(feature = "ebpf", test)), expect(dead_code, reason = "without the loader there are no programs"))]
 pub(super) fn skipped(fdinfo: &[u8]) -> Option<u64> {
     bytes::lines(fdinfo).find_map(|line| bytes::u64(bytes::trim(line.strip_prefix(b"recursion_misses:")?)))
 }
