@@ -17,6 +17,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("strace", "strace"),
     ("python3", "python3"),
     ("fio", "fio"),
+    ("cc", "gcc"),
 ];
 
 /// Servers that tests start by hand. Their packages are unpacked and not installed: a package starts its service.
