@@ -155,7 +155,7 @@ fn what_waits_in_a_queue_is_told_apart_on_tracepoint() {
     }
 }
 
-/// Without a scheduler a request of its own goes to the driver at once; with one each goes through its queue.
+/// Without a scheduler a request of its own may go to the driver at once; with one each goes through its queue.
 fn waits(rung: &str) {
     let Some((host, mut probe)) = stands(rung) else { return };
     let disk = LoopDevice::new(&format!("queue-{rung}"));
@@ -163,13 +163,16 @@ fn waits(rung: &str) {
     assert!(disk.transfer(true, 4096, 0, 100));
     settle(&host, &mut probe, &disk);
     let (buckets, sum) = queue(&probe).expect("there were writes");
-    assert_eq!((buckets[0], buckets.iter().sum::<u64>(), sum), (100, 100, 0.0), "issued at once");
+    // 5.10 puts a request into the queue of its CPU first; later kernels issue it at once.
+    assert_eq!(buckets.iter().sum::<u64>(), 100);
+    assert!(sum > 0.0 || buckets[0] == 100, "{sum} s in the queue: {buckets:?}");
+    let at_once = sum;
     disk.set("scheduler", "mq-deadline");
     assert!(disk.transfer(true, 4096, 0, 100));
     settle(&host, &mut probe, &disk);
     let (buckets, sum) = queue(&probe).expect("there were writes");
     assert_eq!(buckets.iter().sum::<u64>(), 200);
-    assert!(sum > 0.0 && sum < 10.0, "{sum} s in the queue");
+    assert!(sum > at_once && sum < 10.0, "{sum} s in the queue, {at_once} without a scheduler");
 }
 
 /// Writes to a disk whose file lies on a frozen file system.
@@ -212,7 +215,10 @@ fn slow(rung: &str) {
     let Detail::SlowIo(io) = &event.detail else { panic!("{event:?}") };
     assert_eq!((io.operation.as_deref(), io.sector, io.bytes), (Some("write"), Some(40), Some(4096)), "{io:?}");
     assert!(io.device_seconds > 0.2 && io.queue_seconds < 0.1 && io.status.is_none(), "{io:?}");
-    hold("event", &serde_json::to_value(event).expect("it is written to JSON"));
+    // A guest has the test and not the repository.
+    if std::path::Path::new(env!("CARGO_MANIFEST_DIR")).exists() {
+        hold("event", &serde_json::to_value(event).expect("it is written to JSON"));
+    }
 
     // More at once than are told in one second: all are counted.
     below.freeze();
