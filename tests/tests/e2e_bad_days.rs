@@ -81,7 +81,9 @@ fn without_btf_and_tracefs_the_log_stands_in() {
     let hide = "umount -l /sys/kernel/tracing 2>/dev/null; mount -t tmpfs none /sys/kernel/debug \
                 && mount -t tmpfs none /sys/kernel/btf";
     let events = after(hide).start(QUICK, &["events", "--json", "--kind", "oom_kill"]);
-    events.wait_until("it watches", |agent| agent.stderr().contains("watching: oom_kill kmsg, hung_task kmsg"));
+    events.wait_until("it watches", |agent| {
+        agent.stderr().contains("watching: oom_kill kmsg, ") && agent.stderr().contains(", hung_task kmsg, ")
+    });
     let pid = kill_one("no-btf");
     let of_pid = |agent: &Agent| -> Vec<serde_json::Value> {
         let all = agent.stdout();
@@ -112,7 +114,7 @@ fn btf_that_is_none_is_the_next_rung() {
         let report = schema::parse("doctor", &output.stdout);
         for probe in report["probes"].as_array().expect("a list") {
             let rung = probe["rung"].as_str().expect("text");
-            assert!(["tracepoint", "kmsg", "off"].contains(&rung), "{name}: {probe}");
+            assert!(["tracepoint", "kmsg", "proc", "off"].contains(&rung), "{name}: {probe}");
             assert!(probe["reason"].as_str().is_some_and(|reason| reason.contains("btf/vmlinux")), "{name}: {probe}");
         }
     }
@@ -178,7 +180,9 @@ fn an_ordinary_user_gets_what_anyone_may_see() {
     agent.signal(Signal::TERM);
     assert_eq!(agent.end(Duration::from_secs(5)).code(), Some(0));
 
-    let mut events = user::ordinary().start(QUICK, &["events"]);
+    // Tasks that hang are seen by anyone, in /proc.
+    let nothing = format!("{QUICK}[kernel.hung_task]\nearly_secs = 0\n");
+    let mut events = user::ordinary().start(&nothing, &["events"]);
     let status = events.end(LONG);
     // Where the log is open to everyone there is something to see, and it goes on; then `end` has failed already.
     assert_eq!(status.code(), Some(69), "{}", events.stderr());
