@@ -183,14 +183,17 @@ fn each_run_of_a_probe_is_counted() {
         }
     };
     kill_many("runs", 5);
-    until("each kill was a run", || {
+    // Each kill is a run on its mark and one on its signal; other signals are runs, too.
+    until("each kill was two runs", || {
         probe.collect(&host);
-        probe.number("kernel_probe_runs_total", &["oom_kill"]) == Some(machine_kills() - before)
+        probe
+            .number("kernel_probe_runs_total", &["oom_kill"])
+            .is_some_and(|runs| runs >= 2 * (machine_kills() - before))
     });
     let seconds = probe.float("kernel_probe_run_seconds_total", &["oom_kill"]).expect("told with the runs");
     let runs = probe.float("kernel_probe_runs_total", &["oom_kill"]).expect("told");
-    eprintln!("{:.0} ns a kill", seconds / runs * 1e9);
-    assert!(seconds / runs > 50e-9 && seconds / runs < 1e-3, "{seconds} s in {runs} runs");
+    eprintln!("{:.0} ns a run", seconds / runs * 1e9);
+    assert!(seconds / runs > 10e-9 && seconds / runs < 1e-3, "{seconds} s in {runs} runs");
     assert!(probe.float("kernel_probe_run_counted_seconds_total", &[]).is_some_and(|counted| counted > seconds));
 }
 
