@@ -294,7 +294,7 @@ mod rules {
     #[test]
     fn guarded_crates_are_found_by_name() {
         assert_eq!(guarded(&agent("collect/cpu.rs", "use aya::Ebpf;")).len(), 1);
-        assert_eq!(guarded(&agent("kernel/loader.rs", "use aya::Ebpf;")), [""; 0]);
+        assert_eq!(guarded(&agent("kernel/loader/mod.rs", "use aya::Ebpf;")), [""; 0]);
         assert_eq!(guarded(&agent("collect/cpu.rs", "use himalaya::Peak; // aya::Ebpf")), [""; 0]);
     }
 
