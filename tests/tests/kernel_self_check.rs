@@ -162,7 +162,9 @@ fn exactly(structure: &str, member: &str, down: &[&str], lie: impl FnOnce(&mut [
     for (before, after) in honest.iter().zip(&lied) {
         assert_eq!(before.name, after.name);
         let named = after.reason.contains(&name);
-        if down.contains(&after.name) && typed(before) {
+        // At the entry of functions no one asks for the number of a call.
+        let reads = before.rung != Rung::Fentry || (structure, member) != CALL;
+        if down.contains(&after.name) && typed(before) && reads {
             assert!(named && !typed(after) && !after.remedy.is_empty(), "{name}: {before:?} {after:?}");
         } else {
             assert!(named || before.rung == after.rung, "{name}: {before:?} {after:?}");

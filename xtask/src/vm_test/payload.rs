@@ -249,7 +249,8 @@ pub(crate) fn paths(ldd: &str) -> Vec<String> {
 /// A program without its symbols, which would not fit into a small guest; with them, where there is no strip.
 fn stripped(file: &Path) -> Result<Vec<u8>> {
     let smaller = kernels::home().join("stripped");
-    let strip = Command::new("strip").arg("-o").arg(&smaller).arg(file).stderr(Stdio::null()).status();
+    let strip =
+        Command::new("strip").arg("--strip-debug").arg("-o").arg(&smaller).arg(file).stderr(Stdio::null()).status();
     let bytes = if strip.is_ok_and(|status| status.success()) {
         let bytes = std::fs::read(&smaller);
         std::fs::remove_file(&smaller).with_context(|| smaller.display().to_string())?;

@@ -133,7 +133,14 @@ impl Rungs {
     pub(super) fn verify(&self, rung: Rung) -> Result<(), Refusal> {
         // Room for none: nothing will run.
         let mut object = self.load(rung, 1, 1 << 16)?;
-        self.programs(rung)?.into_iter().try_for_each(|(program, point)| object.verify(program, point))
+        let verified = self.programs(rung)?.into_iter().try_for_each(|(program, point)| object.verify(program, point));
+        // Of capabilities there are enough, or this would not have been tried.
+        verified.map_err(|refusal| match rung {
+            Rung::Fentry if refusal.reason.contains("Operation not permitted") => {
+                Refusal::new("this kernel refuses programs at the entry of its functions (EPERM)", "")
+            }
+            _ => refusal,
+        })
     }
 
     /// Loads and attaches the programs of a rung and lets them watch the agent itself for a moment.
