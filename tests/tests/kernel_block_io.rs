@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sysops_agent::host::{Host, Roots, files::Files};
 use sysops_agent::kernel::Rung;
@@ -223,6 +223,15 @@ fn slow(rung: &str) {
     // More at once than are told in one second: all are counted.
     below.freeze();
     let writes: Vec<_> = (0..WRITES).map(|place| disk.start_write(place * 100)).collect();
+    // Until all wait, which on an emulated processor takes its time.
+    let waiting = || {
+        let inflight = std::fs::read_to_string(format!("/sys/block/{}/inflight", disk.name())).expect("it is there");
+        inflight.split_whitespace().nth(1).and_then(|writes| writes.parse::<u32>().ok()).expect("two numbers")
+    };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while waiting() < WRITES && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
     std::thread::sleep(FROZEN);
     below.thaw();
     for mut write in writes {
@@ -231,8 +240,7 @@ fn slow(rung: &str) {
     settle(&host, &mut probe, &disk);
     let told = take_until(probe.source(), &host, Duration::ZERO, |_| true);
     let slow = probe.number("block_io_slow_total", &[disk.name(), "write"]).expect("there were writes");
-    // On an emulated processor some come too late to wait; there are more than may be told all the same.
-    assert!(slow > 12, "{slow}");
+    assert!(slow > u64::from(WRITES), "{slow}");
     let untold = probe.number("block_io_slow_untold_total", &[]).expect("it is always there");
     // Others may be slow just now, too; so told and untold are at least ours.
     assert!(untold > 0 && events.len() as u64 + told.len() as u64 + untold >= slow, "{untold} {}", told.len());
@@ -487,7 +495,8 @@ fn a_wrong_offset_shows_with_the_first_requests() {
         std::fs::write(directory.join("kernel/btf/vmlinux"), btf).expect("a file of our own");
         let host = Host { files: Files::new("/proc".into(), directory.clone(), "/".into()), ..live.clone() };
         let mut probe = OneProbe::start(&host, "block_io", "auto", Values::default());
-        assert_eq!(probe.standing().rung, Rung::TpBtf, "nothing shows before the first request");
+        // Nothing shows before the first request, but where the verifier itself holds loads against the types.
+        assert!(matches!(probe.standing().rung, Rung::TpBtf | Rung::RawTracepoint), "{:?}", probe.standing());
         let disk = LoopDevice::new(&format!("lie-{member}"));
         for _ in 0..16 {
             assert!(disk.transfer(true, 4096, 0, 100));

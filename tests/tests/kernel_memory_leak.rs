@@ -3,8 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "a test starts programs")]
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -16,46 +15,55 @@ use sysops_agent::symbolize::{Symbolizer, Trust};
 use sysops_tests::one_probe::{has_tracefs, key};
 use sysops_tests::require::{self, require};
 
-/// Told "small" at the start, its allocator keeps what `churn` gives back and hands it to `leak_here`: no page fault tells of
-/// that. Leaks 40 × 64 KiB in `leak_here`, gives back as much in `churn`, and leaks 8 × 1 MiB of its own mappings in `map_here`, at
-/// each line that it is told.
-const PROGRAM: &str = r#"
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <malloc.h>
-__attribute__((noinline)) void leak_here(void) {
-    char *p = malloc(65536);
-    memset(p, 1, 65536);
-    __asm__ volatile("" : : "r"(p) : "memory");
+/// Set in the child.
+const CHILD: &str = "SYSOPS_TEST_MEMORY_CHILD";
+/// Functions of the child that are told apart.
+const OWN: [&str; 4] = ["leak_here", "handler", "map_here", "churn"];
+
+#[inline(never)]
+fn leak_here() {
+    let piece = std::hint::black_box(vec![1_u8; 64 << 10]);
+    std::mem::forget(piece);
 }
-__attribute__((noinline)) void handler(void) { leak_here(); __asm__ volatile("" ::: "memory"); }
-__attribute__((noinline)) void map_here(void) {
-    char *p = mmap(0, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    for (int i = 0; i < 1 << 20; i += 4096) p[i] = 1;
-    __asm__ volatile("" ::: "memory");
+
+#[inline(never)]
+fn handler() {
+    leak_here();
+    std::hint::black_box(());
 }
-__attribute__((noinline)) void churn(void) {
-    char *p = malloc(4 << 20);
-    memset(p, 1, 4 << 20);
-    __asm__ volatile("" : : "r"(p) : "memory");
-    free(p);
+
+#[inline(never)]
+fn map_here() {
+    let piece = std::hint::black_box(vec![1_u8; 1 << 20]);
+    std::mem::forget(piece);
 }
-int main(int argc, char **argv) {
-    char line[16];
-    // What is large is mapped each time: the allocator keeps nothing of what churn gives back, for others to take.
-    mallopt(M_MMAP_THRESHOLD, argc > 1 ? 1 << 25 : 131072);
-    puts("ready"); fflush(stdout);
-    while (fgets(line, sizeof line, stdin)) {
-        for (int i = 0; i < 40; i++) { handler(); if (i % 4 == 0) churn(); }
-        #pragma GCC unroll 1
-        for (int i = 0; i < 8; i++) map_here();
-        puts("done"); fflush(stdout);
+
+#[inline(never)]
+fn churn() {
+    drop(std::hint::black_box(vec![1_u8; 4 << 20]));
+}
+
+/// Not a test: what the others start. At each line it leaks 40 × 64 KiB in `leak_here` and 8 × 1 MiB in `map_here`, and gives back all
+/// that it takes in `churn`.
+#[test]
+fn child() {
+    if std::env::var(CHILD).is_err() {
+        return;
     }
-    return 0;
+    println!("ready");
+    for _ in std::io::stdin().lines() {
+        for turn in 0..40 {
+            handler();
+            if turn % 4 == 0 {
+                churn();
+            }
+        }
+        for _ in 0..8 {
+            map_here();
+        }
+        println!("done");
+    }
 }
-"#;
 
 fn host() -> Host {
     Host::live(&Roots::default())
@@ -64,33 +72,29 @@ fn host() -> Host {
 struct Leaker {
     child: Child,
     said: BufReader<std::process::ChildStdout>,
-    directory: PathBuf,
 }
 
 impl Leaker {
-    fn start(name: &str, arguments: &[&str]) -> Self {
-        let directory = std::env::temp_dir().join(format!("sysops-memory-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&directory).expect("a directory of our own");
-        let (source, program) = (directory.join("leaker.c"), directory.join("leaker"));
-        std::fs::write(&source, PROGRAM).expect("a file of our own");
-        let built = Command::new("cc").args(["-O1", "-g", "-fno-inline", "-o"]).arg(&program).arg(&source).status();
-        assert!(built.expect("require() was asked").success());
-        let mut child = Command::new(&program)
-            .args(arguments)
+    /// What is at least of `mapped_from` bytes is mapped by itself; of anything smaller the allocator keeps what is freed.
+    fn start(mapped_from: usize) -> Self {
+        let mut child = Command::new(std::env::current_exe().expect("a test has a path"))
+            .args(["--exact", "child", "--nocapture", "--test-threads=1"])
+            .env(CHILD, "1")
+            .env("MALLOC_MMAP_THRESHOLD_", mapped_from.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .expect("it was built");
+            .expect("it is this very file");
         let said = BufReader::new(child.stdout.take().expect("piped"));
-        let mut leaker = Self { child, said, directory };
+        let mut leaker = Self { child, said };
         leaker.hears("ready");
         leaker
     }
 
     fn hears(&mut self, word: &str) {
-        let mut line = String::new();
-        self.said.read_line(&mut line).expect("it speaks");
-        assert_eq!(line.trim(), word);
+        // The harness of tests says something, too.
+        let mut lines = self.said.by_ref().lines().map(|line| line.expect("it speaks"));
+        assert!(lines.any(|line| line.ends_with(word)), "it has ended");
     }
 
     fn go_on(&mut self) {
@@ -103,7 +107,6 @@ impl Drop for Leaker {
     fn drop(&mut self) {
         _ = self.child.kill();
         _ = self.child.wait();
-        _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 
@@ -121,9 +124,13 @@ impl Told {
         Symbolizer::new(Trust::All).name(report.stacks.iter_mut().map(|stack| &mut stack.frames));
         let mut told = Self { attributed: report.attributed, open: report.open, ..Self::default() };
         for stack in report.stacks {
-            let own = |frame: &Frame| frame.module.as_deref().is_some_and(|path| path.ends_with("/leaker"));
-            let names = stack.frames.into_iter().filter(own).filter_map(|frame| frame.function);
-            *told.by_names.entry(names.filter(|name| name != "_start").collect()).or_default() += stack.count;
+            let own = |frame: Frame| {
+                let name = frame.function?;
+                OWN.into_iter().find(|own| name.rsplit("::").next() == Some(own)).map(str::to_owned)
+            };
+            let mut names: Vec<String> = stack.frames.into_iter().filter_map(own).collect();
+            names.dedup();
+            *told.by_names.entry(names).or_default() += stack.count;
         }
         told
     }
@@ -150,10 +157,10 @@ fn go_on(kernel: &mut Kernel, leaker: &mut Leaker, rounds: usize) -> Told {
 }
 
 fn is_told_on(rung: Rung) {
-    if !require(require::root().or_else(|| require::programs(&["cc"]))) {
+    if !require(require::root()) {
         return;
     }
-    let mut leaker = Leaker::start(rung.word(), &[]);
+    let mut leaker = Leaker::start(128 << 10);
     let observation = Observation {
         resources: vec![Resource::Memory],
         pids: vec![leaker.child.id()],
@@ -176,7 +183,7 @@ fn is_told_on(rung: Rung) {
     assert!(after.within("churn") < 1 << 20, "what is given back is not held");
     let stack = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<String>>();
     let leak = after.by_names.iter().max_by_key(|(names, bytes)| (names.contains(&"leak_here".to_owned()), **bytes));
-    assert_eq!(leak.expect("it leaks").0, &stack(&["leak_here", "handler", "main"]));
+    assert_eq!(leak.expect("it leaks").0, &stack(&["leak_here", "handler"]));
     let grown = (after.attributed - before.attributed, after.open - before.open);
     assert!(grown.0 * 100 > grown.1 * 95 && grown.0 * 100 < grown.1 * 105, "attributed and grown: {grown:?}");
 }
@@ -202,10 +209,10 @@ fn who_makes_it_grow_is_told_on_tracepoint() {
 /// Where the allocator hands out again what it kept, only its own calls tell who leaks.
 #[test]
 fn who_does_not_free_is_told_by_the_allocator() {
-    if !require(require::root().or_else(|| require::programs(&["cc"]))) {
+    if !require(require::root()) {
         return;
     }
-    let mut leaker = Leaker::start("malloc", &["small"]);
+    let mut leaker = Leaker::start(32 << 20);
     let observation = Observation {
         resources: vec![Resource::Memory],
         pids: vec![leaker.child.id()],
@@ -221,7 +228,7 @@ fn who_does_not_free_is_told_by_the_allocator() {
     assert_eq!(after.within("leak_here") - before.within("leak_here"), (3 * 40) << 16, "to the byte");
     assert_eq!(after.within("churn"), 0, "it freed all");
     let leak = after.by_names.keys().find(|names| names.contains(&"leak_here".to_owned())).expect("it leaks");
-    assert_eq!(leak, &["leak_here", "handler", "main"]);
+    assert_eq!(leak, &["leak_here", "handler"]);
 }
 
 #[test]

@@ -38,7 +38,12 @@ fn iterator(host: &Host) -> Option<OneProbe> {
     if standing.rung == Rung::Iter {
         return Some(probe);
     }
-    // Where programs can be loaded at all, there is no excuse.
+    // The verifier of 5.10 does not know an array of such members.
+    if standing.reason.contains("Type 'atomic_long_t' is not a struct") {
+        eprintln!("skipped: {}", standing.reason);
+        return None;
+    }
+    // Where programs can be loaded at all else, there is no excuse.
     let other = OneProbe::start(host, "oom_kill", "auto", Values::default()).standing();
     assert!(other.rung >= Rung::Tracepoint, "{standing:?} but {other:?}");
     assert!(!require(Some(standing.reason)), "require() says what is missing");
@@ -219,6 +224,10 @@ struct Table {
 }
 
 fn read(walk: &mut TaskWalk) -> Table {
+    read_if_whole(walk).expect("the table was read whole")
+}
+
+fn read_if_whole(walk: &mut TaskWalk) -> Option<Table> {
     let (mut rows, mut elsewhere, mut last) = (BTreeMap::new(), Vec::new(), 0);
     let whole = walk.walk(|walked| match walked {
         Walked::Row(row) => {
@@ -228,8 +237,19 @@ fn read(walk: &mut TaskWalk) -> Table {
         }
         Walked::Elsewhere(pid) => elsewhere.push(pid),
     });
-    assert!(whole, "the table was read whole");
-    Table { rows, elsewhere }
+    whole.then_some(Table { rows, elsewhere })
+}
+
+/// What is simple, on an emulated processor too.
+#[test]
+fn this_process_is_in_the_table_on_iter() {
+    let host = live();
+    let Some(_probe) = iterator(&host) else { return };
+    let mut walk = TaskWalk::new(&host);
+    let own = (0..20).find_map(|_| read_if_whole(&mut walk)?.rows.get(&std::process::id()).copied());
+    let own = own.expect("twenty tables, and this process in none of them");
+    assert_eq!(own.uid, rustix::process::getuid().as_raw());
+    assert!(own.cpu_ns > 0 && own.threads >= 1, "{own:?}");
 }
 
 /// Reads /proc, the table and /proc again until every process was the same in some turn, or has ended.
@@ -351,7 +371,7 @@ impl Drop for Ends<'_> {
 }
 
 #[test]
-fn the_table_is_whole_while_processes_and_threads_come_and_go_on_iter() {
+fn the_table_is_whole_while_processes_and_threads_come_and_go() {
     let host = live();
     let Some(probe) = iterator(&host) else { return };
     let end = AtomicBool::new(false);

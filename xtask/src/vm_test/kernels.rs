@@ -37,7 +37,7 @@ static SERIES: &[Series] = &[
 
 /// What tests mount and write to. One that is not there is built into the kernel. Up to 6.x ext4 asks for crc32c only
 /// when it mounts, by an alias that nothing in the guest could resolve.
-const MODULES: &[&str] = &["loop", "crc32c_generic", "ext4", "null_blk", "dm_mod"];
+const MODULES: &[&str] = &["loop", "crc32c_generic", "ext4", "null_blk", "dm_mod", "fuse"];
 
 /// Beside a kept kernel: which modules were looked for.
 const WANTED: &str = "wanted";

@@ -29,10 +29,10 @@ use crate::{after_dashes, program};
 const DEADLINE: Duration = Duration::from_secs(25 * 60);
 const MEMORY_MIB: u32 = 1024;
 
-const OPTIONS: &[&str] = &["--dev", "--kept", "--compare"];
+const OPTIONS: &[&str] = &["--dev", "--quick", "--kept", "--compare"];
 
 /// The command. Without a kernel's name it takes the oldest, the newest, and the one where nothing attaches. `--dev` takes the
-/// agent's dev build; `--kept` boots nothing and prints the tables of what each guest said when it ran last; `--compare` runs
+/// agent's dev build; `--quick` leaves out the tests that are about no rung; `--kept` boots nothing and prints the tables of what each guest said when it ran last; `--compare` runs
 /// other tools beside the agent.
 pub(crate) fn main(args: &[String]) -> Result<()> {
     let (options, names): (Vec<&str>, Vec<&str>) =
@@ -49,12 +49,13 @@ pub(crate) fn main(args: &[String]) -> Result<()> {
         let guests = names.iter().map(|name| kept(name)).collect::<Result<Vec<Guest>>>()?;
         (guests, payload::probes(&payload::agent(dev)?)?)
     } else {
-        boot(&fetch(&names)?, dev)?
+        boot(&fetch(&names)?, dev, options.contains(&"--quick"))?
     };
     print(&guests, &probes)
 }
 
-/// The usual kernels with the agent's dev build. Where kernels or QEMU cannot be had that is said, and in CI a failure.
+/// The usual kernels with the agent's dev build, each probe on each rung. Tests that are about no rung have run on the machine
+/// itself. Where kernels or QEMU cannot be had that is said, and in CI a failure.
 ///
 /// # Errors
 /// When a test fails in a guest.
@@ -66,7 +67,7 @@ pub(crate) fn usual() -> Result<()> {
         }
         fetched => fetched?,
     };
-    let (guests, probes) = boot(&kernels, true)?;
+    let (guests, probes) = boot(&kernels, true, true)?;
     print(&guests, &probes)
 }
 
@@ -96,8 +97,8 @@ fn fetch(names: &[&str]) -> Result<Vec<Kernel>> {
 
 /// Boots the kernels, as many at a time as there are processors: each guest keeps one busy. The newest take longest and
 /// begin.
-fn boot(kernels: &[Kernel], dev: bool) -> Result<(Vec<Guest>, Probes)> {
-    let payload = Payload::build(dev)?;
+fn boot(kernels: &[Kernel], dev: bool, quick: bool) -> Result<(Vec<Guest>, Probes)> {
+    let payload = Payload::build(dev, quick)?;
     let start = Instant::now();
     let at_once = std::thread::available_parallelism().map_or(1, usize::from);
     let (waiting, ran) = (Mutex::new((0..kernels.len()).collect::<Vec<_>>()), Mutex::new(Vec::new()));
