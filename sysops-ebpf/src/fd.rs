@@ -101,12 +101,12 @@ pub fn on_enter(ctx: TracePointContext) -> u32 {
     if effect == Effect::Close as u8 {
         // No one can get a descriptor of this number before it is closed. Whether it is open is told by what is remembered:
         // a second program at the end of each close(2) of each process would cost as much again.
-        if let Some(fd) = argument(0) {
-            if forget(&process, fd as u32) {
-                // SAFETY: `counts` points into a value of a map.
-                unsafe { add(&raw mut (*process.counts).closes, 1) };
-                count(Fate::Received);
-            }
+        if let Some(fd) = argument(0)
+            && forget(&process, fd as u32)
+        {
+            // SAFETY: `counts` points into a value of a map.
+            unsafe { add(&raw mut (*process.counts).closes, 1) };
+            count(Fate::Received);
         }
         return 0;
     }
@@ -118,7 +118,7 @@ pub fn on_enter(ctx: TracePointContext) -> u32 {
         // What a call does not have is whatever lies there, and is not used.
         pending.arguments[index] = argument(index as u64).unwrap_or(0);
     }
-    if PENDING.insert(&bpf_get_current_pid_tgid(), &pending, 0).is_err() {
+    if PENDING.insert(bpf_get_current_pid_tgid(), pending, 0).is_err() {
         count(Fate::MapFull);
     }
     0
@@ -139,16 +139,16 @@ pub fn on_tracepoint(ctx: TracePointContext) -> u32 {
     let mut arguments = Arguments::Unknown;
     if needs_arguments(effect) {
         // SAFETY: only this thread writes or removes its value.
-        if let Some(pending) = unsafe { PENDING.get(&thread) } {
-            if pending.number == u64::from(number) {
-                arguments = Arguments::Pending(pending);
-            }
+        if let Some(pending) = unsafe { PENDING.get(thread) }
+            && pending.number == u64::from(number)
+        {
+            arguments = Arguments::Pending(pending);
         }
     }
     enter(&process, number, effect, result, &arguments);
     if needs_arguments(effect) {
         // It is not there when the program was attached while the call waited.
-        let _ = PENDING.remove(&thread);
+        let _ = PENDING.remove(thread);
     }
     0
 }
@@ -169,10 +169,11 @@ fn on_exit(registers: u64, result: i64) {
         return;
     };
     let effect = effect(number);
-    if effect == Effect::Close as u8 && result != NOT_OPEN {
-        if let Some(fd) = member::<u64>(registers, &OFFSETS.arguments[0]) {
-            forget_unless_taken_again(&process, task, fd as u32);
-        }
+    if effect == Effect::Close as u8
+        && result != NOT_OPEN
+        && let Some(fd) = member::<u64>(registers, &OFFSETS.arguments[0])
+    {
+        forget_unless_taken_again(&process, task, fd as u32);
     }
     enter(&process, number, effect, result, &Arguments::Registers(registers));
 }
@@ -350,7 +351,7 @@ extern "C" fn hold(tgid: u32, fd: u32, file: u64, stack: u64, call: u32) -> u64 
         let inode = follow(held.file, &OFFSETS.inode);
         held.inode = inode.and_then(|inode| member(inode, &OFFSETS.inode_number)).unwrap_or(0);
     }
-    let full = OPEN.insert(&Descriptor { tgid, fd }, &held, 0).is_err();
+    let full = OPEN.insert(Descriptor { tgid, fd }, held, 0).is_err();
     // SAFETY: `counts` points into a value of a map.
     unsafe {
         add(&raw mut (*counts).installs, 1);
@@ -365,7 +366,7 @@ extern "C" fn hold(tgid: u32, fd: u32, file: u64, stack: u64, call: u32) -> u64 
 #[inline(always)]
 fn forget(process: &Process, fd: u32) -> bool {
     // It is not there when it was open before the process was watched.
-    OPEN.remove(&Descriptor { tgid: process.tgid, fd }).is_ok()
+    OPEN.remove(Descriptor { tgid: process.tgid, fd }).is_ok()
 }
 
 /// The call that closed it returns only now: meanwhile another thread may have been given the same number. Then the table
@@ -373,7 +374,7 @@ fn forget(process: &Process, fd: u32) -> bool {
 #[inline(always)]
 fn forget_unless_taken_again(process: &Process, task: u64, fd: u32) {
     // SAFETY: the value is read at once.
-    let Some(file) = unsafe { OPEN.get(&Descriptor { tgid: process.tgid, fd }) }.map(|held| held.file) else { return };
+    let Some(file) = unsafe { OPEN.get(Descriptor { tgid: process.tgid, fd }) }.map(|held| held.file) else { return };
     if file == 0 || opened(task, fd) != Some(file) {
         let _ = forget(process, fd);
     }

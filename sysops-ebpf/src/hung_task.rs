@@ -160,7 +160,7 @@ fn turn_of(turn: *const TaskTurn) -> Option<(*mut seq_file, *mut task_struct)> {
 fn is_wanted(task: u64) -> Option<u32> {
     let tid: u32 = member(task, &OFFSETS.task.pid)?;
     // SAFETY: a number, which may change at any time.
-    unsafe { WANTED.get(&tid) }.map(|_| tid)
+    unsafe { WANTED.get(tid) }.map(|_| tid)
 }
 
 /// The thread that waits in vfork(2) for `task`, or 0.

@@ -59,7 +59,7 @@ pub fn on_tracepoint(ctx: TracePointContext) -> u32 {
     if member::<i32>(base, &at.sig) != Some(SIGKILL) || member::<i32>(base, &at.result) != Some(0) {
         return 0;
     }
-    if !member::<i32>(base, &at.code).is_some_and(|code| code <= 0) {
+    if member::<i32>(base, &at.code).is_none_or(|code| code > 0) {
         return 0;
     }
     report(|record| {

@@ -67,7 +67,7 @@ pub fn capture(at: &'static StackOffsets) -> u64 {
     let reference = if epoch == 0 { 0 } else { walk(epoch) };
     if reference != 0 {
         // SAFETY: the value is not read.
-        if unsafe { STACK_KNOWN.get(&reference) }.is_some() {
+        if unsafe { STACK_KNOWN.get(reference) }.is_some() {
             return reference;
         }
     }
@@ -91,7 +91,7 @@ fn begin(at: &'static StackOffsets) -> Option<u32> {
         lr: if offset(&at.lr).is_some() { member(registers, &at.lr)? } else { 0 },
     };
     // SAFETY: the agent changes a process by one write of the whole value.
-    let epoch = match unsafe { STACK_PROCESSES.get(&((tgid_tid >> 32) as u32)) } {
+    let epoch = match unsafe { STACK_PROCESSES.get((tgid_tid >> 32) as u32) } {
         Some(process) if process.identity == identity => process.epoch,
         _ => 0,
     };
@@ -154,7 +154,7 @@ extern "C" fn walk(epoch: u32) -> u64 {
     for index in 0..FRAMES_MAX {
         let key = RuleKey { epoch, first, ip: place.ip };
         // SAFETY: the agent does not change a rule.
-        let Some(rule) = (unsafe { STACK_RULES.get(&key) }) else { break };
+        let Some(rule) = (unsafe { STACK_RULES.get(key) }) else { break };
         let rule = *rule;
         if rule.ways & way::NOWHERE != 0 {
             complete = true;

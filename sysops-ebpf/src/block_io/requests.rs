@@ -194,10 +194,10 @@ pub unsafe fn ask<R: Reach>(flight: *mut Flight, bio: impl FnOnce() -> Option<u6
     let id = bpf_get_current_pid_tgid();
     // SAFETY: the helper takes nothing.
     let mut cgroup = unsafe { generated::bpf_get_current_cgroup_id() };
-    if cgroup == ROOT_CGROUP {
-        if let Some(charged) = bio().and_then(charged::<R>) {
-            cgroup = charged;
-        }
+    if cgroup == ROOT_CGROUP
+        && let Some(charged) = bio().and_then(charged::<R>)
+    {
+        cgroup = charged;
     }
     // SAFETY: the caller's promise.
     unsafe {

@@ -87,6 +87,7 @@ pub fn totals(series: Series, disk: impl FnOnce() -> Option<u64>) -> Option<*mut
         name(disk, series.dev);
     }
     // Another CPU may have been quicker: then the value is there just as well.
+    #[expect(clippy::needless_borrows_for_generic_args, reason = "by value it would not fit on the stack of a program")]
     let _ = TOTALS.insert(series, &ZERO, u64::from(BPF_NOEXIST));
     let totals = TOTALS.get_ptr_mut(series);
     if totals.is_none() {
