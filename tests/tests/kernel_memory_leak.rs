@@ -171,7 +171,9 @@ fn is_told_on(rung: Rung) {
     values.set(key("kernel.memory_leak.rung"), Value::Text(rung.word().to_owned()));
     let mut kernel = Kernel::observe(&host(), &values, &observation);
     let standing = kernel.standings().remove(0);
-    assert_eq!(standing.rung, rung, "{standing:?}");
+    if standing.rung != rung && !require(Some(format!("{}: {}", rung.word(), standing.reason))) {
+        return;
+    }
     // The first stacks through a place make the rules for those that follow.
     let before = go_on(&mut kernel, &mut leaker, 3);
     let after = go_on(&mut kernel, &mut leaker, 6);
@@ -221,7 +223,9 @@ fn who_does_not_free_is_told_by_the_allocator() {
     };
     let mut kernel = Kernel::observe(&host(), &Values::default(), &observation);
     let standing = kernel.standings().remove(0);
-    assert_eq!(standing.rung, Rung::Uprobe, "{standing:?}");
+    if standing.rung != Rung::Uprobe && !require(Some(standing.reason)) {
+        return;
+    }
     let before = go_on(&mut kernel, &mut leaker, 1);
     let after = go_on(&mut kernel, &mut leaker, 3);
     println!("{before:?}\n{after:?}");
@@ -246,6 +250,9 @@ fn an_allocator_is_followed_in_one_process_that_has_one() {
     {
         let standing = of(pids);
         assert_eq!(standing.rung, Rung::Off);
+        if standing.reason.contains("BTF") && !require(Some(standing.reason.clone())) {
+            return;
+        }
         assert!(standing.reason.contains(reason) && !standing.remedy.is_empty(), "{standing:?}");
     }
 }

@@ -92,7 +92,8 @@ impl Tables<'_> {
     /// Where nothing can be attached no probe has a program, and each says why.
     fn unattached(&mut self, guest: &Guest) {
         let standings = guest.section("condition nothing special").and_then(Section::standings).unwrap_or_default();
-        let without = |standing: &&Standing| !["off", "kmsg"].contains(&&*standing.rung) || standing.reason.is_empty();
+        let without =
+            |standing: &&Standing| !["off", "kmsg", "proc"].contains(&&*standing.rung) || standing.reason.is_empty();
         for Standing { probe, rung, .. } in standings.iter().filter(without) {
             self.failures.push(format!("{}: {probe} stands on {rung}, or does not say why", guest.series));
         }
