@@ -108,7 +108,8 @@ impl Cgroups {
             if id == OTHER_CGROUPS || self.named.iter().any(|named| named.id == id) {
                 continue;
             }
-            self.gone = sum(self.gone, self.table.get(&id).unwrap_or_default());
+            let Some(totals) = self.table.get(&id) else { continue };
+            self.gone = sum(self.gone, totals);
             self.table.remove(&id);
         }
     }

@@ -109,9 +109,11 @@ struct Attached {
 fn new(host: &Host, facts: &Facts, values: &Values) -> BlockIo {
     let types = facts.btf.as_ref().map_err(Clone::clone).and_then(types::requests);
     let formats = types::formats(|event| facts.format(host, event));
-    let cgroups_max = usize::try_from(values.get(&CGROUPS)).unwrap_or(0);
+    let cgroups_max = usize::try_from(values.get(&CGROUPS)).expect("the key's bounds are not below 0");
     let configured = |offsets: &Result<Offsets, Refusal>| Offsets {
-        slow_ns: u64::try_from(values.get(&SLOW_MS)).unwrap_or(0).saturating_mul(1_000_000),
+        slow_ns: u64::try_from(values.get(&SLOW_MS))
+            .expect("the key's bounds are not below 0")
+            .saturating_mul(1_000_000),
         by_cgroup: u64::from(cgroups_max > 0),
         ..*offsets.as_ref().unwrap_or(&Offsets::ABSENT)
     };
@@ -224,9 +226,11 @@ impl Probe for BlockIo {
         // The plain tracepoint's record says the number itself; there is nothing of ours that could be wrong.
         if listed && attached.rung != Rung::Tracepoint {
             sums.kernel = self.disks.completed().saturating_sub(attached.completed_before);
-            sums.seen = attached.seen.get().unwrap_or_default();
-            sums.faults = attached.object.counters().unwrap_or_default().read_fault;
-            self.contradiction = self.suspicion.look(&sums);
+            // What the kernel does not give proves nothing.
+            if let Some((seen, counters)) = attached.seen.get().zip(attached.object.counters()) {
+                (sums.seen, sums.faults) = (seen, counters.read_fault);
+                self.contradiction = self.suspicion.look(&sums);
+            }
         }
         // A disk that is known by no name was taken away, or never was.
         if listed {

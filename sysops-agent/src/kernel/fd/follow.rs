@@ -255,9 +255,14 @@ impl Followed {
             one.open.look_at_all(&mut look, now, REPORT_MAX);
             one.groups.update(now, self.measures.window, one.open.known());
             let tally = one.groups.tally();
-            let path = CString::new(format!("{}/fd", one.pid)).unwrap_or_default();
-            let counted = counter.at(descriptors.proc(), &path).unwrap_or(0);
-            let open = if one.open.is_whole() { tally.all() } else { counted.max(tally.all()) };
+            let open = if one.open.is_whole() {
+                tally.all()
+            } else {
+                // Without the number of all there is no coverage, and so no report: the process has mostly ended.
+                let path = CString::new(format!("{}/fd", one.pid)).ok();
+                let Some(counted) = path.and_then(|path| counter.at(descriptors.proc(), &path).ok()) else { continue };
+                counted.max(tally.all())
+            };
             let full = self.armed.counts.get(&one.pid).map_or(0, |counts| counts.full);
             let groups = one.groups.largest_first();
             out.push(LeakReport {

@@ -144,8 +144,8 @@ impl Group {
         let steady = self.floor.steady_rise().filter(|&by| by >= rise);
         let rises = steady.or_else(|| self.floor.recent_rise().filter(|_| near_limit)).is_some();
         // What churns is young, however many there are.
-        let half_way = self.floor.half_way().unwrap_or(0);
-        rises && (near_limit || u64::from(self.aged) * 100 >= u64::from(half_way) * u64::from(KEPT_PERCENT))
+        let kept = |half_way| u64::from(self.aged) * 100 >= u64::from(half_way) * u64::from(KEPT_PERCENT);
+        rises && (near_limit || self.floor.half_way().is_some_and(kept))
     }
 
     /// By how much the count rises in an hour: by its floor, or as long as there is none, since it was seen first.

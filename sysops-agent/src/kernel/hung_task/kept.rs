@@ -24,7 +24,12 @@ impl Kept {
     pub(super) fn open(host: &Host, directory: &Path) -> Option<(Self, Vec<Told>)> {
         let boot = host.files.read_text(&host.files.proc("sys/kernel/random/boot_id")).ok()?;
         let kept = Self { path: directory.join("hung_task.told"), boot, failed: false };
-        let text = host.files.read_text(&kept.path).unwrap_or_default();
+        let text = host.files.read_text(&kept.path).unwrap_or_else(|error| {
+            if !error.is_absent() {
+                tracing::warn!("{error}: {}; hangs that were told before may be told again", error.source);
+            }
+            String::new()
+        });
         let told = parse(&text, &kept.boot);
         Some((kept, told))
     }

@@ -103,7 +103,10 @@ impl Means {
     /// Kernel stacks of these threads, as addresses.
     pub(super) fn stacks(&mut self, tids: &[u32]) -> Vec<Stack> {
         match self {
-            Self::TaskIter(iterator) => iterator.stacks(tids).unwrap_or_default(),
+            Self::TaskIter(iterator) => iterator.stacks(tids).unwrap_or_else(|refusal| {
+                tracing::debug!("hung_task: stacks: {}", refusal.reason);
+                Vec::new()
+            }),
             Self::Proc(..) | Self::Off(_) => Vec::new(),
         }
     }

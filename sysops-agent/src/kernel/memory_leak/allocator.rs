@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use sysops_common::memory_leak::{Piece, PieceKey};
 
-use crate::host::Host;
+use crate::host::{Host, ReadError};
 use crate::kernel::ladder::Refusal;
 use crate::kernel::loader::{Object, Table};
 
@@ -46,19 +46,20 @@ impl Allocator {
     /// When it has none, or the kernel refuses.
     pub(super) fn attach(object: &mut Object, host: &Host, pid: u32) -> Result<Self, Refusal> {
         let pieces = object.table("PIECES")?;
-        let mut attached = false;
-        for file in files(host, pid) {
+        let (mut attached, mut why) = (false, String::new());
+        for file in files(host, pid)? {
             // A file without malloc is none of them.
-            if object.attach_to_function("on_return", &file, "malloc", pid).is_err() {
+            if let Err(refusal) = object.attach_to_function("on_return", &file, "malloc", pid) {
+                why = format!(": {}", refusal.reason);
                 continue;
             }
             attached = true;
             for (function, program) in FUNCTIONS {
-                // An allocator may lack some of the others.
                 let entry = object.attach_to_function(program, &file, function, pid);
-                if function == "malloc" {
+                // An allocator may lack some of the others. Were free not seen, all that is freed would be a leak.
+                if ["malloc", "free"].contains(&function) {
                     entry?;
-                } else if entry.is_ok() && function != "free" {
+                } else if entry.is_ok() {
                     object.attach_to_function("on_return", &file, function, pid)?;
                 }
             }
@@ -67,7 +68,7 @@ impl Allocator {
             return Ok(Self { pid, pieces, keys: Vec::new() });
         }
         Err(Refusal::new(
-            format!("no file of process {pid} has a function malloc that programs can be attached to"),
+            format!("no file of process {pid} has a function malloc that programs can be attached to{why}"),
             "leave out --malloc: page faults are seen whatever the allocator",
         ))
     }
@@ -90,15 +91,16 @@ impl Allocator {
 
 /// The files with code of the process, as this agent can open them: its own program, then what is most likely to have
 /// an allocator.
-fn files(host: &Host, pid: u32) -> Vec<PathBuf> {
+fn files(host: &Host, pid: u32) -> Result<Vec<PathBuf>, Refusal> {
     let directory = host.files.proc(&pid.to_string());
-    let maps = host.files.read_text(&directory.join("maps")).unwrap_or_default();
+    let unread = |error: ReadError| Refusal::new(format!("{error}: {}", error.source), "give the agent CAP_SYS_PTRACE");
+    let maps = host.files.read_text(&directory.join("maps")).map_err(unread)?;
     let mut paths: Vec<&str> = maps.lines().filter_map(code).collect();
     paths.dedup();
     // libc comes last: whoever brings another allocator puts it before that.
     paths.sort_by_key(|path| rank(path));
     let below = |path: &str| directory.join("root").join(path.trim_start_matches('/'));
-    paths.into_iter().filter(|path| rank(path) < 3).take(FILES_MAX).map(below).collect()
+    Ok(paths.into_iter().filter(|path| rank(path) < 3).take(FILES_MAX).map(below).collect())
 }
 
 fn rank(path: &str) -> u8 {
