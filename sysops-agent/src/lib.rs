@@ -6,6 +6,7 @@ pub mod model;
 
 pub mod host;
 pub mod spec;
+pub mod template;
 
 pub mod collect;
 pub mod correlate;

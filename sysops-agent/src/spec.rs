@@ -239,6 +239,57 @@ impl Key<BTreeMap<String, Secret>> {
     }
 }
 
+impl Key<BTreeMap<String, String>> {
+    /// A table of texts, empty by default.
+    #[must_use]
+    pub const fn map(path: &'static str, doc: &'static str) -> Self {
+        Self::new(path, Shape::TextMap, Fallback::Absent, doc)
+    }
+}
+
+impl Key<Option<f64>> {
+    /// A number from `min` to `max` that may be absent.
+    #[must_use]
+    pub const fn optional_float(path: &'static str, min: f64, max: f64, doc: &'static str) -> Self {
+        Self::new(path, Shape::Float { min, max }, Fallback::Absent, doc)
+    }
+}
+
+impl Key<Vec<Table>> {
+    /// A list of tables with these keys, whose paths are their names within one table; empty by default.
+    #[must_use]
+    pub const fn tables(path: &'static str, keys: &'static [&'static KeySpec], doc: &'static str) -> Self {
+        Self::new(path, Shape::TableList(keys), Fallback::Absent, doc)
+    }
+}
+
+/// One table of a list: its keys are read as those of a file are.
+#[derive(Clone, Default, PartialEq)]
+pub struct Table {
+    set: BTreeMap<String, Value>,
+}
+
+impl fmt::Debug for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // As with Values: the values may be secrets.
+        f.debug_set().entries(self.set.keys()).finish()
+    }
+}
+
+impl Table {
+    /// The value of `key`, or its fallback.
+    #[must_use]
+    pub fn get<T: FromValue>(&self, key: &'static Key<T>) -> T {
+        value_of(self.set.get(key.spec.path), key)
+    }
+}
+
+/// The path of a key of the `index`-th table of a list, for a [`Complaint`]: `rule[2].metric`.
+#[must_use]
+pub fn path_in(list: &KeySpec, index: usize, key: &KeySpec) -> String {
+    format!("{}[{index}].{}", list.path, key.path)
+}
+
 /// A key of a part that comes later.
 #[derive(Debug)]
 pub enum NotBuilt {}
@@ -350,10 +401,14 @@ impl Values {
     /// The value of `key`, or its fallback.
     #[must_use]
     pub fn get<T: FromValue>(&self, key: &'static Key<T>) -> T {
-        match self.set.get(key.spec.path) {
-            Some(value) => T::from_value(Some(value)),
-            None => T::from_value(fallback(&key.spec).as_ref()),
-        }
+        value_of(self.set.get(key.spec.path), key)
+    }
+}
+
+fn value_of<T: FromValue>(set: Option<&Value>, key: &'static Key<T>) -> T {
+    match set {
+        Some(value) => T::from_value(Some(value)),
+        None => T::from_value(fallback(&key.spec).as_ref()),
     }
 }
 
@@ -445,9 +500,48 @@ impl FromValue for BTreeMap<String, Secret> {
     }
 }
 
+impl FromValue for BTreeMap<String, String> {
+    fn from_value(value: Option<&Value>) -> Self {
+        match value {
+            Some(Value::TextMap(map)) => map.clone(),
+            _ => Self::new(),
+        }
+    }
+}
+
+impl FromValue for Option<f64> {
+    fn from_value(value: Option<&Value>) -> Self {
+        value.map(|value| f64::from_value(Some(value)))
+    }
+}
+
+impl FromValue for Vec<Table> {
+    fn from_value(value: Option<&Value>) -> Self {
+        match value {
+            Some(Value::TableList(tables)) => tables.iter().map(|set| Table { set: set.clone() }).collect(),
+            _ => Self::new(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    static NAME: Key<Option<String>> = Key::optional("name", "");
+    static FOR: Key<Duration> = Key::secs("for_secs", 7, 0, 60, "");
+    static RULES: Key<Vec<Table>> = Key::tables("rule", &[NAME.spec(), FOR.spec()], "");
+
+    #[test]
+    fn tables_of_a_list_are_read_by_their_own_keys() {
+        let mut values = Values::default();
+        assert_eq!(values.get(&RULES), []);
+        let one = BTreeMap::from([("name".to_owned(), Value::Text("a".into()))]);
+        values.set(RULES.spec(), Value::TableList(vec![one]));
+        let rules = values.get(&RULES);
+        assert_eq!((rules[0].get(&NAME).as_deref(), rules[0].get(&FOR)), (Some("a"), Duration::from_secs(7)));
+        assert_eq!(path_in(RULES.spec(), 0, FOR.spec()), "rule[0].for_secs");
+    }
 
     static INTERVAL: Key<Duration> = Key::secs("a.interval_secs", 10, 1, 60, "");
     static TOKEN: Key<Option<Secret>> = Key::secret("a.token", "");

@@ -181,16 +181,19 @@ pub async fn until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) 
 #[must_use]
 pub fn alert(number: u32) -> Alert {
     Alert {
-        hostname: "h".to_owned(),
-        timestamp: SystemTime::UNIX_EPOCH + Duration::from_secs(1_771_777_800),
-        severity: Severity::Critical,
-        metric: "oom_kill".to_owned(),
         value: f64::from(number),
         threshold: 0.0,
-        message: format!("alert {number}"),
         labels: [("comm".to_owned(), HOSTILE.to_owned())].into(),
         status: if number.is_multiple_of(2) { Status::Firing } else { Status::Resolved },
         fingerprint: u64::from(number),
+        id: format!("{number}-1"),
+        ..Alert::new(
+            "h",
+            SystemTime::UNIX_EPOCH + Duration::from_secs(1_771_777_800),
+            Severity::Critical,
+            "oom_kill",
+            format!("alert {number}"),
+        )
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use sysops_agent::model::{Alert, Severity, Status};
+use sysops_agent::model::{Alert, Notice, Severity};
 
 /// Mentions, markup, templates, header and record separators, quoting, bidirectional and invisible characters, terminal
 /// control, replaced bytes, size, shells.
@@ -41,15 +41,23 @@ pub fn corpus() -> Vec<String> {
 #[must_use]
 pub fn alert(text: &str) -> Alert {
     Alert {
-        hostname: "web-1".to_owned(),
-        timestamp: SystemTime::UNIX_EPOCH + Duration::from_secs(1_771_777_800),
-        severity: Severity::Critical,
-        metric: "oom_kill".to_owned(),
         value: 1.0,
         threshold: 0.0,
-        message: format!("The kernel killed {text}."),
         labels: BTreeMap::from([("cgroup".to_owned(), "/a".to_owned()), ("comm".to_owned(), text.to_owned())]),
-        status: Status::Firing,
         fingerprint: 0x1234,
+        id: "1234-1".to_owned(),
+        ..Alert::new(
+            "web-1",
+            SystemTime::UNIX_EPOCH + Duration::from_secs(1_771_777_800),
+            Severity::Critical,
+            "oom_kill",
+            format!("The kernel killed {text}."),
+        )
     }
+}
+
+/// The same as a notice.
+#[must_use]
+pub fn notice(text: &str) -> Notice {
+    Notice::of(alert(text))
 }

@@ -13,7 +13,7 @@ async fn hostile_text_stays_on_one_plain_line() {
     let (mut reader, writer) = pipe().expect("a pipe");
     let mut console = Console::new(File::from(OwnedFd::from(writer)));
     for text in injection::corpus() {
-        console.send(&injection::alert(&text)).await.expect("the pipe has room");
+        console.send(&injection::notice(&text)).await.expect("the pipe has room");
         let mut line = vec![0; 8192];
         let len = reader.read(&mut line).expect("a line comes");
         let line = std::str::from_utf8(&line[..len]).expect("a line is UTF-8");
@@ -30,15 +30,15 @@ async fn a_reader_that_has_stopped_stops_nobody() {
     let (mut reader, writer) = pipe().expect("a pipe");
     let mut console = Console::new(File::from(OwnedFd::from(writer)));
     let error = loop {
-        if let Err(error) = console.send(&injection::alert("dd")).await {
+        if let Err(error) = console.send(&injection::notice("dd")).await {
             break error;
         }
     };
     assert!(matches!(error, SendError::Retry { .. }), "{error:?}");
     let mut some = vec![0; 64 << 10];
     reader.read_exact(&mut some[..32 << 10]).expect("the pipe is full");
-    console.send(&injection::alert("dd")).await.expect("there is room again");
+    console.send(&injection::notice("dd")).await.expect("there is room again");
     drop(reader);
-    let gone = console.send(&injection::alert("dd")).await;
+    let gone = console.send(&injection::notice("dd")).await;
     assert!(matches!(gone, Err(SendError::Permanent { .. })), "{gone:?}");
 }

@@ -102,7 +102,7 @@ async fn hostile_text_stays_inside_its_field_of_one_record() {
     let daemon = Daemon::start("corpus");
     let mut channel = syslog(&daemon.path());
     for text in injection::corpus() {
-        channel.send(&injection::alert(&text)).await.expect("the socket takes it");
+        channel.send(&injection::notice(&text)).await.expect("the socket takes it");
         let frame = daemon.receive();
         assert!(frame.len() <= 8192, "{}", frame.len());
         let body = frame.replacen('\u{feff}', "", 1);
@@ -121,7 +121,7 @@ async fn hostile_text_stays_inside_its_field_of_one_record() {
 #[tokio::test]
 async fn quoting_is_undone_by_the_other_side() {
     let daemon = Daemon::start("quoting");
-    syslog(&daemon.path()).send(&injection::alert("a \"b\" [c] \\d")).await.expect("the socket takes it");
+    syslog(&daemon.path()).send(&injection::notice("a \"b\" [c] \\d")).await.expect("the socket takes it");
     let parsed = parse(&daemon.receive());
     assert!(parsed.params.contains(&("comm".to_owned(), "a \"b\" [c] \\d".to_owned())), "{:?}", parsed.params);
 }
@@ -131,11 +131,11 @@ async fn a_daemon_that_starts_late_or_again_is_found() {
     let mut daemon = Daemon::start("restart");
     std::fs::remove_file(daemon.path()).expect("it is there");
     let mut channel = syslog(&daemon.path());
-    let early = channel.send(&injection::alert("dd")).await;
+    let early = channel.send(&injection::notice("dd")).await;
     assert!(matches!(early, Err(SendError::Retry { .. })), "{early:?}");
     for _ in 0..2 {
         daemon.socket = bind(&daemon.path());
-        channel.send(&injection::alert("dd")).await.expect("the daemon is there, on a new socket");
+        channel.send(&injection::notice("dd")).await.expect("the daemon is there, on a new socket");
         assert!(daemon.receive().contains("The kernel killed dd."));
     }
 }
@@ -146,7 +146,7 @@ async fn a_daemon_that_does_not_read_blocks_nobody() {
     let mut channel = syslog(&daemon.path());
     let full = async {
         loop {
-            if let Err(error) = channel.send(&injection::alert("dd")).await {
+            if let Err(error) = channel.send(&injection::notice("dd")).await {
                 return error;
             }
         }
@@ -154,5 +154,5 @@ async fn a_daemon_that_does_not_read_blocks_nobody() {
     let error = tokio::time::timeout(Duration::from_secs(10), full).await.expect("no send blocks");
     assert!(matches!(error, SendError::Retry { .. }), "{error:?}");
     daemon.receive();
-    channel.send(&injection::alert("dd")).await.expect("there is room again");
+    channel.send(&injection::notice("dd")).await.expect("there is room again");
 }

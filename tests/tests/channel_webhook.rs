@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sysops_agent::deliver::Outbox;
-use sysops_agent::deliver::channel::{self, SendError};
-use sysops_agent::model::{Alert, Status};
+use sysops_agent::deliver::channel::{self, Receipt, SendError};
+use sysops_agent::model::{Alert, Notice, Status};
 use sysops_agent::spec::{Value, Values};
 use sysops_tests::http_far_end::{Answer, FarEnd};
 use sysops_tests::injection;
@@ -33,10 +33,10 @@ fn alert() -> Alert {
 }
 
 /// One try, without the outbox.
-async fn try_once(far_end: &FarEnd) -> Result<(), SendError> {
+async fn try_once(far_end: &FarEnd) -> Result<Receipt, SendError> {
     let entry = channel::ALL.iter().find(|entry| entry.name == "webhook").expect("it is in the list");
     let mut webhook = (entry.build)(&settings(far_end)).expect("the settings are right").expect("it is enabled");
-    let sent = webhook.send(&alert()).await;
+    let sent = webhook.send(&Notice::of(alert())).await;
     if let Err(error) = &sent {
         assert!(!format!("{error} {error:?}").contains(CANARY), "{error:?}");
     }
@@ -67,8 +67,8 @@ async fn every_body_fits_the_schema_and_resolved_is_said_only_then() {
     let schema: serde_json::Value = serde_json::from_str(schema).expect("the schema is JSON");
     let far_end = FarEnd::start([]).await;
     let outbox = Outbox::start(&settings(&far_end)).expect("the settings are right");
-    outbox.send(&alert());
-    outbox.send(&Alert { status: Status::Resolved, ..alert() });
+    outbox.send(&Notice::of(alert()));
+    outbox.send(&Notice::of(Alert { status: Status::Resolved, id: "1234-2".to_owned(), ..alert() }));
     let seen = far_end.wait_for(2).await;
     for request in &seen {
         let body = request.json();
@@ -97,7 +97,7 @@ async fn what_may_pass_is_tried_again_with_one_key() {
     let after = |secs: u64| Answer::Status("429 Too Many Requests", format!("retry-after: {secs}\r\n"), Vec::new());
     let far_end = FarEnd::start([after(2), Answer::status("503 Service Unavailable")]).await;
     let outbox = Outbox::start(&settings(&far_end)).expect("the settings are right");
-    outbox.send(&alert());
+    outbox.send(&Notice::of(alert()));
     let seen = far_end.wait_for(3).await;
     assert!(seen[1].at - seen[0].at >= Duration::from_secs(2), "it came before the server wanted it");
     let keys: Vec<_> = seen.iter().map(|request| request.header("idempotency-key")).collect();
@@ -147,7 +147,7 @@ async fn a_server_that_is_not_there_is_worth_another_try() {
     ]);
     let entry = channel::ALL.iter().find(|entry| entry.name == "webhook").expect("it is in the list");
     let mut webhook = (entry.build)(&gone).expect("the settings are right").expect("it is enabled");
-    let error = webhook.send(&alert()).await.expect_err("nobody listens");
+    let error = webhook.send(&Notice::of(alert())).await.expect_err("nobody listens");
     assert!(matches!(&error, SendError::Retry { reason, .. } if reason.contains("refused")), "{error:?}");
     assert!(!error.to_string().contains(CANARY), "{error}");
 }
@@ -158,7 +158,7 @@ async fn hostile_text_is_data_in_the_body_and_nowhere_else() {
     let outbox = Outbox::start(&settings(&far_end)).expect("the settings are right");
     let corpus = injection::corpus();
     for text in &corpus {
-        outbox.send(&injection::alert(text));
+        outbox.send(&injection::notice(text));
     }
     let seen = far_end.wait_for(corpus.len()).await;
     for (request, text) in seen.iter().zip(&corpus) {

@@ -131,17 +131,10 @@ impl Book {
         self.end_stale(now);
         if let Some(summary) = self.throttle.summary(now.monotonic) {
             self.notices.push(Alert {
-                hostname: self.hostname.clone(),
-                timestamp: now.wall,
-                severity: summary.severity,
-                metric: "alerts_suppressed".to_owned(),
                 #[expect(clippy::cast_precision_loss, reason = "a count of alerts, far below 2^52")]
                 value: summary.count as f64,
-                threshold: 0.0,
-                message: summary.message,
-                labels: BTreeMap::new(),
-                status: Status::Firing,
                 fingerprint: fingerprint("alerts_suppressed", "", std::iter::empty()),
+                ..Alert::new(&self.hostname, now.wall, summary.severity, "alerts_suppressed", summary.message)
             });
         }
         self.tell_what_was_held_back(now);
@@ -170,7 +163,7 @@ impl Book {
     fn breach(&mut self, fingerprint: u64, finding: &Finding<'_>, now: &Tick) {
         let page = self.pages.entry(fingerprint).or_insert_with(|| Page::new(finding, now.monotonic));
         page.see(finding, now.monotonic, self.gap_max);
-        let held = page.held(finding.hold_for, now.monotonic);
+        let held = page.held(finding.policy.hold_for, now.monotonic);
         if held > page.firing {
             page.firing = held;
             page.message = finding.message.to_string();
@@ -314,16 +307,12 @@ impl Page {
 
     fn notice(&self, fingerprint: u64, hostname: &str, severity: Severity, now: &Tick) -> Alert {
         Alert {
-            hostname: hostname.to_owned(),
-            timestamp: now.wall,
-            severity,
-            metric: self.metric.to_owned(),
             value: self.value,
             threshold: self.threshold,
-            message: self.message.clone(),
             labels: self.labels.clone(),
             status: Status::Firing,
             fingerprint,
+            ..Alert::new(hostname, now.wall, severity, self.metric, self.message.clone())
         }
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use crate::model::container::place;
 use crate::model::event::{FdLeak, HungTask, OomKill, Outcome, Phase, Sigkill, SlowIo};
-use crate::model::{Alert, Detail, Event, Severity, Status, Tick, bytes_text, cut, shown};
+use crate::model::{Alert, Detail, Event, Severity, Tick, bytes_text, cut, shown};
 
 use super::fingerprint;
 
@@ -38,16 +38,10 @@ pub fn alert(event: &Event, hostname: &str, now: &Tick) -> Option<Alert> {
     let labels: BTreeMap<_, _> = event.labels().into_iter().map(|(name, value)| (name, bounded(value))).collect();
     let kind = event.kind();
     Some(Alert {
-        hostname: hostname.to_owned(),
-        timestamp: now.wall,
-        severity,
-        metric: kind.to_owned(),
         value: 1.0,
-        threshold: 0.0,
-        message,
         fingerprint: fingerprint(kind, kind, labels.iter().map(|(name, value)| (name.as_str(), value.as_str()))),
         labels,
-        status: Status::Firing,
+        ..Alert::new(hostname, now.wall, severity, kind, message)
     })
 }
 

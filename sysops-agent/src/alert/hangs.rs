@@ -83,16 +83,12 @@ mod tests {
     /// Threads of one process have one fingerprint.
     fn alert(message: &str) -> Alert {
         Alert {
-            hostname: "h".to_owned(),
-            timestamp: SystemTime::UNIX_EPOCH,
-            severity: Severity::Warn,
-            metric: "hung_task".to_owned(),
             value: 1.0,
             threshold: 0.0,
-            message: message.to_owned(),
             labels: BTreeMap::new(),
             status: Status::Firing,
             fingerprint: 9,
+            ..Alert::new("h", SystemTime::UNIX_EPOCH, Severity::Warn, "hung_task", message.to_owned())
         }
     }
 

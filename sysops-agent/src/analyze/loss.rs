@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use crate::model::{Finding, Level, Readings, Series, SeriesValue, Severity};
+use crate::model::{Finding, Level, Policy, Readings, Series, SeriesValue, Severity};
 use crate::spec::{Key, KeySpec, Values};
 
 use super::{Analyzer, Entry};
@@ -86,6 +86,7 @@ pub struct Losses {
     quiet: Duration,
     /// There are a few series of these at most; those that never rose are not here.
     known: Vec<Known>,
+    policy: Policy,
 }
 
 /// A series that rose.
@@ -104,7 +105,7 @@ impl Losses {
     /// Reads how long it must be quiet.
     #[must_use]
     pub fn new(values: &Values) -> Self {
-        Self { quiet: values.get(&QUIET), known: Vec::new() }
+        Self { quiet: values.get(&QUIET), known: Vec::new(), policy: Policy::default() }
     }
 
     fn see(&mut self, counter: &Counter, series: &Series<'_>, total: f64, now: SystemTime) -> Option<(Level, f64)> {
@@ -162,7 +163,7 @@ impl Analyzer for Losses {
                     value: lost,
                     threshold: 0.0,
                     severity: Severity::Warn,
-                    hold_for: Duration::ZERO,
+                    policy: &self.policy,
                     message: &Sentence { counter, series, lost, total, level },
                 });
             });

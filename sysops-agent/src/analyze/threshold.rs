@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::model::{Finding, Level, Readings, Series, SeriesValue, Severity, shown};
+use crate::model::{Finding, Level, Policy, Readings, Series, SeriesValue, Severity, shown};
 use crate::spec::{Key, KeySpec, Values};
 
 use super::{Analyzer, Entry};
@@ -137,7 +137,7 @@ pub fn metrics_used() -> Vec<&'static str> {
 /// The rules with the limits of a configuration.
 pub struct Threshold {
     limits: [Limit; RULES.len()],
-    hold_for: Duration,
+    policy: Policy,
 }
 
 /// A rule's numbers, ready to compare with.
@@ -162,7 +162,7 @@ impl Threshold {
             };
             Limit { rule, warn, critical, lets_go_below: warn * keep }
         });
-        Self { limits, hold_for: values.get(&HOLD) }
+        Self { limits, policy: Policy { hold_for: values.get(&HOLD), ..Policy::default() } }
     }
 }
 
@@ -171,7 +171,7 @@ impl Analyzer for Threshold {
         for limit in self.limits.iter().filter(|limit| limit.warn > 0.0) {
             readings.visit_metric(limit.rule.metric, &mut |series| {
                 if let SeriesValue::Number(value) = series.value {
-                    each(&limit.finding(&series, value, self.hold_for, &limit.sentence(&series, value)));
+                    each(&limit.finding(&series, value, &self.policy, &limit.sentence(&series, value)));
                 }
             });
         }
@@ -183,7 +183,7 @@ impl Limit {
         &self,
         series: &Series<'a>,
         value: f64,
-        hold_for: Duration,
+        policy: &'a Policy,
         message: &'a dyn fmt::Display,
     ) -> Finding<'a> {
         Finding {
@@ -194,7 +194,7 @@ impl Limit {
             value,
             threshold: self.warn,
             severity: if value >= self.critical { Severity::Critical } else { Severity::Warn },
-            hold_for,
+            policy,
             message,
         }
     }

@@ -5,5 +5,6 @@ pub mod channel;
 pub mod export;
 pub mod http;
 pub mod outbox;
+pub mod text;
 
 pub use outbox::Outbox;

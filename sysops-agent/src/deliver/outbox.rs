@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::channel::{self, Channel, SendError};
-use crate::model::{Alert, Batch, Desc, Metric, Severity, Unit};
+use crate::model::{Audience, Batch, Desc, Metric, Notice, Severity, Unit};
 use crate::spec::{Key, KeySpec, Values};
 
 /// What can be configured.
@@ -73,8 +73,9 @@ struct Lane {
 struct Shared {
     name: &'static str,
     min_severity: Severity,
+    grouped: bool,
     capacity: usize,
-    queue: Mutex<VecDeque<Arc<Alert>>>,
+    queue: Mutex<VecDeque<Arc<Notice>>>,
     arrived: Notify,
     closing: AtomicBool,
     on_its_way: AtomicBool,
@@ -95,7 +96,7 @@ impl Outbox {
         for entry in channel::ALL {
             let least = Severity::from_name(&values.get(entry.min_severity)).unwrap_or(Severity::Info);
             match (entry.build)(values) {
-                Ok(Some(channel)) => channels.push((entry.name, least, channel)),
+                Ok(Some(channel)) => channels.push((entry.name, least, entry.grouped, channel)),
                 Ok(None) => {}
                 Err(error) => errors.push(error),
             }
@@ -106,17 +107,19 @@ impl Outbox {
 
     /// With channels that are made already.
     #[must_use]
-    pub fn with(channels: Vec<(&'static str, Severity, Box<dyn Channel>)>, capacity: usize) -> Self {
-        let lanes = channels.into_iter().map(|(name, least, channel)| Lane::start(name, least, channel, capacity));
+    pub fn with(channels: Vec<(&'static str, Severity, bool, Box<dyn Channel>)>, capacity: usize) -> Self {
+        let lanes = channels
+            .into_iter()
+            .map(|(name, least, grouped, channel)| Lane::start(name, least, grouped, channel, capacity));
         Self { lanes: lanes.collect() }
     }
 
-    /// Puts an alert into the queue of every channel that carries its severity. Never waits.
-    pub fn send(&self, alert: &Alert) {
-        let mut wanted = self.lanes.iter().filter(|lane| alert.severity >= lane.shared.min_severity).peekable();
+    /// Puts a notice into the queue of every channel that it is for. Never waits.
+    pub fn send(&self, notice: &Notice) {
+        let mut wanted = self.lanes.iter().filter(|lane| lane.shared.wants(notice)).peekable();
         if wanted.peek().is_some() {
-            let alert = Arc::new(alert.clone());
-            wanted.for_each(|lane| lane.shared.put(&alert));
+            let notice = Arc::new(notice.clone());
+            wanted.for_each(|lane| lane.shared.put(&notice));
         }
     }
 
@@ -161,10 +164,17 @@ impl Outbox {
 }
 
 impl Lane {
-    fn start(name: &'static str, min_severity: Severity, channel: Box<dyn Channel>, capacity: usize) -> Self {
+    fn start(
+        name: &'static str,
+        min_severity: Severity,
+        grouped: bool,
+        channel: Box<dyn Channel>,
+        capacity: usize,
+    ) -> Self {
         let shared = Arc::new(Shared {
             name,
             min_severity,
+            grouped,
             capacity,
             queue: Mutex::default(),
             arrived: Notify::new(),
@@ -181,18 +191,18 @@ impl Lane {
 }
 
 async fn work(mut channel: Box<dyn Channel>, shared: Arc<Shared>) {
-    while let Some(alert) = shared.next().await {
-        deliver(&mut *channel, &alert, &shared).await;
+    while let Some(notice) = shared.next().await {
+        deliver(&mut *channel, &notice, &shared).await;
         shared.on_its_way.store(false, Relaxed);
     }
 }
 
 /// Sends one alert until the far end takes it, refuses it for good, or the tries are used up.
-async fn deliver(channel: &mut dyn Channel, alert: &Alert, shared: &Shared) {
-    let (name, metric) = (shared.name, alert.metric.as_str());
+async fn deliver(channel: &mut dyn Channel, notice: &Notice, shared: &Shared) {
+    let (name, metric) = (shared.name, notice.head().metric.as_str());
     for attempt in 0.. {
-        match channel.send(alert).await {
-            Ok(()) => {
+        match channel.send(notice).await {
+            Ok(_) => {
                 shared.delivered.fetch_add(1, Relaxed);
                 return;
             }
@@ -203,7 +213,7 @@ async fn deliver(channel: &mut dyn Channel, alert: &Alert, shared: &Shared) {
                 tokio::time::sleep(pause).await;
                 shared.retries.fetch_add(1, Relaxed);
             }
-            Err(SendError::Retry { reason, .. } | SendError::Permanent { reason }) => {
+            Err(SendError::Retry { reason, .. } | SendError::Refused { reason } | SendError::Permanent { reason }) => {
                 tracing::error!(channel = name, metric, %reason, tries = attempt + 1, "alert not delivered, given up");
                 shared.failed.fetch_add(1, Relaxed);
                 return;
@@ -221,7 +231,17 @@ fn backoff(attempt: u32) -> Duration {
 }
 
 impl Shared {
-    fn put(&self, alert: &Arc<Alert>) {
+    fn wants(&self, notice: &Notice) -> bool {
+        let meant = match notice.audience {
+            Audience::All => true,
+            Audience::Machines => !self.grouped,
+            Audience::People => self.grouped,
+        };
+        let named = |names: &Vec<String>| names.iter().any(|name| name == self.name);
+        meant && notice.channels.as_ref().map_or(notice.severity() >= self.min_severity, named)
+    }
+
+    fn put(&self, notice: &Arc<Notice>) {
         {
             let mut queue = self.queue();
             if queue.len() >= self.capacity {
@@ -231,23 +251,23 @@ impl Shared {
                     capacity = self.capacity,
                     "the queue is full, an alert is dropped"
                 );
-                match queue.iter().position(|waiting| waiting.severity < Severity::Critical) {
+                match queue.iter().position(|waiting| waiting.severity() < Severity::Critical) {
                     Some(oldest) => queue.remove(oldest),
-                    None if alert.severity < Severity::Critical => return,
+                    None if notice.severity() < Severity::Critical => return,
                     None => queue.pop_front(),
                 };
             }
-            queue.push_back(Arc::clone(alert));
+            queue.push_back(Arc::clone(notice));
         }
         self.arrived.notify_one();
     }
 
     /// The next alert, or `None` at the end.
-    async fn next(&self) -> Option<Arc<Alert>> {
+    async fn next(&self) -> Option<Arc<Notice>> {
         loop {
-            if let Some(alert) = self.queue().pop_front() {
+            if let Some(notice) = self.queue().pop_front() {
                 self.on_its_way.store(true, Relaxed);
-                return Some(alert);
+                return Some(notice);
             }
             if self.closing.load(Relaxed) {
                 return None;
@@ -260,7 +280,7 @@ impl Shared {
         self.queue().len() + usize::from(self.on_its_way.load(Relaxed))
     }
 
-    fn queue(&self) -> MutexGuard<'_, VecDeque<Arc<Alert>>> {
+    fn queue(&self) -> MutexGuard<'_, VecDeque<Arc<Notice>>> {
         // Nothing is done under this lock that could leave the queue half changed.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -268,11 +288,10 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
+    use crate::deliver::channel::Receipt;
     use crate::deliver::channel::Sending;
-    use crate::model::Status;
+    use crate::model::Alert;
 
     /// Answers as told, then with success; remembers what it took and when it was asked.
     #[derive(Clone, Default)]
@@ -284,7 +303,7 @@ mod tests {
     }
 
     impl Channel for Fake {
-        fn send<'a>(&'a mut self, alert: &'a Alert) -> Sending<'a> {
+        fn send<'a>(&'a mut self, notice: &'a Notice) -> Sending<'a> {
             Box::pin(async move {
                 self.asked.lock().expect("unpoisoned").push(tokio::time::Instant::now());
                 if self.hangs {
@@ -293,8 +312,8 @@ mod tests {
                 if let Some(error) = self.answers.lock().expect("unpoisoned").pop_front() {
                     return Err(error);
                 }
-                self.took.lock().expect("unpoisoned").push(alert.message.clone());
-                Ok(())
+                self.took.lock().expect("unpoisoned").push(notice.head().message.clone());
+                Ok(Receipt::default())
             })
         }
     }
@@ -313,24 +332,14 @@ mod tests {
         SendError::Retry { reason: "busy".to_owned(), after: after.map(Duration::from_secs) }
     }
 
-    fn alert(message: &str, severity: Severity) -> Alert {
-        Alert {
-            hostname: "h".to_owned(),
-            timestamp: std::time::UNIX_EPOCH + Duration::from_secs(1_771_777_800),
-            severity,
-            metric: "m".to_owned(),
-            value: 1.0,
-            threshold: 1.0,
-            message: message.to_owned(),
-            labels: BTreeMap::new(),
-            status: Status::Firing,
-            fingerprint: 1,
-        }
+    fn notice(message: &str, severity: Severity) -> Notice {
+        let time = std::time::UNIX_EPOCH + Duration::from_secs(1_771_777_800);
+        Notice::of(Alert::new("h", time, severity, "m", message.to_owned()))
     }
 
     fn outbox(fakes: &[(&'static str, Severity, &Fake)], capacity: usize) -> Outbox {
         let boxed = |fake: &Fake| Box::new(fake.clone()) as Box<dyn Channel>;
-        Outbox::with(fakes.iter().map(|(name, least, fake)| (*name, *least, boxed(fake))).collect(), capacity)
+        Outbox::with(fakes.iter().map(|(name, least, fake)| (*name, *least, false, boxed(fake))).collect(), capacity)
     }
 
     fn count(outbox: &Outbox, name: &str) -> f64 {
@@ -355,7 +364,7 @@ mod tests {
         let outbox = outbox(&[("stuck", Severity::Info, &stuck), ("well", Severity::Info, &well)], 10);
         let start = tokio::time::Instant::now();
         for message in ["a", "b", "c"] {
-            outbox.send(&alert(message, Severity::Warn));
+            outbox.send(&notice(message, Severity::Warn));
         }
         until(|| well.took().len() == 3).await;
         assert_eq!(well.took(), ["a", "b", "c"]);
@@ -368,8 +377,8 @@ mod tests {
     async fn draining_delivers_what_waits() {
         let fake = Fake::answering([retry(None), retry(Some(1))]);
         let outbox = outbox(&[("fake", Severity::Info, &fake)], 10);
-        outbox.send(&alert("a", Severity::Warn));
-        outbox.send(&alert("b", Severity::Warn));
+        outbox.send(&notice("a", Severity::Warn));
+        outbox.send(&notice("b", Severity::Warn));
         assert_eq!(outbox.drain(Duration::from_secs(10)).await, 0);
         assert_eq!(fake.took(), ["a", "b"]);
     }
@@ -378,7 +387,7 @@ mod tests {
     async fn the_far_ends_word_on_when_to_come_again_is_kept() {
         let fake = Fake::answering([retry(Some(7)), retry(Some(1_000_000))]);
         let outbox = outbox(&[("fake", Severity::Info, &fake)], 10);
-        outbox.send(&alert("a", Severity::Warn));
+        outbox.send(&notice("a", Severity::Warn));
         until(|| !fake.took().is_empty()).await;
         let asked = fake.asked.lock().expect("unpoisoned").clone();
         assert_eq!(asked.len(), 3);
@@ -393,7 +402,7 @@ mod tests {
         let fake = Fake::answering([retry(None), retry(None), retry(None), retry(None), refusal]);
         let outbox = outbox(&[("fake", Severity::Info, &fake)], 10);
         for message in ["a", "b", "c"] {
-            outbox.send(&alert(message, Severity::Warn));
+            outbox.send(&notice(message, Severity::Warn));
         }
         until(|| !fake.took().is_empty()).await;
         assert_eq!(fake.took(), ["c"], "a had four tries, b was refused");
@@ -407,10 +416,10 @@ mod tests {
         let outbox = outbox(&[("fake", Severity::Info, &fake)], 2);
         // The worker has not run yet: all of these meet the queue.
         for (message, severity) in [("a", Severity::Critical), ("b", Severity::Warn), ("c", Severity::Critical)] {
-            outbox.send(&alert(message, severity));
+            outbox.send(&notice(message, severity));
         }
-        outbox.send(&alert("d", Severity::Warn));
-        outbox.send(&alert("e", Severity::Critical));
+        outbox.send(&notice("d", Severity::Warn));
+        outbox.send(&notice("e", Severity::Critical));
         assert_eq!((count(&outbox, "channel_dropped_total"), count(&outbox, "channel_queue_length")), (3.0, 2.0));
         assert_eq!(outbox.drain(Duration::from_secs(1)).await, 0);
         assert_eq!(fake.took(), ["c", "e"]);
@@ -421,7 +430,7 @@ mod tests {
         let fake = Fake::default();
         let outbox = outbox(&[("fake", Severity::Critical, &fake)], 9);
         for severity in Severity::ALL {
-            outbox.send(&alert(severity.name(), severity));
+            outbox.send(&notice(severity.name(), severity));
         }
         assert_eq!(outbox.drain(Duration::from_secs(1)).await, 0);
         assert_eq!(fake.took(), ["critical", "emergency"]);

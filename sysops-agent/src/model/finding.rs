@@ -18,11 +18,24 @@ pub enum Level {
     Clear,
 }
 
+/// What a rule wants of its alerts, beside its limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// How long a breach must last before it is an alert.
+    pub hold_for: Duration,
+    /// For how long an alert goes on after its value is back, in case it comes again.
+    pub keep_firing_for: Duration,
+    /// Channels that its alerts go to, whatever their severity; `None`: to those that carry it.
+    pub channels: Option<Vec<String>>,
+    /// Where it says what to do.
+    pub runbook_url: Option<String>,
+}
+
 /// One rule's word on one series. It borrows everything, as there is one for every watched series in every cycle.
 #[derive(Clone, Copy)]
 pub struct Finding<'a> {
-    /// Name of the rule: the configuration key that sets it, as `thresholds.disk_percent`.
-    pub rule: &'static str,
+    /// Name of the rule: the configuration key that sets it, as `thresholds.disk_percent`, or the `name` of a `[[rule]]`.
+    pub rule: &'a str,
     /// The metric.
     pub metric: &'static Desc,
     /// Label values of the series as one key, as in `model::Series`.
@@ -35,8 +48,8 @@ pub struct Finding<'a> {
     pub threshold: f64,
     /// How bad a breach is.
     pub severity: Severity,
-    /// How long a breach must last before it is an alert.
-    pub hold_for: Duration,
+    /// What the rule wants of its alerts.
+    pub policy: &'a Policy,
     /// One sentence for people, with the value and the limit. It is rendered only when a person is told.
     pub message: &'a dyn fmt::Display,
 }

@@ -1,6 +1,6 @@
 //! How exporters see what is stored: the newest value of each series, without knowing the store.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::metric::Desc;
 
@@ -50,4 +50,7 @@ pub trait Readings {
             }
         });
     }
+    /// Calls `each` for the remembered samples of a series with their monotonic time, oldest first; for none when its
+    /// metric is not remembered. `key` is [`Series::key`].
+    fn history(&self, _metric: &str, _key: &str, _each: &mut dyn FnMut(Duration, f64)) {}
 }

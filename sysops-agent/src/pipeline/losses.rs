@@ -120,10 +120,13 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::model::{Metric, Severity, Unit};
+    use crate::model::{Metric, Policy, Severity, Unit};
     use crate::spec::Value;
 
     static DROPPED: Metric<2> = Metric::counter("kernel_probe_dropped_total", Unit::Count, "", &["probe", "reason"]);
+
+    static POLICY: Policy =
+        Policy { hold_for: Duration::ZERO, keep_firing_for: Duration::ZERO, channels: None, runbook_url: None };
 
     fn finding<'a>(key: &'a str, value: f64, message: &'a dyn std::fmt::Display) -> Finding<'a> {
         Finding {
@@ -134,7 +137,7 @@ mod tests {
             value,
             threshold: 0.0,
             severity: Severity::Warn,
-            hold_for: Duration::ZERO,
+            policy: &POLICY,
             message,
         }
     }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use crate::collect;
 use crate::host::{Host, Systemd};
 use crate::kernel::{self, Rung};
-use crate::model::{Alert, Batch, Event, Readings, Tick};
+use crate::model::{Alert, Batch, Event, Notice, Readings, Tick};
 use crate::schedule::{Finished, State};
 use crate::settings::{Problems, Settings, keys};
 use crate::store::{self, view::View};
@@ -157,7 +157,7 @@ impl Pipeline {
         self.observer.round(&view, tick);
         drop(store);
         for alert in self.parts.book.tick(&tick) {
-            self.tell(&alert);
+            self.tell(alert);
         }
         self.shared.health.set(self.parts.health());
         if self.rounds == 0 {
@@ -186,17 +186,17 @@ impl Pipeline {
         for event in events {
             self.observer.event(event);
             if let Some(alert) = self.parts.book.event(event, &now) {
-                self.tell(&alert);
+                self.tell(alert);
             }
         }
     }
 
-    fn tell(&mut self, alert: &Alert) {
-        self.observer.alert(alert);
-        self.parts.outbox.send(alert);
+    fn tell(&mut self, alert: Alert) {
+        self.observer.alert(&alert);
         for running in &self.parts.exporters {
-            running.exporter.alert(alert);
+            running.exporter.alert(&alert);
         }
+        self.parts.outbox.send(&Notice::of(alert));
     }
 
     /// Reads the configuration again. What cannot be used is said, and everything goes on as it was.

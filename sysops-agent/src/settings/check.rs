@@ -197,7 +197,10 @@ impl<'a> Checker<'a> {
                 all(items).map(|items| Value::TextMap(items.into_iter().collect()))
             }
             (Shape::TableList(inner), DeValue::Array(items)) => {
-                let items = items.iter().map(|item| self.inner_table(key, inner, path, item));
+                let items = items
+                    .iter()
+                    .enumerate()
+                    .map(|(index, item)| self.inner_table(key, inner, &format!("{path}[{index}]"), item));
                 all(items).map(Value::TableList)
             }
             (_, other) => {
@@ -223,6 +226,7 @@ impl<'a> Checker<'a> {
         path: &str,
         item: &Spanned<DeValue<'_>>,
     ) -> Option<BTreeMap<String, Value>> {
+        self.places.insert(path.to_owned(), item.span());
         let DeValue::Table(table) = item.get_ref() else {
             let message = format!("{path}: expected a table, found {}", kind(item.get_ref()));
             self.problem(&item.span(), Some(key), message, None);
@@ -236,7 +240,9 @@ impl<'a> Checker<'a> {
                 self.problem(&name.span(), None, message, suggest::key("", name_text, &names));
                 return None;
             };
-            let value = self.value(spec, &spec.shape, &format!("{path}: {name_text}"), value)?;
+            let path = format!("{path}.{name_text}");
+            self.places.insert(path.clone(), value.span());
+            let value = self.value(spec, &spec.shape, &path, value)?;
             Some((name_text.to_owned(), value))
         });
         all(values).map(|values| values.into_iter().collect())
@@ -312,7 +318,7 @@ impl<'a> Checker<'a> {
             declared.checks.iter().flat_map(|check| check(&self.settings.values)).collect();
         for Complaint { path, message } in complaints {
             let key = self.keys.get(path.as_str()).copied();
-            let table = key.map_or_else(|| path.clone(), |key| key.table().to_owned());
+            let table = key.map_or_else(|| list_of(&path).to_owned(), |key| key.table().to_owned());
             // What follows from a mistake that is shown already would only confuse.
             if self.faulty.contains(&table) {
                 continue;
@@ -330,6 +336,11 @@ impl<'a> Checker<'a> {
 /// `a.b.c`, `a.b`, `a`.
 fn ancestors(path: &str) -> impl Iterator<Item = &str> {
     std::iter::successors(Some(path), |path| path.rsplit_once('.').map(|(parent, _)| parent))
+}
+
+/// The list that a key of one of its tables belongs to: `rule` of `rule[2].metric`.
+fn list_of(path: &str) -> &str {
+    path.split_once('[').map_or(path, |(list, _)| list)
 }
 
 /// All items, or nothing when one is wrong; looks at every item all the same, to find every mistake.

@@ -337,8 +337,8 @@ mod tests {
         assert_eq!(alive(&store), ["node_raw_total[\"sda\"] 0", "node_raw_total[\"sdb\"] 0"]);
         store.ingest(0, &devices(&["sdb", "sda"], 20.0), tick(10));
         assert_eq!(alive(&store).len(), 4);
-        assert_eq!(View::new(&store).history("rate", "sdb\0").map(Iterator::count), Some(1));
-        assert!(View::new(&store).history("node_raw_total", "sdb\0").is_none(), "raw counters are not remembered");
+        assert_eq!(View::new(&store).samples("rate", "sdb\0").map(Iterator::count), Some(1));
+        assert!(View::new(&store).samples("node_raw_total", "sdb\0").is_none(), "raw counters are not remembered");
     }
 
     #[test]
@@ -377,7 +377,7 @@ mod tests {
             store.ingest(0, &batch, tick(second));
             assert!(store.pool.bytes() <= 64 << 10);
         }
-        let newest = View::new(&store).history("load", "").and_then(|mut samples| samples.next_back());
+        let newest = View::new(&store).samples("load", "").and_then(|mut samples| samples.next_back());
         assert_eq!(newest, Some((Duration::from_secs(1999), 1.0)));
     }
 }

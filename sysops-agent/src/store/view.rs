@@ -20,7 +20,7 @@ impl<'a> View<'a> {
 
     /// The remembered samples of a series by monotonic time, oldest first; `None` when the series is not known or its
     /// metric is not remembered. `key` is [`Series::key`].
-    pub fn history(&self, metric: &str, key: &str) -> Option<impl DoubleEndedIterator<Item = (Duration, f64)> + 'a> {
+    pub fn samples(&self, metric: &str, key: &str) -> Option<impl DoubleEndedIterator<Item = (Duration, f64)> + 'a> {
         self.store.ring(metric, key).map(super::ring::Ring::iter)
     }
 }
@@ -36,5 +36,11 @@ impl Readings for View<'_> {
 
     fn visit_metric(&self, name: &str, each: &mut dyn FnMut(Series<'_>)) {
         self.store.visit_metric(name, each);
+    }
+
+    fn history(&self, metric: &str, key: &str, each: &mut dyn FnMut(Duration, f64)) {
+        for (time, value) in self.samples(metric, key).into_iter().flatten() {
+            each(time, value);
+        }
     }
 }

@@ -7,14 +7,19 @@ use std::os::fd::AsFd;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::model::{Alert, Severity, Status, cut, shown, time};
+use crate::model::{Alert, Notice, Severity, Status, cut, shown, time};
 use crate::spec::{Key, Values};
 
-use super::{Channel, Entry, SendError, Sending};
+use super::{Channel, Entry, Receipt, SendError, Sending};
 
 /// The channel as the list knows it.
-pub static ENTRY: Entry =
-    Entry { name: "console", keys: &[ENABLED.spec(), MIN_SEVERITY.spec()], min_severity: &MIN_SEVERITY, build };
+pub static ENTRY: Entry = Entry {
+    name: "console",
+    keys: &[ENABLED.spec(), MIN_SEVERITY.spec()],
+    min_severity: &MIN_SEVERITY,
+    grouped: false,
+    build,
+};
 
 /// Whether alerts are printed.
 pub static ENABLED: Key<bool> = Key::switch("alerting.console.enabled", true, "Alerts as lines on standard output.");
@@ -51,7 +56,7 @@ impl Console {
         Self { out, colour }
     }
 
-    fn write(&mut self, alert: &Alert) -> Result<(), SendError> {
+    fn write(&mut self, alert: &Alert) -> Result<Receipt, SendError> {
         let line = line(alert, self.colour);
         let mut ready = [PollFd::new(&self.out, PollFlags::OUT)];
         // A reader that has stopped must not stop the agent.
@@ -64,13 +69,14 @@ impl Console {
                 SendError::Retry { reason: format!("standard output: {error}"), after: None }
             }
             _ => SendError::Permanent { reason: format!("standard output: {error}") },
-        })
+        })?;
+        Ok(Receipt::new("written to standard output"))
     }
 }
 
 impl Channel for Console {
-    fn send<'a>(&'a mut self, alert: &'a Alert) -> Sending<'a> {
-        let written = self.write(alert);
+    fn send<'a>(&'a mut self, notice: &'a Notice) -> Sending<'a> {
+        let written = self.write(notice.head());
         Box::pin(std::future::ready(written))
     }
 }
@@ -114,16 +120,18 @@ mod tests {
 
     fn alert() -> Alert {
         Alert {
-            hostname: "web-1".to_owned(),
-            timestamp: std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_771_777_800),
-            severity: Severity::Critical,
-            metric: "oom_kill".to_owned(),
             value: 1.0,
             threshold: 0.0,
-            message: "The kernel killed dd.".to_owned(),
             labels: BTreeMap::from([("comm".to_owned(), "dd".to_owned()), ("pid".to_owned(), "92".to_owned())]),
             status: Status::Firing,
             fingerprint: 1,
+            ..Alert::new(
+                "web-1",
+                std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_771_777_800),
+                Severity::Critical,
+                "oom_kill",
+                "The kernel killed dd.".to_owned(),
+            )
         }
     }
 

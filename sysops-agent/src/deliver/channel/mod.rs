@@ -11,22 +11,38 @@ use std::time::Duration;
 use hyper::StatusCode;
 
 use super::http::{Answer, HttpError};
-use crate::model::Alert;
+use crate::model::{Notice, shown};
 use crate::spec::{Key, KeySpec, Values};
 
 /// One way to people.
 pub trait Channel: Send {
-    /// Hands one alert to the far end and waits for its word.
-    fn send<'a>(&'a mut self, alert: &'a Alert) -> Sending<'a>;
+    /// Hands one notice to the far end and waits for its word. A channel that is not [`Entry::grouped`] gets notices of
+    /// one alert only.
+    fn send<'a>(&'a mut self, notice: &'a Notice) -> Sending<'a>;
 
-    /// How many more times an alert is tried after a [`SendError::Retry`].
+    /// How many more times a notice is tried at once after a [`SendError::Retry`], before the outbox puts it off.
     fn retries(&self) -> u32 {
         3
     }
 }
 
-/// An alert on its way.
-pub type Sending<'a> = Pin<Box<dyn Future<Output = Result<(), SendError>> + Send + 'a>>;
+/// A notice on its way.
+pub type Sending<'a> = Pin<Box<dyn Future<Output = Result<Receipt, SendError>> + Send + 'a>>;
+
+/// The far end has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Receipt {
+    /// What the far end said, for whoever tries the channel: short, and without secrets.
+    pub answer: String,
+}
+
+impl Receipt {
+    /// With the far end's words, cut and made fit to be shown.
+    #[must_use]
+    pub fn new(answer: &str) -> Self {
+        Self { answer: shown(answer, 200) }
+    }
+}
 
 /// Why the far end does not have it.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -39,7 +55,14 @@ pub enum SendError {
         /// The far end's own word on when to come again.
         after: Option<Duration>,
     },
-    /// Another try would end the same.
+    /// The far end takes nothing from this agent, or is not there any more: a wrong token, a webhook that was deleted. The
+    /// notice is not at fault: it waits until someone mends the configuration, and is tried seldom.
+    #[error("{reason}")]
+    Refused {
+        /// What happened and what to mend, without secrets.
+        reason: String,
+    },
+    /// This notice will never be taken: another try would end the same.
     #[error("{reason}")]
     Permanent {
         /// What happened, without secrets.
@@ -55,6 +78,8 @@ pub struct Entry {
     pub keys: &'static [&'static KeySpec],
     /// The key for the least severity that it carries; its default is the seed's routing table.
     pub min_severity: &'static Key<String>,
+    /// True when people read it: alerts of one group may come in one notice. Machines get each alert by itself.
+    pub grouped: bool,
     /// Makes it.
     pub build: Build,
 }
@@ -69,19 +94,22 @@ pub static ALL: &[&Entry] = &[&console::ENTRY, &webhook::ENTRY, &syslog::ENTRY];
 ///
 /// # Errors
 /// Unless the far end took it.
-pub(crate) fn verdict(answer: Result<Answer, HttpError>) -> Result<(), SendError> {
+pub(crate) fn verdict(answer: Result<Answer, HttpError>) -> Result<Receipt, SendError> {
     let answer = answer.map_err(|error| SendError::Retry { reason: error.to_string(), after: None })?;
     let status = answer.status;
     // The server's own words are not repeated: it may quote a header or the URL back.
     let reason = format!("the server answered {status}");
     match status {
-        _ if status.is_success() => Ok(()),
+        _ if status.is_success() => Ok(Receipt::new(&status.to_string())),
         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => {
             Err(SendError::Retry { reason, after: answer.retry_after })
         }
         _ if status.is_server_error() => Err(SendError::Retry { reason, after: answer.retry_after }),
         _ if status.is_redirection() => {
-            Err(SendError::Permanent { reason: format!("{reason}; redirects are not followed: set the new URL") })
+            Err(SendError::Refused { reason: format!("{reason}; redirects are not followed: set the new URL") })
+        }
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND | StatusCode::GONE => {
+            Err(SendError::Refused { reason })
         }
         _ => Err(SendError::Permanent { reason }),
     }

@@ -6,16 +6,17 @@ use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 
-use crate::model::{Alert, Severity, Status, cut, shown, time};
+use crate::model::{Alert, Notice, Severity, Status, cut, shown, time};
 use crate::spec::{Key, Values};
 
-use super::{Channel, Entry, SendError, Sending};
+use super::{Channel, Entry, Receipt, SendError, Sending};
 
 /// The channel as the list knows it.
 pub static ENTRY: Entry = Entry {
     name: "syslog",
     keys: &[ENABLED.spec(), FACILITY.spec(), TAG.spec(), PATH.spec(), MIN_SEVERITY.spec()],
     min_severity: &MIN_SEVERITY,
+    grouped: false,
     build,
 };
 
@@ -61,20 +62,21 @@ fn build(values: &Values) -> Result<Option<Box<dyn Channel>>, String> {
 }
 
 impl Channel for Syslog {
-    fn send<'a>(&'a mut self, alert: &'a Alert) -> Sending<'a> {
-        let sent = self.write(&frame(alert, self.facility, &self.tag));
+    fn send<'a>(&'a mut self, notice: &'a Notice) -> Sending<'a> {
+        let sent = self.write(&frame(notice.head(), self.facility, &self.tag));
         Box::pin(std::future::ready(sent))
     }
 }
 
 impl Syslog {
-    fn write(&mut self, frame: &str) -> Result<(), SendError> {
+    fn write(&mut self, frame: &str) -> Result<Receipt, SendError> {
         let fresh = self.socket.is_none();
         match self.try_write(frame) {
             // The daemon may have restarted since the last alert: the old socket is dead and the new one is there.
             Err(error) if !fresh && !is_full(&error) && error.raw_os_error() != Some(EMSGSIZE) => self.try_write(frame),
             other => other,
         }
+        .map(|()| Receipt::new("written to the socket"))
         .map_err(|error| {
             let reason = format!("{}: {error}", self.path.display());
             if error.raw_os_error() == Some(EMSGSIZE) {
@@ -206,16 +208,18 @@ mod tests {
 
     fn alert() -> Alert {
         Alert {
-            hostname: "web-1".to_owned(),
-            timestamp: std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_771_777_800),
-            severity: Severity::Critical,
-            metric: "oom_kill".to_owned(),
             value: 1.0,
             threshold: 0.0,
-            message: "The kernel killed dd.".to_owned(),
             labels: BTreeMap::from([("comm".to_owned(), "a]\"\\".to_owned()), ("pid".to_owned(), "92".to_owned())]),
             status: Status::Firing,
             fingerprint: 1,
+            ..Alert::new(
+                "web-1",
+                std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_771_777_800),
+                Severity::Critical,
+                "oom_kill",
+                "The kernel killed dd.".to_owned(),
+            )
         }
     }
 

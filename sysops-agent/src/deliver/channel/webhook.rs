@@ -1,14 +1,14 @@
 //! Alerts as JSON to a URL of the user's. docs/schemas/webhook.schema.json describes the body.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::Method;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::deliver::http::Endpoint;
-use crate::model::{Alert, Severity, Status};
+use crate::model::{Notice, Severity};
 use crate::spec::{Key, Secret, Values};
 
 use super::{Channel, Entry, SendError, Sending, verdict};
@@ -26,6 +26,7 @@ pub static ENTRY: Entry = Entry {
         MIN_SEVERITY.spec(),
     ],
     min_severity: &MIN_SEVERITY,
+    grouped: false,
     build,
 };
 
@@ -99,12 +100,13 @@ fn headers(given: &BTreeMap<String, Secret>) -> Result<HeaderMap, String> {
 }
 
 impl Channel for Webhook {
-    fn send<'a>(&'a mut self, alert: &'a Alert) -> Sending<'a> {
+    fn send<'a>(&'a mut self, notice: &'a Notice) -> Sending<'a> {
         Box::pin(async move {
+            let alert = notice.head();
             let body = serde_json::to_vec(alert)
                 .map_err(|error| SendError::Permanent { reason: format!("the alert as JSON: {error}") })?;
             let mut headers = self.headers.clone();
-            headers.insert(HeaderName::from_static("idempotency-key"), idempotency_key(alert));
+            headers.insert(HeaderName::from_static("idempotency-key"), idempotency_key(&alert.id)?);
             let sent =
                 self.endpoint.send(self.method.clone(), headers, Bytes::from(body), self.timeout, alert.timestamp);
             verdict(sent.await)
@@ -116,15 +118,10 @@ impl Channel for Webhook {
     }
 }
 
-/// The same for every try of one notice, and for no other notice: `9f86d081884c7d65-1771777800000000000-firing-warn`.
-fn idempotency_key(alert: &Alert) -> HeaderValue {
-    let since_epoch = alert.timestamp.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-    let status = match alert.status {
-        Status::Firing => "firing",
-        Status::Resolved => "resolved",
-    };
-    let key = format!("{:016x}-{since_epoch}-{status}-{}", alert.fingerprint, alert.severity.name());
-    HeaderValue::try_from(key).expect("digits, letters and hyphens make a header value")
+/// The same for every try of one alert's change, and for no other.
+fn idempotency_key(id: &str) -> Result<HeaderValue, SendError> {
+    HeaderValue::try_from(id)
+        .map_err(|_| SendError::Permanent { reason: "the alert's id is no header value".to_owned() })
 }
 
 #[cfg(test)]
