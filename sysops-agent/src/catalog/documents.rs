@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value, json};
 
 use super::{Component, TABLES, keys, metrics};
-use crate::model::{Desc, Kind, Unit};
+use crate::model::{Desc, Kind};
 use crate::settings::write;
 use crate::spec::{Fallback, KeySpec, Shape};
 
@@ -117,7 +117,7 @@ pub fn metrics_markdown() -> String {
         let cells = [
             format!("`{}`", metric.name),
             type_name(metric.kind).to_owned(),
-            unit_name(metric.unit).to_owned(),
+            metric.unit.name().to_owned(),
             labels.join(", "),
             metric.help.to_owned(),
         ];
@@ -131,7 +131,7 @@ pub fn metrics_markdown() -> String {
 pub fn metrics_json() -> String {
     let one = |(component, metric): (Component, &Desc)| {
         json!({
-            "name": metric.name, "type": type_name(metric.kind), "unit": unit_name(metric.unit),
+            "name": metric.name, "type": type_name(metric.kind), "unit": metric.unit.name(),
             "labels": metric.labels, "help": metric.help, "component": component.name
         })
     };
@@ -149,7 +149,7 @@ fn pretty(value: &Value) -> String {
 pub fn metrics_text() -> String {
     let mut rows = vec![["NAME".to_owned(), "TYPE".into(), "UNIT".into(), "LABELS".into(), "HELP".into()]];
     rows.extend(metrics().into_iter().map(|(_, metric)| {
-        let (kind, unit) = (type_name(metric.kind).to_owned(), unit_name(metric.unit).to_owned());
+        let (kind, unit) = (type_name(metric.kind).to_owned(), metric.unit.name().to_owned());
         [metric.name.to_owned(), kind, unit, metric.labels.join(","), metric.help.to_owned()]
     }));
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -257,19 +257,6 @@ fn type_name(kind: Kind) -> &'static str {
         Kind::Gauge => "gauge",
         Kind::Counter => "counter",
         Kind::Histogram(_) => "histogram",
-    }
-}
-
-fn unit_name(unit: Unit) -> &'static str {
-    match unit {
-        Unit::Count => "count",
-        Unit::Percent => "percent",
-        Unit::Ratio => "ratio",
-        Unit::Seconds => "seconds",
-        Unit::Bytes => "bytes",
-        Unit::BytesPerSecond => "bytes/s",
-        Unit::PerSecond => "1/s",
-        Unit::Bool => "yes/no",
     }
 }
 

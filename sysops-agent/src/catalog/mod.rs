@@ -36,7 +36,7 @@ pub static OTHERS: &[Component] = &[
 ];
 
 /// Components' looks at their own values: one line for each.
-pub static CHECKS: &[Check] = &[keys::check, channels];
+pub static CHECKS: &[Check] = &[keys::check, alert::check, channels];
 
 /// Tables of parts that were left out of this build.
 pub static ABSENT: &[Absent] = &[

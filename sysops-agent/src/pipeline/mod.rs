@@ -16,7 +16,7 @@ use std::time::Duration;
 use crate::collect;
 use crate::host::{Host, Systemd};
 use crate::kernel::{self, Rung};
-use crate::model::{Alert, Batch, Event, Notice, Readings, Tick};
+use crate::model::{Alert, Audience, Batch, Event, Notice, Readings, Tick};
 use crate::schedule::{Finished, State};
 use crate::settings::{Problems, Settings, keys};
 use crate::store::{self, view::View};
@@ -155,9 +155,10 @@ impl Pipeline {
         }
         self.losses.save();
         self.observer.round(&view, tick);
+        let notices = self.parts.book.tick(&view, &tick);
         drop(store);
-        for alert in self.parts.book.tick(&tick) {
-            self.tell(alert);
+        for notice in notices {
+            self.tell(&notice);
         }
         self.shared.health.set(self.parts.health());
         if self.rounds == 0 {
@@ -185,18 +186,24 @@ impl Pipeline {
         }
         for event in events {
             self.observer.event(event);
-            if let Some(alert) = self.parts.book.event(event, &now) {
-                self.tell(alert);
+            let store = self.shared.store.borrow();
+            let notice = self.parts.book.event(event, &View::new(&store), &now);
+            drop(store);
+            if let Some(notice) = notice {
+                self.tell(&notice);
             }
         }
     }
 
-    fn tell(&mut self, alert: Alert) {
-        self.observer.alert(&alert);
-        for running in &self.parts.exporters {
-            running.exporter.alert(&alert);
+    fn tell(&mut self, notice: &Notice) {
+        // What people get together, machines have got before.
+        for alert in notice.alerts.iter().filter(|_| notice.audience != Audience::People) {
+            self.observer.alert(alert);
+            for running in &self.parts.exporters {
+                running.exporter.alert(alert);
+            }
         }
-        self.parts.outbox.send(&Notice::of(alert));
+        self.parts.outbox.send(notice);
     }
 
     /// Reads the configuration again. What cannot be used is said, and everything goes on as it was.
