@@ -1,6 +1,7 @@
 //! What cross-layer tests share: one file for each thing. The tests themselves are in `tests/tests`.
 
 pub mod agent;
+pub mod alert_bench;
 pub mod busy;
 pub mod credentials;
 pub mod events;
