@@ -40,9 +40,10 @@ pub(crate) fn main(args: &[String]) -> Result<()> {
 /// When a test fails. What could not be installed is said, and the tests that need it say what they miss.
 pub(crate) fn all(args: &[String]) -> Result<()> {
     get_tools();
-    // Some tests run the agent as an operator does; cargo builds a binary for the tests of its own package only.
-    program::step("agent for the tests", || {
-        program::show(workspace::cargo().args(["build", "--locked", "--package", "sysops-agent"]))
+    // Some tests run the agent as an operator does; cargo builds a binary for the tests of its own package only. It is built
+    // with the tests: alone it and what it depends on would have other features, and all of it be built twice.
+    program::step("agent and tests: build", || {
+        program::show(workspace::cargo().args(["build", "--locked", "--workspace", "--tests", "--bin", "sysops-agent"]))
     })?;
     program::step("tests", || {
         if has_nextest() {
