@@ -2,9 +2,12 @@
 
 pub mod agent;
 pub mod busy;
+pub mod certificates;
+pub mod channels;
 pub mod credentials;
 pub mod events;
 pub mod falsified_btf;
+pub mod far_ends;
 pub mod feed;
 pub mod frozen_mount;
 pub mod http;

@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn an_alert_that_a_template_cannot_say_leaves_the_channel_its_own_words() {
-        let source = "{% if alert.labels.a %}{{ alert.labels.b }}{% endif %}ok";
+        let source = "{% if alert.labels.a is defined %}{{ alert.labels.b }}{% endif %}ok";
         let mut own = OwnText::new("a.template", Some(source), plain).expect("it is right").expect("there is one");
         let time = SystemTime::UNIX_EPOCH;
         let mut notice = Notice::of(Alert::new("h", time, Severity::Warn, "m", String::new()));
