@@ -315,14 +315,14 @@ fn given(text: &str, list: &Value) -> Result<Reader, String> {
 
 /// What Telegram finds by itself in words that are neither code nor a link.
 fn found(chars: &[char], entities: &[Entity]) -> Vec<Entity> {
-    let is_taken = |at: usize| {
-        let holds = |entity: &&Entity| matches!(entity.kind.as_str(), "code" | "pre" | "text_link");
-        entities.iter().filter(holds).any(|entity| (entity.range.0..entity.range.1).contains(&at))
-    };
+    let mut is_taken = vec![false; chars.len()];
+    for entity in entities.iter().filter(|entity| matches!(entity.kind.as_str(), "code" | "pre" | "text_link")) {
+        is_taken[entity.range.0..entity.range.1].fill(true);
+    }
     let mut found = Vec::new();
     for at in 0..chars.len() {
         let is_first = at == 0 || chars[at - 1].is_whitespace() || !chars[at - 1].is_alphanumeric();
-        if is_taken(at) || !is_first {
+        if is_taken[at] || !is_first {
             continue;
         }
         let word: String = chars[at..].iter().take_while(|c| !ends_url(**c)).collect();
