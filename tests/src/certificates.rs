@@ -64,7 +64,7 @@ impl Authority {
     /// When they cannot be made or written.
     pub fn client(&self, certificate: &Path, key: &Path) {
         let (der, pair) = self.sign("agent", ExtendedKeyUsagePurpose::ClientAuth);
-        std::fs::write(certificate, &der.pem()).expect("the file can be written");
+        std::fs::write(certificate, der.pem()).expect("the file can be written");
         std::fs::write(key, pair.serialize_pem()).expect("the file can be written");
     }
 

@@ -118,10 +118,11 @@ impl FarEnd {
                     match tls {
                         None => serve(socket, answering, seen).await,
                         // Who does not like the certificate goes away.
-                        Some(tls) => match tls.accept(socket).await {
-                            Ok(socket) => serve(socket, answering, seen).await,
-                            Err(_) => {}
-                        },
+                        Some(tls) => {
+                            if let Ok(socket) = tls.accept(socket).await {
+                                serve(socket, answering, seen).await;
+                            }
+                        }
                     }
                 });
             }

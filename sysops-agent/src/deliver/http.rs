@@ -113,19 +113,17 @@ impl Endpoint {
     ///
     /// # Errors
     /// With the key at fault (`ca_file`, `cert_file`, `key_file`) and what is wrong.
-    pub fn with_tls(mut self, files: &TlsFiles) -> Result<Self, String> {
+    pub fn with_tls(self, files: &TlsFiles) -> Result<Self, String> {
         let Some(key) = files.first_key() else { return Ok(self) };
         if self.url.scheme_str() != Some("https") {
             return Err(format!("{key}: is for https://, and the URL is none"));
         }
         #[cfg(feature = "tls-rustls")]
         {
-            self.client = AnyClient::Tls(builder().build(tls::connector_with(files)?));
-            Ok(self)
+            Ok(Self { client: AnyClient::Tls(builder().build(tls::connector_with(files)?)), ..self })
         }
         #[cfg(not(feature = "tls-rustls"))]
         {
-            self.client = AnyClient::Plain(builder().build_http());
             Err(format!("{key}: needs a build with the feature tls-rustls"))
         }
     }

@@ -160,9 +160,9 @@ pub fn read(text: &str) -> Seen {
         }
         seen.text.push(c);
         if c == '\n' {
-            line.clear()
+            line.clear();
         } else {
-            line.push(c)
+            line.push(c);
         }
         at += 1;
     }
@@ -173,10 +173,9 @@ pub fn read(text: &str) -> Seen {
 fn mark(rest: &str, line: &str) -> Option<(String, usize, String)> {
     let is_start = line.trim().is_empty();
     let starts = |words: &[&str]| words.iter().find(|word| rest.starts_with(**word)).map(|word| (*word).to_owned());
-    if is_start {
-        if let Some(word) = starts(&["# ", "## ", "### ", "-# ", "> ", ">>> ", "- ", "* "]) {
-            return Some((format!("block {word:?}"), word.chars().count(), String::new()));
-        }
+    let blocks = ["# ", "## ", "### ", "-# ", "> ", ">>> ", "- ", "* "];
+    if let Some(word) = starts(&blocks).filter(|_| is_start) {
+        return Some((format!("block {word:?}"), word.chars().count(), String::new()));
     }
     if !line.is_empty() && line.bytes().all(|b| b.is_ascii_digit()) && rest.starts_with(". ") {
         return Some(("block list".to_owned(), 2, String::new()));

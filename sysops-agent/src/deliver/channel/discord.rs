@@ -101,6 +101,15 @@ enum Role {
     Name(String),
 }
 
+impl Role {
+    fn name(&self) -> Option<&str> {
+        match self {
+            Self::Name(name) => Some(name),
+            Self::Id(_) => None,
+        }
+    }
+}
+
 fn build(values: &Values) -> Result<Option<Box<dyn Channel>>, String> {
     if !values.get(&ENABLED) {
         return Ok(None);
@@ -111,10 +120,17 @@ fn build(values: &Values) -> Result<Option<Box<dyn Channel>>, String> {
     let files = TlsFiles { ca: values.get(&CA_FILE), ..TlsFiles::default() };
     let endpoint = endpoint.with_tls(&files).map_err(|error| format!("alerting.discord.{error}"))?;
     let template = values.get(&TEMPLATE);
+    let roles = roles(&values.get(&ROLES))?;
+    for name in roles.iter().filter_map(Role::name) {
+        tracing::warn!(
+            role = name,
+            "alerting.discord.mention_roles: a webhook pings roles by id only; the name is shown"
+        );
+    }
     Ok(Some(Box::new(Discord {
         endpoint,
         username: username(values.get(&USERNAME))?,
-        roles: roles(&values.get(&ROLES))?,
+        roles,
         template: OwnText::new(TEMPLATE.spec().path, template.as_deref(), escaped)?,
         timeout: values.get(&TIMEOUT),
         retries: u32::try_from(values.get(&RETRIES)).unwrap_or(0),
@@ -252,13 +268,11 @@ impl Discord {
 
     /// Mentions and `words`.
     fn content(&self, notice: &Notice, words: &str) -> String {
-        let mut out = String::new();
-        for role in self.roles.iter().filter(|_| text::is_urgent(notice)) {
-            out.push_str(&match role {
-                Role::Id(id) => format!("<@&{id}> "),
-                Role::Name(name) => format!("{} ", fitted(name, 80, markdown)),
-            });
-        }
+        let mention = |role: &Role| match role {
+            Role::Id(id) => format!("<@&{id}> "),
+            Role::Name(name) => format!("{} ", fitted(name, 80, markdown)),
+        };
+        let mut out: String = self.roles.iter().filter(|_| text::is_urgent(notice)).map(mention).collect();
         out.push_str(&fitted(words, CONTENT_MAX - units(&out), markdown));
         out.trim_end().to_owned()
     }

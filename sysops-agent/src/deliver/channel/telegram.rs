@@ -103,8 +103,8 @@ fn build(values: &Values) -> Result<Option<Box<dyn Channel>>, String> {
     let missing = |key: &str| format!("alerting.telegram.{key}: missing, and alerting.telegram.enabled needs it");
     let token = values.get(&TOKEN).ok_or_else(|| missing("bot_token"))?;
     let chat = values.get(&CHAT).ok_or_else(|| missing("chat_id"))?;
-    let is_id = chat.parse::<i64>().is_ok();
-    if !is_id && !(chat.len() > 1 && chat.starts_with('@')) {
+    let is_name = chat.len() > 1 && chat.starts_with('@');
+    if !is_name && chat.parse::<i64>().is_err() {
         return Err("alerting.telegram.chat_id: expected a number, as -1001234567890, or @name of a channel".to_owned());
     }
     let files = TlsFiles { ca: values.get(&CA_FILE), ..TlsFiles::default() };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::model::{Alert, Severity, Status, time};
@@ -17,8 +18,20 @@ pub(super) enum Payload {
     Alertmanager,
 }
 
-/// Keys of the first version.
-const SEED: [&str; 8] = ["hostname", "timestamp", "severity", "metric", "value", "threshold", "message", "labels"];
+/// The keys of the first version, in their order.
+#[derive(Serialize)]
+struct Seed<'a> {
+    hostname: &'a str,
+    timestamp: String,
+    severity: Severity,
+    metric: &'a str,
+    value: f64,
+    threshold: f64,
+    message: &'a str,
+    labels: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Status>,
+}
 
 impl Payload {
     pub(super) const NAMES: &'static [&'static str] = &["full", "seed", "alertmanager"];
@@ -34,20 +47,29 @@ impl Payload {
 
     pub(super) fn body(self, alert: &Alert) -> Vec<u8> {
         match self {
-            // An alert serialises with its keys in their order.
-            Self::Full => serde_json::to_vec(alert).expect("an alert has a JSON form: its keys are texts"),
-            Self::Seed => seed(alert).to_string().into_bytes(),
-            Self::Alertmanager => alertmanager(alert).to_string().into_bytes(),
+            Self::Full => bytes(alert),
+            Self::Seed => bytes(&seed(alert)),
+            Self::Alertmanager => bytes(&alertmanager(alert)),
         }
     }
 }
 
-fn seed(alert: &Alert) -> Value {
-    let mut whole = json!(alert);
-    if let Some(keys) = whole.as_object_mut() {
-        keys.retain(|key, _| SEED.contains(&key.as_str()) || key == "status");
+fn bytes(document: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(document).expect("it has a JSON form: all its keys are texts")
+}
+
+fn seed(alert: &Alert) -> Seed<'_> {
+    Seed {
+        hostname: &alert.hostname,
+        timestamp: time::rfc3339_secs(alert.timestamp),
+        severity: alert.severity,
+        metric: &alert.metric,
+        value: alert.value,
+        threshold: alert.threshold,
+        message: &alert.message,
+        labels: &alert.labels,
+        status: Some(alert.status).filter(|status| *status == Status::Resolved),
     }
-    whole
 }
 
 /// One group of one alert. Its end is Go's zero time while it fires.
