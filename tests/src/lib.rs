@@ -3,9 +3,12 @@
 pub mod agent;
 pub mod alert_bench;
 pub mod busy;
+pub mod certificates;
+pub mod channels;
 pub mod credentials;
 pub mod events;
 pub mod falsified_btf;
+pub mod far_ends;
 pub mod feed;
 pub mod frozen_mount;
 pub mod http;

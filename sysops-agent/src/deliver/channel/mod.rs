@@ -1,7 +1,11 @@
 //! Ways to people. Each channel is one file and one line in [`ALL`]; queueing, retries and limits are `outbox`'s.
 
 pub mod console;
+pub mod discord;
+mod pace;
+pub mod slack;
 pub mod syslog;
+pub mod telegram;
 pub mod webhook;
 
 use std::future::Future;
@@ -88,7 +92,8 @@ pub struct Entry {
 pub type Build = fn(&Values) -> Result<Option<Box<dyn Channel>>, String>;
 
 /// All channels.
-pub static ALL: &[&Entry] = &[&console::ENTRY, &webhook::ENTRY, &syslog::ENTRY];
+pub static ALL: &[&Entry] =
+    &[&console::ENTRY, &discord::ENTRY, &slack::ENTRY, &telegram::ENTRY, &webhook::ENTRY, &syslog::ENTRY];
 
 /// What an answer over HTTP means for the alert that was sent.
 ///
