@@ -40,6 +40,8 @@ pub static CHECKS: &[Check] = &[keys::check, channels];
 
 /// Tables of parts that were left out of this build.
 pub static ABSENT: &[Absent] = &[
+    #[cfg(not(feature = "email"))]
+    Absent { table: "alerting.email", feature: "email" },
     #[cfg(not(feature = "nats"))]
     Absent { table: "nats", feature: "nats" },
     #[cfg(not(feature = "prometheus"))]

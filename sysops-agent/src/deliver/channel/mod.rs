@@ -1,6 +1,7 @@
 //! Ways to people. Each channel is one file and one line in [`ALL`]; queueing, retries and limits are `outbox`'s.
 
 pub mod console;
+pub mod email;
 pub mod syslog;
 pub mod webhook;
 
@@ -88,7 +89,7 @@ pub struct Entry {
 pub type Build = fn(&Values) -> Result<Option<Box<dyn Channel>>, String>;
 
 /// All channels.
-pub static ALL: &[&Entry] = &[&console::ENTRY, &webhook::ENTRY, &syslog::ENTRY];
+pub static ALL: &[&Entry] = &[&console::ENTRY, &webhook::ENTRY, &syslog::ENTRY, &email::ENTRY];
 
 /// What an answer over HTTP means for the alert that was sent.
 ///
