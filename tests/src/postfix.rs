@@ -91,7 +91,7 @@ impl Postfix {
     }
 }
 
-/// An authority, and a server's certificate of it for localhost and 127.0.0.1.
+/// An authority, and a server's certificate of it for localhost.
 fn certificates(folder: &Path) {
     let openssl = |arguments: &str| {
         let output = Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output().expect("it runs");
@@ -101,7 +101,7 @@ fn certificates(folder: &Path) {
     let authority = "-days 30 -subj /CN=authority -addext basicConstraints=critical,CA:TRUE";
     openssl(&format!("req -x509 {key} -keyout ca.key -out ca.pem {authority}"));
     openssl(&format!("req {key} -keyout key.pem -out request.pem -subj /CN=localhost"));
-    fs::write(folder.join("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1\n").expect("written");
+    fs::write(folder.join("names"), "subjectAltName=DNS:localhost\n").expect("written");
     openssl("x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -extfile names -out cert.pem");
 }
 
@@ -139,16 +139,14 @@ fn configure(folder: &Path, usr: &Path, [port, implicit_port]: [u16; 2]) {
     fs::write(folder.join("conf/main.cf"), main).expect("written");
     let mut master = format!(
         "{port} inet n - n - - smtpd\n{implicit_port} inet n - n - - smtpd -o smtpd_tls_wrappermode=yes\n\
-         postlog unix-dgram n - n - 1 postlogd\nqmgr unix - n n 300 1 qmgr\nvirtual unix - n n - - virtual\n\
+         postlog unix-dgram n - n - 1 postlogd\nqmgr unix n - n 300 1 qmgr\nvirtual unix - n n - - virtual\n\
          rewrite unix - - n - - trivial-rewrite\n"
     );
     for (name, program) in [("bounce", "bounce"), ("defer", "bounce"), ("trace", "bounce"), ("error", "error")] {
         master.push_str(&format!("{name} unix - - n - 0 {program}\n"));
     }
-    for name in ["cleanup", "anvil", "tlsmgr", "proxymap"] {
-        let is_public = if name == "cleanup" { "n" } else { "-" };
-        master.push_str(&format!("{name} unix {is_public} - n - 0 {name}\n"));
-    }
+    master.push_str("cleanup unix n - n - 0 cleanup\nproxymap unix - - n - - proxymap\n");
+    master.push_str("anvil unix - - n - 1 anvil\ntlsmgr unix - - n 1000? 1 tlsmgr\n");
     fs::write(folder.join("conf/master.cf"), master).expect("written");
     let sasl = format!(
         "pwcheck_method: auxprop\nauxprop_plugin: sasldb\nmech_list: PLAIN LOGIN\nsasldb_path: {here}/sasldb2\n"
