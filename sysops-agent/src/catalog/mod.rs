@@ -77,6 +77,7 @@ pub static TABLES: &[(&str, &str)] = &[
     ("alerting.slack", "Alerts to Slack."),
     ("alerting.telegram", "Alerts to Telegram."),
     ("alerting.email", "Alerts by mail."),
+    ("alerting.nats", "Alerts to the NATS server of `[nats]`."),
 ];
 
 /// All components: first what reads, then what carries, then the rest.

@@ -193,9 +193,6 @@ impl Pipeline {
 
     fn tell(&mut self, alert: Alert) {
         self.observer.alert(&alert);
-        for running in &self.parts.exporters {
-            running.exporter.alert(&alert);
-        }
         self.parts.outbox.send(&Notice::of(alert));
     }
 
