@@ -42,6 +42,9 @@ const EVENTS: usize = 64;
 /// Where JetStream says which streams keep a subject.
 const STREAM_NAMES: &str = "$JS.API.STREAM.NAMES";
 
+/// Where answers come to.
+const INBOX: &str = "_INBOX.";
+
 /// `[nats]`, for alerts.
 pub(super) struct Publisher {
     values: Values,
@@ -196,7 +199,7 @@ impl Connection {
         if !self.can_hear {
             return self.publish_unheard(subject, headers, payload).await;
         }
-        let request = Request::new().headers(headers.clone()).payload(payload.clone()).timeout(None);
+        let request = Request::new().headers(headers).payload(payload).timeout(None);
         let client = self.client.clone();
         let mut asked = std::pin::pin!(client.send_request(subject.clone(), request));
         if let Keeper::NoneUntil(_) = self.keeper {
@@ -211,26 +214,26 @@ impl Connection {
                     _ = &mut back => None,
                 }
             };
-            return match hear(&mut self.events, ANSWER, either).await {
+            return match hear(&mut self.events, &[subject, INBOX], either).await {
                 Ok(Some(answer)) => self.verdict(answer, subject),
                 Ok(None) => Ok(Receipt::new("core NATS, confirmed by the server; no stream keeps it")),
-                Err(Silence::Denied(what)) if !what.contains(subject.as_str()) => {
+                Err(Silence::Denied(what)) if what.contains(INBOX) => {
                     self.can_hear = false;
-                    self.flushed().await
+                    self.flushed(subject).await
                 }
                 Err(silence) => Err(self.unheard(silence)),
             };
         }
-        match hear(&mut self.events, ANSWER, &mut asked).await {
+        match hear(&mut self.events, &[subject, INBOX], &mut asked).await {
             Ok(answer) => self.verdict(answer, subject),
             // Others listen, and this user may not ask for streams: had there been one, it would have said so.
             Err(Silence::Late) if self.keeper == Keeper::Unknown => {
                 self.keeper = Keeper::NoneUntil(Instant::now() + BELIEVED);
                 Ok(Receipt::new("core NATS; no stream said that it keeps it"))
             }
-            Err(Silence::Denied(what)) if !what.contains(subject.as_str()) => {
+            Err(Silence::Denied(what)) if what.contains(INBOX) => {
                 self.can_hear = false;
-                self.publish_unheard(subject, headers, payload).await
+                self.flushed(subject).await
             }
             Err(silence) => Err(self.unheard(silence)),
         }
@@ -246,7 +249,7 @@ impl Connection {
         let question = serde_json::json!({ "subject": subject.as_str() }).to_string();
         let request = Request::new().payload(question.into()).timeout(None);
         let client = self.client.clone();
-        match hear(&mut self.events, ANSWER, client.send_request(STREAM_NAMES, request)).await {
+        match hear(&mut self.events, &[STREAM_NAMES, INBOX], client.send_request(STREAM_NAMES, request)).await {
             Ok(Ok(answer)) => {
                 let names = serde_json::from_slice(&answer.payload).unwrap_or(StreamNames { streams: None });
                 let is_kept = names.streams.is_some_and(|names| !names.is_empty());
@@ -273,8 +276,8 @@ impl Connection {
     ) -> Result<Receipt, SendError> {
         let client = self.client.clone();
         let published = client.publish_with_headers(subject.clone(), headers, payload);
-        match hear(&mut self.events, ANSWER, published).await {
-            Ok(Ok(())) => self.flushed().await,
+        match hear(&mut self.events, &[subject], published).await {
+            Ok(Ok(())) => self.flushed(subject).await,
             Ok(Err(error)) => {
                 Err(SendError::Retry { reason: format!("{}: {error}", self.address), after: None })
             }
@@ -282,9 +285,9 @@ impl Connection {
         }
     }
 
-    async fn flushed(&mut self) -> Result<Receipt, SendError> {
+    async fn flushed(&mut self, subject: &Subject) -> Result<Receipt, SendError> {
         let client = self.client.clone();
-        match hear(&mut self.events, ANSWER, client.flush()).await {
+        match hear(&mut self.events, &[subject], client.flush()).await {
             Ok(Ok(())) => {
                 Ok(Receipt::new("core NATS, written to the connection; this user may not use its inbox, so nothing confirms it"))
             }
@@ -354,20 +357,24 @@ impl ApiError {
     }
 }
 
-/// What comes of `work`, unless the server tells first that nothing will, or the time is over.
+/// What comes of `work`, unless the server tells first that it lets no one use one of `needs`, or the time is over.
 async fn hear<T>(
     events: &mut mpsc::Receiver<Event>,
-    limit: Duration,
+    needs: &[&str],
     work: impl Future<Output = T>,
 ) -> Result<T, Silence> {
-    let end = Instant::now() + limit;
+    let end = Instant::now() + ANSWER;
     let mut work = std::pin::pin!(work);
     loop {
         tokio::select! {
             biased;
             event = events.recv() => match event {
-                Some(Event::ServerError(error)) if is_permission(&error.to_string()) => {
-                    return Err(Silence::Denied(error.to_string()));
+                Some(Event::ServerError(error)) => {
+                    let what = error.to_string();
+                    let is_permission = what.to_ascii_lowercase().contains("permissions violation");
+                    if is_permission && needs.iter().any(|need| what.contains(need)) {
+                        return Err(Silence::Denied(what));
+                    }
                 }
                 Some(Event::Disconnected | Event::Closed) | None => return Err(Silence::Lost),
                 Some(_) => {}
@@ -376,10 +383,6 @@ async fn hear<T>(
             () = sleep_until(end) => return Err(Silence::Late),
         }
     }
-}
-
-fn is_permission(error: &str) -> bool {
-    error.to_ascii_lowercase().contains("permissions violation")
 }
 
 /// An id as it may stand in a header. Ours is letters, digits and hyphens already.
