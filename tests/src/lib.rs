@@ -20,6 +20,7 @@ pub mod one_probe;
 pub mod own_namespace;
 pub mod postfix;
 pub mod require;
+pub mod rsyslog;
 pub mod schema;
 pub mod servers;
 pub mod silent_mount;
