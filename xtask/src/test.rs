@@ -18,6 +18,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("python3", "python3"),
     ("fio", "fio"),
     ("cc", "gcc"),
+    ("openssl", "openssl"),
 ];
 
 /// Servers that tests start by hand. Their packages are unpacked and not installed: a package starts its service.
@@ -26,6 +27,18 @@ const SERVERS: &[(&str, &str)] = &[
     ("promtool", "prometheus"),
     ("prometheus", "prometheus"),
     ("prometheus-node-exporter", "prometheus-node-exporter"),
+    ("postfix", "postfix"),
+    ("saslpasswd2", "sasl2-bin"),
+    ("rsyslogd", "rsyslog"),
+];
+
+/// Libraries and plug-ins of these servers, below `usr/lib`; what stands before `-linux-gnu` is the machine's.
+const LIBRARIES: &[(&str, &str)] = &[
+    ("libsasl2.so.2", "libsasl2-2"),
+    ("sasl2/libplain.so", "libsasl2-modules"),
+    ("sasl2/libsasldb.so", "libsasl2-modules-db"),
+    ("libestr.so.0", "libestr0"),
+    ("libfastjson.so.4", "libfastjson4"),
 ];
 
 /// The command.
@@ -68,6 +81,15 @@ pub(crate) fn get_tools() {
             program::say(format!("{name}: unpacking package {package} to target/tools"));
             if let Err(error) = apt::unpack(package, &tools()) {
                 program::say(format!("{name}: cannot be had: {error:#}"));
+            }
+        }
+    }
+    for (file, package) in LIBRARIES {
+        let file = format!("usr/lib/{}-linux-gnu/{file}", std::env::consts::ARCH);
+        if !tools().join(&file).exists() && !PathBuf::from("/").join(&file).exists() {
+            program::say(format!("{file}: unpacking package {package} to target/tools"));
+            if let Err(error) = apt::unpack(package, &tools()) {
+                program::say(format!("{file}: cannot be had: {error:#}"));
             }
         }
     }

@@ -242,9 +242,6 @@ impl Pipeline {
         // What people get together, machines have got before.
         for alert in notices.iter().filter(|one| one.audience != Audience::People).flat_map(|one| &one.alerts) {
             self.observer.alert(alert);
-            for running in &self.parts.exporters {
-                running.exporter.alert(alert);
-            }
         }
         if self.parts.book.take_changed() || !notices.is_empty() {
             let now = self.host.clock.now();
