@@ -22,6 +22,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("alert", &["model", "spec"]),
     ("deliver", &["model", "spec"]),
     ("settings", &["model", "spec"]),
+    ("control", &["model", "spec", "host"]),
     ("api", &["model", "spec", "store::view"]),
     (
         "schedule",
@@ -42,6 +43,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "alert",
             "deliver",
             "settings",
+            "control",
             "schedule",
             "api",
         ],

@@ -5,6 +5,7 @@ pub mod batch;
 pub mod bytes;
 pub mod causes;
 pub mod container;
+pub mod delivery;
 pub mod event;
 pub mod finding;
 pub mod leak;
