@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod busy;
 pub mod credentials;
+pub mod desk;
 pub mod events;
 pub mod falsified_btf;
 pub mod feed;
