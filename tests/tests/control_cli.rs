@@ -147,7 +147,7 @@ fn a_test_goes_through_the_agent_that_runs() {
     assert_eq!((status, &document["agent"], document["channels"].as_array().map(Vec::len)), (0, &true.into(), Some(1)));
     assert_eq!(served.desk.asked()[1], format!("test Some([\"webhook\"]) critical false by {me}"));
     let (status, _, err) = run(&served, "test-alert --channel carrier-pigeon");
-    assert!(status == 64 && err.contains("possible values: console"), "{err}");
+    assert!(status == 64 && err.contains("expected one of console, "), "{err}");
 }
 
 #[tokio::test]

@@ -13,6 +13,8 @@ use serde_json::Value;
 use sysops_agent::control::protocol::{REQUEST_BYTES_MAX, Request};
 use sysops_agent::control::{self, AskError, Control, Unavailable};
 use sysops_agent::host::{Host, Roots};
+use sysops_agent::model::with_causes;
+use sysops_agent::spec::Values;
 use sysops_tests::desk::{Noting, Served};
 use sysops_tests::servers::Scratch;
 use tokio::task::LocalSet;
@@ -210,7 +212,10 @@ fn where_there_can_be_none_it_is_said() {
         assert!(error.to_string().ends_with("expected a socket or nothing, found another file"), "{error}");
         assert!(file.is_file());
         let error = start(&scratch.path().join("no/control.sock")).expect_err("there is no such folder");
-        assert!(error.to_string().contains("No such file or directory"), "{error}");
+        assert!(with_causes(&error).contains("No such file or directory"), "{error}");
+        let none =
+            control::start(&Values::default(), &file, &Host::live(&Roots::default()), Rc::new(Noting::default()));
+        assert!(none.is_none(), "the agent runs without");
         let error = start(&scratch.path().join("x".repeat(120))).expect_err("too long");
         assert!(error.to_string().contains("no path for a socket"), "{error}");
     });

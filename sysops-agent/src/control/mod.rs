@@ -9,6 +9,7 @@ pub mod trial;
 mod user;
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -18,8 +19,9 @@ pub use server::Control;
 pub use socket::Unavailable;
 pub use user::user_name;
 
+use crate::host::Host;
 use crate::model::delivery::{LaneStatus, Outcome};
-use crate::model::{Listed, Matcher, Severity, Silence};
+use crate::model::{Listed, Matcher, Severity, Silence, with_causes};
 use crate::spec::{Complaint, Key, KeySpec, Values};
 
 /// Where the socket is.
@@ -92,6 +94,26 @@ pub fn path(values: &Values, data_dir: &Path) -> Option<PathBuf> {
         None => Some(data_dir.join("control.sock")),
         Some(path) if path.is_empty() => None,
         Some(path) => Some(path.into()),
+    }
+}
+
+/// Serves `desk` on the socket of this configuration. An agent is well without one: that there can be none is said, with what
+/// would mend it. To be called within a tokio `LocalSet`.
+pub fn start(values: &Values, data_dir: &Path, host: &Host, desk: Rc<dyn Desk>) -> Option<Control> {
+    let path = path(values, data_dir)?;
+    match Control::start(&path, host, desk) {
+        Ok(control) => Some(control),
+        Err(error) => {
+            let remedy = match error {
+                Unavailable::Taken { .. } => "give each agent an agent.data_dir of its own",
+                _ => "make agent.data_dir a directory that the agent may write to, or set agent.control_socket",
+            };
+            tracing::warn!(
+                "no control socket, so that `sysops-agent alerts` and others reach no one: {}: {remedy}",
+                with_causes(&error)
+            );
+            None
+        }
     }
 }
 

@@ -37,13 +37,14 @@ pub enum Unavailable {
         path: PathBuf,
     },
     /// The system refuses it.
-    #[error("{}: {what}: {source}", path.display())]
+    #[error("{}: {what}", path.display())]
     System {
         /// The socket.
         path: PathBuf,
         /// What was tried.
         what: &'static str,
         /// What the kernel said.
+        #[source]
         source: io::Error,
     },
 }
