@@ -37,7 +37,7 @@ pub static OTHERS: &[Component] = &[
 ];
 
 /// Components' looks at their own values: one line for each.
-pub static CHECKS: &[Check] = &[keys::check, control::check, channels];
+pub static CHECKS: &[Check] = &[keys::check, alert::check, control::check, rules, channels];
 
 /// Tables of parts that were left out of this build.
 pub static ABSENT: &[Absent] = &[
@@ -57,6 +57,7 @@ pub static TABLES: &[(&str, &str)] = &[
     ("collector", "How often each collector reads."),
     ("inventory", "What the machine is: hardware, system, devices."),
     ("thresholds", "Limits at which a reading becomes an alert."),
+    ("", "Rules of your own: each a table `[[rule]]`."),
     ("kernel", "All probes together."),
     ("kernel.oom_kill", "The probe of processes that the kernel kills for memory."),
     ("kernel.hung_task", "The probe of tasks that sleep and cannot be woken."),
@@ -153,6 +154,13 @@ pub fn keys() -> Vec<&'static KeySpec> {
 #[must_use]
 pub fn declared() -> Declared {
     Declared { keys: keys(), absent: ABSENT.to_vec(), checks: CHECKS.to_vec() }
+}
+
+/// What is wrong with the user's rules.
+fn rules(values: &Values) -> Vec<Complaint> {
+    let metrics: Vec<&Desc> = metrics().into_iter().map(|(_, metric)| metric).collect();
+    let channels: Vec<&str> = channel::ALL.iter().map(|entry| entry.name).collect();
+    analyze::rules::check(values, &metrics, &channels)
 }
 
 /// What channels find wrong with their values when they are made of them.

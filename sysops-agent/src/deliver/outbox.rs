@@ -1,6 +1,7 @@
 //! Alerts on their way to people: for each channel a bounded queue and a worker of its own, so that one that hangs
 //! delays no other. Tries again with backoff; what a channel's answer means is left to the channel.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
@@ -62,6 +63,7 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 /// All channels that are enabled, each with its worker.
 pub struct Outbox {
     lanes: Vec<Lane>,
+    sent: Cell<u64>,
 }
 
 struct Lane {
@@ -111,15 +113,33 @@ impl Outbox {
         let lanes = channels
             .into_iter()
             .map(|(name, least, grouped, channel)| Lane::start(name, least, grouped, channel, capacity));
-        Self { lanes: lanes.collect() }
+        Self { lanes: lanes.collect(), sent: Cell::new(0) }
     }
 
     /// Puts a notice into the queue of every channel that it is for. Never waits.
     pub fn send(&self, notice: &Notice) {
+        self.sent.set(self.sent.get() + 1);
         let mut wanted = self.lanes.iter().filter(|lane| lane.shared.wants(notice)).peekable();
         if wanted.peek().is_some() {
             let notice = Arc::new(notice.clone());
             wanted.for_each(|lane| lane.shared.put(&notice));
+        }
+    }
+
+    /// How many notices it got.
+    pub fn sent(&self) -> u64 {
+        self.sent.get()
+    }
+
+    /// How many of them are durable.
+    pub fn durable(&self) -> u64 {
+        self.sent.get()
+    }
+
+    /// Waits until more of them are durable than `number`.
+    pub async fn wait_durable(&self, number: u64) {
+        if self.durable() <= number {
+            std::future::pending().await
         }
     }
 

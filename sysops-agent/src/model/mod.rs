@@ -26,7 +26,7 @@ pub use event::{Detail, Event, Source};
 pub use finding::{Finding, Level, Policy};
 pub use leak::{LeakReport, LeakStack, Resource};
 pub use listed::{Listed, Silence, Standing};
-pub use matcher::Matcher;
+pub use matcher::{Matcher, MatcherError};
 pub use metric::{Desc, Kind, Metric, Unit};
 pub use notice::{Audience, Notice};
 pub use readings::{Readings, Series, SeriesValue};

@@ -1,8 +1,10 @@
 //! Knows every layer: builds what the settings ask for, wires it, reloads, shuts down. One round of collectors is one
 //! look of the analyzers; a kernel event goes straight to the alert book.
 
+mod facts;
 mod feed;
 mod inventory;
+mod ledger;
 pub mod losses;
 mod parts;
 mod signals;
@@ -16,11 +18,12 @@ use std::time::Duration;
 use crate::collect;
 use crate::host::{Host, Systemd};
 use crate::kernel::{self, Rung};
-use crate::model::{Alert, Batch, Event, Notice, Readings, Tick};
+use crate::model::{Alert, Audience, Batch, Event, Notice, Readings, Tick};
 use crate::schedule::{Finished, State};
 use crate::settings::{Problems, Settings, keys};
 use crate::store::{self, view::View};
 use feed::Shared;
+use ledger::Ledger;
 use losses::Losses;
 use parts::{Parts, Wanted, kernel_component, own_component};
 use signals::{Order, Signals};
@@ -64,8 +67,11 @@ pub struct Pipeline {
     observer: Box<dyn Observer>,
     reloaded: Reloaded,
     own: Batch,
+    ledger: Ledger,
     losses: Losses,
     rounds: u64,
+    /// What the outbox had made durable at the last look.
+    durable: u64,
 }
 
 impl Pipeline {
@@ -84,9 +90,19 @@ impl Pipeline {
         // First of all: without a handler a SIGHUP would end the process.
         let signals = Signals::install()?;
         let shared = Rc::new(Shared::new(&host, &settings.values));
-        let parts = Parts::start(&host, Wanted { settings: &settings, hostname: &hostname(&settings) }, &shared)?;
+        let mut parts = Parts::start(&host, Wanted { settings: &settings, hostname: &hostname(&settings) }, &shared)?;
         observer.standings(&parts.sources.probes);
+        let (mut ledger, kept) = Ledger::open(&host, Path::new(&settings.values.get(&keys::DATA_DIR)));
+        if let Some(kept) = kept {
+            let (book, kills, outgoing) = ledger.take_over(kept);
+            parts.sources.remember(&kills);
+            let now = host.clock.now();
+            let over = parts.book.restore(book, ledger.boot(), &now);
+            let state = parts.book.state(ledger.boot(), &now);
+            ledger.keep(state, outgoing.into_iter().chain(over).collect(), &now);
+        }
         Ok(Self {
+            ledger,
             losses: Losses::new(&settings),
             host,
             settings,
@@ -99,6 +115,7 @@ impl Pipeline {
             reloaded,
             own: Batch::default(),
             rounds: 0,
+            durable: 0,
         })
     }
 
@@ -121,14 +138,42 @@ impl Pipeline {
                     Order::Stop => break,
                 },
                 finished = self.parts.scheduler.next() => self.take_readings(finished),
-                value = self.parts.inventory.next() => *self.shared.inventory.borrow_mut() = Some(Rc::new(value)),
+                () = self.ledger.next(&self.host) => self.send_due(),
+                () = self.parts.outbox.wait_durable(self.durable), if self.ledger.is_sending() => self.note_durable(),
+                value = self.parts.inventory.next() => self.take_inventory(value),
                 () = watchdog.due() => watchdog.pet(&self.systemd, self.rounds, parts::between_rounds(&self.settings.values)),
             }
         }
         self.systemd.stopping();
         let rest = self.parts.sources.end(&self.host);
         self.take_events(&rest);
-        self.parts.stop(DRAIN).await;
+        self.ledger.next_or(DRAIN / 4, &self.host).await;
+        self.send_due();
+        self.parts.stop(DRAIN / 2).await;
+        self.ledger.end(DRAIN / 4).await;
+    }
+
+    /// Hands the outbox what the ledger has let go.
+    fn send_due(&mut self) {
+        for notice in self.ledger.due(&self.host.clock.now()) {
+            self.parts.outbox.send(&notice);
+            self.ledger.sent(self.parts.outbox.sent(), notice);
+        }
+        self.note_durable();
+    }
+
+    /// What the outbox has made durable needs no keeping here, and the kernel's log need not tell it again.
+    fn note_durable(&mut self) {
+        self.durable = self.parts.outbox.durable();
+        self.ledger.durable(self.durable);
+        if self.ledger.is_settled() {
+            self.parts.sources.settle();
+        }
+    }
+
+    fn take_inventory(&mut self, value: serde_json::Value) {
+        self.parts.book.set_host(facts::of(&value));
+        *self.shared.inventory.borrow_mut() = Some(Rc::new(value));
     }
 
     fn take_readings(&mut self, first: Finished) {
@@ -155,10 +200,9 @@ impl Pipeline {
         }
         self.losses.save();
         self.observer.round(&view, tick);
+        let notices = self.parts.book.tick(&view, &tick);
         drop(store);
-        for alert in self.parts.book.tick(&tick) {
-            self.tell(alert);
-        }
+        self.tell(notices);
         self.shared.health.set(self.parts.health());
         if self.rounds == 0 {
             tracing::info!("ready: {}", self.status());
@@ -183,20 +227,32 @@ impl Pipeline {
         for event in self.parts.sources.take_told() {
             self.parts.book.remember(&event, &now);
         }
+        let mut notices = Vec::new();
         for event in events {
             self.observer.event(event);
-            if let Some(alert) = self.parts.book.event(event, &now) {
-                self.tell(alert);
-            }
+            let store = self.shared.store.borrow();
+            notices.extend(self.parts.book.event(event, &View::new(&store), &now));
+            self.ledger.handled(event);
         }
+        self.tell(notices);
     }
 
-    fn tell(&mut self, alert: Alert) {
-        self.observer.alert(&alert);
-        for running in &self.parts.exporters {
-            running.exporter.alert(&alert);
+    /// Keeps what has changed in the book, and sends notices on their way.
+    fn tell(&mut self, notices: Vec<Notice>) {
+        // What people get together, machines have got before.
+        for alert in notices.iter().filter(|one| one.audience != Audience::People).flat_map(|one| &one.alerts) {
+            self.observer.alert(alert);
+            for running in &self.parts.exporters {
+                running.exporter.alert(alert);
+            }
         }
-        self.parts.outbox.send(&Notice::of(alert));
+        if self.parts.book.take_changed() || !notices.is_empty() {
+            let now = self.host.clock.now();
+            let state = self.parts.book.state(self.ledger.boot(), &now);
+            self.ledger.keep(state, notices, &now);
+        } else if self.ledger.is_settled() {
+            self.parts.sources.settle();
+        }
     }
 
     /// Reads the configuration again. What cannot be used is said, and everything goes on as it was.
