@@ -9,9 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use sysops_agent::control::{Control, Desk};
 use sysops_agent::host::{Clock, Host, Roots};
-use sysops_agent::model::delivery::{LaneStatus, Outcome, OutcomeResult};
-use sysops_agent::model::{Listed, Matcher, Severity, Silence, Standing};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use sysops_agent::model::{ChannelStatus, Fate, Listed, Matcher, OutboxStatus, Outcome, Severity, Silence, Standing};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
@@ -24,6 +23,7 @@ pub const FINGERPRINT: u64 = 0x8f3a_1c2e_0011_2233;
 #[derive(Clone, Default)]
 pub struct Noting {
     asked: Arc<Mutex<Vec<String>>>,
+    telling: Arc<Mutex<Vec<UnboundedSender<Outcome>>>>,
 }
 
 impl Noting {
@@ -74,7 +74,7 @@ impl Desk for Noting {
     fn alerts(&self) -> Vec<Listed> {
         self.note("alerts".to_owned());
         let pending = Listed { fingerprint: 1, ..alert(Standing::Pending, "") };
-        vec![pending, alert(Standing::Firing, "")]
+        vec![alert(Standing::Firing, ""), pending]
     }
 
     fn acknowledge(&self, alert: &str, by: &str, note: &str) -> Result<Listed, String> {
@@ -113,33 +113,39 @@ impl Desk for Noting {
         severity: Severity,
         resolved: bool,
         by: &str,
-    ) -> Result<UnboundedReceiver<Outcome>, String> {
+    ) -> Result<(Vec<String>, UnboundedReceiver<Outcome>), String> {
         self.note(format!("test {channels:?} {} {resolved} by {by}", severity.name()));
         let (tell, outcomes) = unbounded_channel();
+        let later = |reason: &str, in_secs| Fate::Later { reason: reason.to_owned(), in_secs };
         let answers = [
-            ("webhook", OutcomeResult::Delivered { answer: "204 No Content".to_owned() }),
-            ("syslog", OutcomeResult::Later { reason: "/dev/log\u{1b}: gone".to_owned(), in_secs: 4 }),
+            ("webhook", later("the server answered 503", 1)),
+            ("webhook", Fate::Delivered { answer: "204 No Content".to_owned() }),
+            ("syslog", later("/dev/log\u{1b}: gone", 300)),
         ];
-        for (channel, result) in answers {
-            if channels.as_ref().is_none_or(|wanted| wanted.iter().any(|name| name == channel)) {
-                let told = tell.send(Outcome { channel: channel.to_owned(), result });
-                told.unwrap_or_else(|_| panic!("its receiver is here"));
-            }
+        let wanted = |channel: &str| channels.as_ref().is_none_or(|wanted| wanted.iter().any(|name| name == channel));
+        for (channel, result) in answers.into_iter().filter(|(channel, _)| wanted(channel)) {
+            let told = tell.send(Outcome { channel: channel.to_owned(), result });
+            told.unwrap_or_else(|_| panic!("its receiver is here"));
         }
-        Ok(outcomes)
+        // The outbox goes on: the stream does not end.
+        self.telling.lock().expect("no holder panics").push(tell);
+        let sent_to = ["webhook", "syslog"].into_iter().filter(|channel| wanted(channel)).map(str::to_owned);
+        Ok((sent_to.collect(), outcomes))
     }
 
-    fn outbox(&self) -> Vec<LaneStatus> {
-        vec![LaneStatus {
+    fn outbox(&self) -> OutboxStatus {
+        let webhook = ChannelStatus {
             channel: "webhook".to_owned(),
+            enabled: true,
             waiting: 2,
             oldest_secs: Some(90),
             next_try_secs: Some(4),
             last_error: Some("the server answered 503".to_owned()),
             delivered: 7,
             parked: 1,
-            paused: false,
-        }]
+            ..ChannelStatus::default()
+        };
+        OutboxStatus { problem: None, records: 2, bytes: 4096, channels: vec![webhook] }
     }
 }
 

@@ -1,6 +1,5 @@
-//! `alerts`: what is live in the book of the agent that runs, worst first.
+//! `alerts`: what is live in the book of the agent that runs, in its order: what wants attention first.
 
-use std::cmp::Reverse;
 use std::io::{self, Write};
 use std::time::SystemTime;
 
@@ -31,12 +30,9 @@ pub fn run(args: &Args, all: bool, json: bool) -> u8 {
         Ok(_) => return ask::strange(),
         Err(status) => return status,
     };
-    // What is pending may never be an alert.
-    let is_pending = |alert: &Listed| alert.standing == Standing::Pending;
-    alerts.sort_by_key(|alert| (is_pending(alert), Reverse(alert.severity), alert.standing as u8, alert.starts_at));
     let listed = alerts.len();
     if !all {
-        alerts.retain(|alert| !is_pending(alert));
+        alerts.retain(|alert| alert.standing != Standing::Pending);
     }
     if json {
         let document = serde_json::to_string(&Document { schema: 1, alerts: &alerts }).expect("it has a JSON form");
@@ -70,7 +66,9 @@ fn table(alerts: &[Listed], now: SystemTime) -> Table {
             values(alert).into(),
             what(alert).into(),
         ]);
-        table.note(shown(&alert.message, 500));
+        if !alert.message.is_empty() {
+            table.note(shown(&alert.message, 500));
+        }
         if !alert.because.is_empty() {
             table.note(format!("because: {}", shown(&alert.because, 500)));
         }

@@ -124,7 +124,7 @@ pub enum Command {
     Leaks(LeaksArgs),
     /// Show readings, events and alerts as they happen.
     Live,
-    /// List the alerts of the agent that runs, worst first.
+    /// List the alerts of the agent that runs: firing first, worst first.
     Alerts {
         /// Also those that are in breach, but not yet for long enough.
         #[arg(long)]
@@ -140,7 +140,7 @@ pub enum Command {
     Silence(silence::SilenceCommand),
     /// Send a test through the channels, and say what the far ends answer.
     TestAlert(test_alert::TestAlertArgs),
-    /// Say how each channel's queue stands, and what keeps it.
+    /// Say how the outbox and each channel do, and what keeps alerts waiting.
     Outbox {
         /// Print one JSON document.
         #[arg(long)]

@@ -9,59 +9,74 @@ use super::output::{Colour, Style};
 use super::table::{Cell, Table};
 use super::{Args, ask, output, span};
 use crate::control::protocol::{Answer, Request};
-use crate::model::delivery::LaneStatus;
-use crate::model::shown;
+use crate::model::{ChannelStatus, OutboxStatus, bytes_text, shown};
 
 /// docs/schemas/outbox.schema.json describes it.
 #[derive(Serialize)]
 struct Document<'a> {
     schema: u32,
-    channels: &'a [LaneStatus],
+    #[serde(flatten)]
+    status: &'a OutboxStatus,
 }
 
 /// Lists them and gives the exit status.
 #[must_use]
 pub fn run(args: &Args, json: bool) -> u8 {
-    let lanes = match ask::one(args, &Request::Outbox) {
-        Ok(Answer::Outbox(lanes)) => lanes,
+    let status = match ask::one(args, &Request::Outbox) {
+        Ok(Answer::Outbox(status)) => status,
         Ok(_) => return ask::strange(),
         Err(status) => return status,
     };
     if json {
-        let document = serde_json::to_string(&Document { schema: 1, channels: &lanes }).expect("it has a JSON form");
+        let document = serde_json::to_string(&Document { schema: 1, status: &status }).expect("it has a JSON form");
         return output::document(&(document + "\n"));
     }
     let style = Style::stdout(&crate::settings::environment);
-    output::stdout(|out| print(&lanes, style, out))
+    output::stdout(|out| print(&status, style, out))
 }
 
-fn print(lanes: &[LaneStatus], style: Style, out: &mut dyn Write) -> io::Result<()> {
-    if lanes.is_empty() {
-        return writeln!(out, "no channel is enabled: alerts reach nobody");
+fn print(status: &OutboxStatus, style: Style, out: &mut dyn Write) -> io::Result<()> {
+    if status.channels.is_empty() {
+        writeln!(out, "no channel is enabled: alerts reach nobody")?;
+    } else {
+        table(&status.channels).print(style, out)?;
     }
+    if status.records > 0 {
+        writeln!(out, "{} waiting, {} on disk", status.records, bytes_text(status.bytes))?;
+    }
+    if let Some(problem) = &status.problem {
+        let problem = format!("what waits would not survive the end of the agent: {}", shown(problem, 500));
+        writeln!(out, "{}", style.paint(Colour::Red, problem))?;
+    }
+    Ok(())
+}
+
+fn table(channels: &[ChannelStatus]) -> Table {
     let secs = |secs: Option<u64>| secs.map_or_else(String::new, |secs| span::text_of(Duration::from_secs(secs)));
-    let mut table = Table::new(["CHANNEL", "STATE", "WAITING", "OLDEST", "NEXT TRY", "DELIVERED", "PARKED"]);
-    for lane in lanes {
+    let mut table = Table::new(["CHANNEL", "STATE", "WAITING", "OLDEST", "NEXT TRY", "DELIVERED", "PARKED", "LOST"]);
+    for one in channels {
         table.row([
-            shown(&lane.channel, 32).into(),
-            state(lane),
-            lane.waiting.to_string().into(),
-            secs(lane.oldest_secs).into(),
-            secs(lane.next_try_secs).into(),
-            lane.delivered.to_string().into(),
-            lane.parked.to_string().into(),
+            shown(&one.channel, 32).into(),
+            state(one),
+            one.waiting.to_string().into(),
+            secs(one.oldest_secs).into(),
+            secs(one.next_try_secs).into(),
+            one.delivered.to_string().into(),
+            one.parked.to_string().into(),
+            one.lost.to_string().into(),
         ]);
-        if let Some(error) = &lane.last_error {
+        if let Some(error) = &one.last_error {
             table.note(shown(error, 500));
         }
     }
-    table.print(style, out)
+    table
 }
 
-fn state(lane: &LaneStatus) -> Cell {
-    match lane {
-        LaneStatus { paused: true, .. } => Cell::painted("refused", Colour::Red),
-        LaneStatus { last_error: Some(_), waiting: 1.., .. } => Cell::painted("failing", Colour::Yellow),
+fn state(channel: &ChannelStatus) -> Cell {
+    match channel {
+        ChannelStatus { enabled: false, .. } => Cell::painted("off", Colour::Dim),
+        ChannelStatus { refused: true, .. } => Cell::painted("refused", Colour::Red),
+        ChannelStatus { last_error: Some(_), .. } => Cell::painted("failing", Colour::Yellow),
         _ => Cell::painted("ok", Colour::Green),
     }
 }
@@ -70,29 +85,29 @@ fn state(lane: &LaneStatus) -> Cell {
 mod tests {
     use super::*;
 
+    fn printed(status: &OutboxStatus) -> String {
+        let mut out = Vec::new();
+        print(status, Style::of(false, &|_| None), &mut out).expect("memory can be written");
+        String::from_utf8(out).expect("UTF-8")
+    }
+
     #[test]
     fn a_table_for_people() {
-        let well = LaneStatus {
-            channel: "webhook".to_owned(),
-            waiting: 0,
-            oldest_secs: None,
-            next_try_secs: None,
-            last_error: None,
-            delivered: 12,
-            parked: 0,
-            paused: false,
-        };
-        let failing = LaneStatus {
-            channel: "slack".to_owned(),
+        let channel =
+            |name: &str| ChannelStatus { channel: name.to_owned(), enabled: true, ..ChannelStatus::default() };
+        let well = ChannelStatus { delivered: 12, ..channel("webhook") };
+        let failing = ChannelStatus {
             waiting: 3,
             oldest_secs: Some(7500),
             next_try_secs: Some(42),
             last_error: Some("the server answered 503\x1b".to_owned()),
-            ..well.clone()
+            ..channel("slack")
         };
-        let refused = LaneStatus { channel: "email".to_owned(), parked: 1, paused: true, ..failing.clone() };
-        let mut out = Vec::new();
-        print(&[well, failing, refused], Style::of(false, &|_| None), &mut out).expect("memory can be written");
-        insta::assert_snapshot!(String::from_utf8(out).expect("UTF-8"));
+        let refused = ChannelStatus { parked: 1, lost: 2, refused: true, ..failing.clone() };
+        let off = ChannelStatus { enabled: false, waiting: 1, ..channel("email") };
+        let channels = vec![well, failing, refused, off];
+        let problem = Some("/var/lib/x: no space left".to_owned());
+        insta::assert_snapshot!(printed(&OutboxStatus { problem, records: 7, bytes: 12_345, channels }));
+        assert_eq!(printed(&OutboxStatus::default()), "no channel is enabled: alerts reach nobody\n");
     }
 }

@@ -15,8 +15,7 @@ use crate::control::protocol::{Answer, End, Request, Timed};
 use crate::control::{self, Answers, AskError, trial};
 use crate::deliver::channel::{self, SendError, console};
 use crate::host::{Host, Roots, os};
-use crate::model::delivery::{Outcome, OutcomeResult};
-use crate::model::{Severity, shown};
+use crate::model::{Fate, Outcome, Severity, shown};
 use crate::pipeline;
 use crate::settings::{self, Settings};
 use crate::spec::Value;
@@ -75,7 +74,6 @@ struct Row {
 /// Sends, prints, and gives the exit status: 0 when every channel that was to carry it has delivered it.
 pub async fn run(args: &Args, test: &TestAlertArgs) -> u8 {
     let mut report = Report { json: test.json, style: Style::stdout(&settings::environment), rows: Vec::new() };
-    let settings = args.settings();
     let path = match ask::socket(args) {
         Ok(path) => path,
         Err(problems) => return validate::refuse(&problems),
@@ -85,32 +83,26 @@ pub async fn run(args: &Args, test: &TestAlertArgs) -> u8 {
         severity: test.severity,
         resolved: test.resolved,
     };
-    let asked = path.as_deref().map_or(Err(AskError::NoAgent), |path| control::ask(path, &request));
-    let (agent, end) = match (asked, &path) {
-        (Ok(answers), Some(path)) => match report.follow(answers) {
-            Ok(end) => (true, end),
-            Err(error) => return ask::refuse(path, &error),
+    let settings = args.settings();
+    let asked = path.as_deref().map(|path| control::ask(path, &request).and_then(|answers| report.follow(answers)));
+    match (asked, path) {
+        (None, _) | (Some(Err(AskError::NoAgent)), _) => match settings {
+            Ok(settings) => report.send(args, settings, test).await,
+            Err(problems) => validate::refuse(&problems),
         },
-        (Err(error), Some(path)) if !matches!(error, AskError::NoAgent) => return ask::refuse(path, &error),
-        _ => {
-            let mut settings = match settings {
-                Ok(settings) => settings,
-                Err(problems) => return validate::refuse(&problems),
-            };
-            output::say(&"no agent runs with this configuration: sending from here");
-            if let Err(error) = report.send(args, &mut settings, test).await {
-                output::say(&format_args!("error: {error}"));
-                return exit::FAILURE;
-            }
-            report.rest(&settings, test, End::Answered, false);
-            return report.finish(false);
+        (Some(Err(error)), path) => ask::refuse(&path.unwrap_or_default(), &error),
+        (Some(Ok(heard)), _) => {
+            // What the agent left out is known only by the configuration, which may need what the agent alone has in its environment.
+            report.rest(settings.ok().as_ref(), test, heard);
+            report.finish(true)
         }
-    };
-    // What the agent left out is known only by its configuration; its secrets may be in its own environment alone.
-    if let Ok(settings) = &settings {
-        report.rest(settings, test, end, true);
     }
-    report.finish(agent)
+}
+
+/// What the agent told of a test as a whole.
+struct Heard {
+    sent_to: Vec<String>,
+    end: End,
 }
 
 struct Report {
@@ -121,34 +113,58 @@ struct Report {
 
 impl Report {
     /// Takes what the agent tells, as it comes.
-    fn follow(&mut self, mut answers: Answers) -> Result<End, AskError> {
+    fn follow(&mut self, mut answers: Answers) -> Result<Heard, AskError> {
+        let mut sent_to = Vec::new();
         loop {
             match answers.next_answer()? {
+                Answer::SentTo(channels) => sent_to = channels,
                 Answer::Outcome(timed) => self.take(timed),
-                Answer::End(end) => return Ok(end),
+                Answer::End(end) => return Ok(Heard { sent_to, end }),
                 _ => return Err(AskError::Strange("the answer to another question".to_owned())),
             }
         }
     }
 
-    /// Sends it from this process: one try for each channel, all at once.
-    async fn send(&mut self, args: &Args, settings: &mut Settings, test: &TestAlertArgs) -> Result<(), String> {
+    /// Sends it from this process and gives the exit status.
+    async fn send(mut self, args: &Args, mut settings: Settings, test: &TestAlertArgs) -> u8 {
+        output::say(&"no agent runs with this configuration: sending from here");
         if self.json {
             // It would write between the lines of the document.
             settings.values.set(console::ENABLED.spec(), Value::Bool(false));
         }
+        match self.try_each(args, &settings, test).await {
+            Ok(sent_to) => {
+                self.rest(Some(&settings), test, Heard { sent_to, end: End::Answered });
+                self.finish(false)
+            }
+            Err(error) => {
+                output::say(&format_args!("error: {error}"));
+                exit::FAILURE
+            }
+        }
+    }
+
+    /// One try for each channel, all at once. Gives their names.
+    async fn try_each(
+        &mut self,
+        args: &Args,
+        settings: &Settings,
+        test: &TestAlertArgs,
+    ) -> Result<Vec<String>, String> {
         let host = Host::live(&Roots { root: args.host_root.clone() });
         let by = control::user_name(&host.files, os::effective_user());
         let hostname = pipeline::hostname(settings);
         let notice = trial::notice(&hostname, &by, test.severity, test.resolved, None, &host.clock.now());
         let mut tries = JoinSet::new();
+        let mut sent_to = Vec::new();
         for entry in channel::ALL.iter().filter(|entry| test.wants(entry, settings)) {
             let Some(mut channel) = (entry.build)(&settings.values)? else {
-                if test.channel.iter().any(|name| name == entry.name) {
+                if test.names(entry) {
                     return Err(format!("{}: not enabled: set alerting.{0}.enabled = true", entry.name));
                 }
                 continue;
             };
+            sent_to.push(entry.name.to_owned());
             let notice = notice.clone();
             tries.spawn(async move {
                 let start = Instant::now();
@@ -156,51 +172,57 @@ impl Report {
                 let result = result.unwrap_or_else(|_| {
                     Err(SendError::Retry { reason: format!("no answer within {} s", WAIT.as_secs()), after: None })
                 });
-                let outcome = Outcome { channel: entry.name.to_owned(), result: outcome(result) };
+                let outcome = Outcome { channel: entry.name.to_owned(), result: fate(result) };
                 Timed { outcome, secs: start.elapsed().as_secs_f64() }
             });
         }
         while let Some(tried) = tries.join_next().await {
             self.take(tried.map_err(|error| format!("a channel has failed; that is a bug: {error}"))?);
         }
-        Ok(())
+        Ok(sent_to)
     }
 
     fn take(&mut self, Timed { outcome, secs }: Timed) {
         let (result, answer) = match outcome.result {
-            OutcomeResult::Delivered { answer } => ("delivered", answer),
-            OutcomeResult::Later { reason, in_secs: 0 } => ("not now", reason),
-            OutcomeResult::Later { reason, in_secs } => ("not now", format!("{reason}; tried again in {in_secs} s")),
-            OutcomeResult::Refused { reason } => ("refused", reason),
-            OutcomeResult::Parked { reason } => ("given up", reason),
+            Fate::Delivered { answer } => ("delivered", answer),
+            Fate::Later { reason, in_secs: 0 } => ("not now", reason),
+            Fate::Later { reason, in_secs } => ("not now", format!("{reason}; tried again in {in_secs} s")),
+            Fate::Refused { reason } => ("refused", reason),
+            Fate::Parked { reason } => ("given up", reason),
         };
         self.add(Row { channel: outcome.channel, result, answer, secs: Some(secs) });
     }
 
-    /// What is known of channels of the configuration that gave no word.
-    fn rest(&mut self, settings: &Settings, test: &TestAlertArgs, end: End, agent: bool) {
-        for entry in channel::ALL {
-            let named = test.channel.iter().any(|name| name == entry.name);
-            let heard = self.rows.iter().any(|row| row.channel == entry.name);
-            if heard || (!test.channel.is_empty() && !named) || !matches!((entry.build)(&settings.values), Ok(Some(_)))
-            {
+    /// What is known of channels that gave no word: of those that it went to, and of those of the configuration.
+    fn rest(&mut self, settings: Option<&Settings>, test: &TestAlertArgs, heard: Heard) {
+        let waited = WAIT.as_secs();
+        let silent = match heard.end {
+            End::Deadline => format!("none within {waited} s; the outbox goes on"),
+            End::Answered => "none; the log of the agent says more".to_owned(),
+        };
+        for channel in heard.sent_to.iter().filter(|name| !self.has(name)).cloned().collect::<Vec<_>>() {
+            self.add(Row { channel, result: "no answer", answer: silent.clone(), secs: None });
+        }
+        let Some(settings) = settings else { return };
+        for entry in channel::ALL.iter().filter(|entry| test.channel.is_empty() || test.names(entry)) {
+            if self.has(entry.name) || !matches!((entry.build)(&settings.values), Ok(Some(_))) {
                 continue;
             }
-            let (result, answer) = if !test.wants(entry, settings) {
+            let (result, answer) = if test.wants(entry, settings) {
+                ("not sent", "the agent that runs does not have this channel: reload it".to_owned())
+            } else {
                 let least = settings.values.get(entry.min_severity);
                 (
                     "skipped",
                     format!("alerting.{}.min_severity is {least}: --channel {0} sends all the same", entry.name),
                 )
-            } else if end == End::Deadline {
-                ("no answer", format!("none within {} s; the outbox goes on", WAIT.as_secs()))
-            } else if agent {
-                ("not sent", "the agent that runs does not have this channel: reload it".to_owned())
-            } else {
-                continue;
             };
             self.add(Row { channel: entry.name.to_owned(), result, answer, secs: None });
         }
+    }
+
+    fn has(&self, channel: &str) -> bool {
+        self.rows.iter().any(|row| row.channel == channel)
     }
 
     /// Shows it to people at once: a far end may take a minute.
@@ -224,6 +246,8 @@ impl Report {
             _ = writeln!(out, "{:<10} {result:<10} {secs:>8}  {answer}", shown(&row.channel, 32));
             _ = out.flush();
         }
+        // A further try takes the place of the one before.
+        self.rows.retain(|earlier| earlier.channel != row.channel);
         self.rows.push(row);
     }
 
@@ -246,22 +270,26 @@ impl Report {
 }
 
 impl TestAlertArgs {
+    fn names(&self, entry: &channel::Entry) -> bool {
+        self.channel.iter().any(|name| name == entry.name)
+    }
+
     /// True when the channel is to carry it.
     fn wants(&self, entry: &channel::Entry, settings: &Settings) -> bool {
         if !self.channel.is_empty() {
-            return self.channel.iter().any(|name| name == entry.name);
+            return self.names(entry);
         }
         Severity::from_name(&settings.values.get(entry.min_severity)).is_none_or(|least| self.severity >= least)
     }
 }
 
-fn outcome(result: Result<channel::Receipt, SendError>) -> OutcomeResult {
+fn fate(result: Result<channel::Receipt, SendError>) -> Fate {
     match result {
-        Ok(receipt) => OutcomeResult::Delivered { answer: receipt.answer },
+        Ok(receipt) => Fate::Delivered { answer: receipt.answer },
         Err(SendError::Retry { reason, after }) => {
-            OutcomeResult::Later { reason, in_secs: after.map_or(0, |after| after.as_secs()) }
+            Fate::Later { reason, in_secs: after.map_or(0, |after| after.as_secs()) }
         }
-        Err(SendError::Refused { reason }) => OutcomeResult::Refused { reason },
-        Err(SendError::Permanent { reason }) => OutcomeResult::Parked { reason },
+        Err(SendError::Refused { reason }) => Fate::Refused { reason },
+        Err(SendError::Permanent { reason }) => Fate::Parked { reason },
     }
 }

@@ -20,8 +20,7 @@ pub use socket::Unavailable;
 pub use user::user_name;
 
 use crate::host::Host;
-use crate::model::delivery::{LaneStatus, Outcome};
-use crate::model::{Listed, Matcher, Severity, Silence, with_causes};
+use crate::model::{Listed, Matcher, OutboxStatus, Outcome, Severity, Silence, with_causes};
 use crate::spec::{Complaint, Key, KeySpec, Values};
 
 /// Where the socket is.
@@ -40,7 +39,7 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(30 * 86_400);
 
 /// What the socket may ask of the running agent. Asked on the main thread, between two cycles; nothing in it waits.
 pub trait Desk {
-    /// All alerts that are live.
+    /// All alerts that are live, those first that want attention first.
     fn alerts(&self) -> Vec<Listed>;
 
     /// Notes that `by` takes care of the alert whose fingerprint begins with the hexadecimal digits `alert`.
@@ -70,8 +69,8 @@ pub trait Desk {
     /// All silences that hold.
     fn silences(&self) -> Vec<Silence>;
 
-    /// Sends [`trial::notice`] through the outbox: to these channels, or to those that carry its severity. Outcomes come
-    /// as the far ends answer; the stream ends when no more will come.
+    /// Sends [`trial::notice`] through the outbox: to these channels, or to those that carry its severity. Gives the channels that
+    /// it goes to; outcomes come try by try, as the far ends answer.
     ///
     /// # Errors
     /// When a channel is not enabled, with those that are.
@@ -81,10 +80,10 @@ pub trait Desk {
         severity: Severity,
         resolved: bool,
         by: &str,
-    ) -> Result<mpsc::UnboundedReceiver<Outcome>, String>;
+    ) -> Result<(Vec<String>, mpsc::UnboundedReceiver<Outcome>), String>;
 
-    /// How each channel's queue stands.
-    fn outbox(&self) -> Vec<LaneStatus>;
+    /// How the outbox and each channel do.
+    fn outbox(&self) -> OutboxStatus;
 }
 
 /// Where the socket is by this configuration; `None` when there is to be none.

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::delivery::{LaneStatus, Outcome};
-use crate::model::{Listed, Severity, Silence};
+use crate::model::{Listed, OutboxStatus, Outcome, Severity, Silence};
 
 /// Version of the protocol. It rises only when an old agent could not answer a new client.
 pub const SCHEMA: u64 = 1;
@@ -64,12 +63,12 @@ pub enum Request {
         #[serde(default)]
         resolved: bool,
     },
-    /// How each channel's queue stands.
+    /// How the outbox and each channel do.
     Outbox,
 }
 
-/// What the agent answers: `{"ok":true,"alerts":[…]}`. [`Request::TestAlert`] gets an outcome for each word of a far end, then
-/// the end; every other request one line.
+/// What the agent answers: `{"ok":true,"alerts":[…]}`. [`Request::TestAlert`] gets the channels, an outcome for each try, and the end;
+/// every other request one line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
@@ -81,18 +80,20 @@ pub enum Answer {
     Silence(Silence),
     /// The silences that hold.
     Silences(Vec<Silence>),
-    /// How each channel's queue stands.
-    Outbox(Vec<LaneStatus>),
-    /// A far end has answered.
+    /// How the outbox and each channel do.
+    Outbox(OutboxStatus),
+    /// The channels that the test goes to.
+    SentTo(Vec<String>),
+    /// What came of a try.
     Outcome(Timed),
     /// No more outcomes come.
     End(End),
 }
 
-/// A far end's word, and how long it took.
+/// What came of a try, and how long that took.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Timed {
-    /// The word.
+    /// What came of it.
     #[serde(flatten)]
     pub outcome: Outcome,
     /// Seconds since it was sent.
@@ -103,7 +104,7 @@ pub struct Timed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum End {
-    /// Every channel has answered.
+    /// No channel is left that may have more to say soon.
     Answered,
     /// Nobody waits any longer; what is left goes on in the outbox.
     Deadline,
@@ -192,7 +193,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::delivery::OutcomeResult;
+    use crate::model::Fate;
 
     #[test]
     fn requests_come_back_from_their_lines() {
@@ -225,10 +226,8 @@ mod tests {
 
     #[test]
     fn answers_come_back_from_their_lines() {
-        let outcome = Outcome {
-            channel: "slack".to_owned(),
-            result: OutcomeResult::Later { reason: "429".to_owned(), in_secs: 3 },
-        };
+        let outcome =
+            Outcome { channel: "slack".to_owned(), result: Fate::Later { reason: "429".to_owned(), in_secs: 3 } };
         for (answer, begins) in [
             (Ok(Answer::Alerts(vec![])), "{\"ok\":true,\"alerts\":[]"),
             (

@@ -1,66 +1,83 @@
-//! What has become of notices on their way: the word of a far end, and how each channel's queue stands. Carrying them is
-//! `deliver`'s.
+//! What has become of a notice on its way, and how each channel does, for whoever asks. The way itself is `deliver`'s.
 
 use serde::{Deserialize, Serialize};
 
-/// What came of one notice on one channel.
+/// What came of one try, or of a notice, on one channel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// The channel's name.
     pub channel: String,
     /// What came of it.
     #[serde(flatten)]
-    pub result: OutcomeResult,
+    pub result: Fate,
 }
 
-/// What came of a try.
+/// What came of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "result", rename_all = "snake_case")]
-pub enum OutcomeResult {
+pub enum Fate {
     /// The far end has it.
     Delivered {
-        /// What the far end said.
+        /// In the far end's words.
         answer: String,
     },
-    /// Not yet: it is tried again.
+    /// It is tried again.
     Later {
-        /// What happened.
+        /// Why it was not taken.
         reason: String,
-        /// When it is tried again.
+        /// In how many seconds.
         in_secs: u64,
     },
-    /// The far end takes nothing from this agent until someone mends the configuration.
+    /// The far end takes nothing from this agent; it waits until that is mended.
     Refused {
         /// What happened and what to mend.
         reason: String,
     },
-    /// The far end will never take this notice: it is put aside.
+    /// It is given up.
     Parked {
-        /// What happened.
+        /// Why.
         reason: String,
     },
 }
 
-/// How one channel's queue stands.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LaneStatus {
-    /// The channel's name.
+/// The outbox at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutboxStatus {
+    /// Why what waits would not survive the end of the agent; absent when it would.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Notices that wait for at least one channel.
+    pub records: u64,
+    /// Bytes of the spool's files.
+    pub bytes: u64,
+    /// One for each channel that is enabled or has something waiting.
+    pub channels: Vec<ChannelStatus>,
+}
+
+/// How one channel does. Counts are of this life of the agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelStatus {
+    /// Its name.
     pub channel: String,
-    /// Notices that wait for it, the one on its way included.
+    /// False for one that is not enabled any more and still has something waiting.
+    pub enabled: bool,
+    /// Notices that wait, the one on its way included.
     pub waiting: u64,
-    /// For how long the oldest of them has waited.
+    /// For how long the oldest has waited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oldest_secs: Option<u64>,
-    /// In how many seconds the next try is made; absent while one is on its way, or nothing waits.
+    /// In how many seconds the channel is tried next, when something waits and nothing is on its way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_try_secs: Option<u64>,
-    /// Why the last try failed; absent when it did not.
+    /// What went wrong last, as the channel said it, unless something has been delivered since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// True while the far end takes nothing from this agent.
+    pub refused: bool,
     /// Notices that the far end took.
     pub delivered: u64,
-    /// Notices that were put aside.
+    /// Notices given up with their text kept.
     pub parked: u64,
-    /// The far end refuses this agent: it is tried seldom, until someone mends the configuration.
-    pub paused: bool,
+    /// Notices lost for want of room, or because they could not be read.
+    pub lost: u64,
 }

@@ -46,7 +46,9 @@ impl Expected {
 /// An alert that is live, in the words in which it is expected.
 pub(super) fn live_line(alert: &Listed) -> String {
     let Listed { standing, severity, rule, metric, labels, message, .. } = alert;
-    line(*standing, Some(severity.name()), Some(rule), Some(metric), labels, Some(message))
+    // What is pending has no sentence yet.
+    let summary = Some(message.as_str()).filter(|message| !message.is_empty());
+    line(*standing, Some(severity.name()), Some(rule), Some(metric), labels, summary)
 }
 
 fn line(

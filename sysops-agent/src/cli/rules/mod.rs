@@ -3,7 +3,6 @@
 
 mod expected;
 mod file;
-mod live;
 mod samples;
 mod simulation;
 

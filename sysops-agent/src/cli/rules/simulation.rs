@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::expected::{Expected, all_are_there, live_line};
 use super::file::Test;
-use super::live::Live;
 use crate::alert::Book;
 use crate::analyze::{self, Analyzer, Entry};
 use crate::host::Clock;
@@ -27,7 +26,6 @@ pub(super) fn run(test: &Test, values: &Values, thresholds: bool) -> Vec<Failure
     let mut analyzers = analyzers(values, thresholds);
     let mut book = Book::new(values, "test");
     book.expect_cycles_every(test.interval);
-    let mut live = Live::default();
     let mut batch = Batch::default();
     let mut failures = Vec::new();
     for cycle in 0..cycles(test) {
@@ -44,9 +42,9 @@ pub(super) fn run(test: &Test, values: &Values, thresholds: bool) -> Vec<Failure
         for analyzer in &mut analyzers {
             analyzer.judge(&view, &mut |finding| book.finding(finding, &now));
         }
-        live.take(book.tick(&now));
+        book.tick(&view, &now);
         for expect in test.expect.iter().filter(|expect| cycle_of(expect.at, test) == cycle) {
-            let got = live.list();
+            let got = book.list(&now);
             if !all_are_there(&expect.alerts, &got) {
                 failures.push(Failure {
                     line: expect.line,
