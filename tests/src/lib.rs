@@ -6,6 +6,7 @@ pub mod busy;
 pub mod certificates;
 pub mod channels;
 pub mod credentials;
+pub mod desk;
 pub mod events;
 pub mod falsified_btf;
 pub mod far_ends;

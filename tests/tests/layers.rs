@@ -23,6 +23,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("alert", &["model", "spec"]),
     ("deliver", &["model", "spec", "template"]),
     ("settings", &["model", "spec"]),
+    ("control", &["model", "spec", "host"]),
     ("api", &["model", "spec", "store::view"]),
     (
         "schedule",
@@ -43,6 +44,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "alert",
             "deliver",
             "settings",
+            "control",
             "schedule",
             "api",
         ],

@@ -7,7 +7,7 @@ use crate::deliver::{channel, export, outbox};
 use crate::model::Desc;
 use crate::settings::{Absent, Declared, keys, later};
 use crate::spec::{Check, Complaint, KeySpec, Values};
-use crate::{alert, analyze, collect, correlate, inventory, kernel, logs, schedule, store};
+use crate::{alert, analyze, collect, control, correlate, inventory, kernel, logs, schedule, store};
 
 /// A part of the agent and what it declares.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +25,7 @@ pub struct Component {
 /// Components that stand in no list of their own layer: one line for each.
 pub static OTHERS: &[Component] = &[
     Component { layer: "settings", name: "agent", metrics: &[], keys: keys::ALL },
+    Component { layer: "control", name: "socket", metrics: &[], keys: control::KEYS },
     Component { layer: "settings", name: "later", metrics: &[], keys: later::ALL },
     Component { layer: "kernel", name: "probes", metrics: kernel::METRICS, keys: kernel::KEYS },
     Component { layer: "inventory", name: "inventory", metrics: &[], keys: inventory::KEYS },
@@ -36,7 +37,7 @@ pub static OTHERS: &[Component] = &[
 ];
 
 /// Components' looks at their own values: one line for each.
-pub static CHECKS: &[Check] = &[keys::check, alert::check, rules, channels];
+pub static CHECKS: &[Check] = &[keys::check, alert::check, control::check, rules, channels];
 
 /// Tables of parts that were left out of this build.
 pub static ABSENT: &[Absent] = &[
