@@ -121,4 +121,3 @@ static PATTERN: Later = Key::later("pattern", Shape::Text, Absent, "Regular expr
 static PATTERN_SEVERITY: Later = Key::later("severity", SEVERITY, Text("warn"), "Severity of the alert.");
 static PATTERN_NAME: Later = Key::later("name", Shape::Text, Absent, "Name of the pattern in the alert.");
 
-// Channels.
