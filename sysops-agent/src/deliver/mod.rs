@@ -5,6 +5,7 @@ pub mod channel;
 pub mod export;
 pub mod http;
 pub mod outbox;
+mod spool;
 pub mod text;
 
 pub use outbox::Outbox;

@@ -17,6 +17,7 @@ pub static ENTRY: Entry = Entry {
     keys: &[ENABLED.spec(), FACILITY.spec(), TAG.spec(), PATH.spec(), MIN_SEVERITY.spec()],
     min_severity: &MIN_SEVERITY,
     grouped: false,
+    durable: true,
     build,
 };
 
