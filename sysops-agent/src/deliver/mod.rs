@@ -6,6 +6,7 @@ pub mod export;
 pub mod http;
 pub mod outbox;
 pub mod own_text;
+mod spool;
 pub mod text;
 
 pub use outbox::Outbox;

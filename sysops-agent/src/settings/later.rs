@@ -120,4 +120,3 @@ static CUSTOM_PATTERNS: Later = Key::later(
 static PATTERN: Later = Key::later("pattern", Shape::Text, Absent, "Regular expression that a line must match.");
 static PATTERN_SEVERITY: Later = Key::later("severity", SEVERITY, Text("warn"), "Severity of the alert.");
 static PATTERN_NAME: Later = Key::later("name", Shape::Text, Absent, "Name of the pattern in the alert.");
-

@@ -86,6 +86,8 @@ pub struct Entry {
     pub min_severity: &'static Key<String>,
     /// True when people read it: alerts of one group may come in one notice. Machines get each alert by itself.
     pub grouped: bool,
+    /// True when what waits for it outlives the agent: old alerts are of no use on a terminal.
+    pub durable: bool,
     /// Makes it.
     pub build: Build,
 }

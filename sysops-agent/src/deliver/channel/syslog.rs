@@ -34,6 +34,7 @@ pub static ENTRY: Entry = Entry {
     ],
     min_severity: &MIN_SEVERITY,
     grouped: false,
+    durable: true,
     build,
 };
 
