@@ -16,6 +16,7 @@ pub mod loop_device;
 pub mod memory_cgroup;
 pub mod notify_socket;
 pub mod one_probe;
+pub mod outbox_child;
 pub mod own_namespace;
 pub mod require;
 pub mod schema;
