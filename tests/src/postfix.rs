@@ -64,7 +64,13 @@ impl Postfix {
         let master = usr.join("lib/postfix/sbin/master").display().to_string();
         let configuration = folder.join("conf").display().to_string();
         let mut arguments = environment.to_vec();
-        arguments.extend([format!("MAIL_CONFIG={configuration}"), master, "-c".to_owned(), configuration, "-d".to_owned()]);
+        arguments.extend([
+            format!("MAIL_CONFIG={configuration}"),
+            master,
+            "-c".to_owned(),
+            configuration,
+            "-d".to_owned(),
+        ]);
         let server = Server::start(Path::new("/usr/bin/env"), &arguments, port, scratch);
         Some(Self { server, port, implicit_port, ca_file: folder.join("ca.pem"), folder })
     }
@@ -143,7 +149,7 @@ fn configure(folder: &Path, usr: &Path, [port, implicit_port]: [u16; 2]) {
          rewrite unix - - n - - trivial-rewrite\n"
     );
     for (name, program) in [("bounce", "bounce"), ("defer", "bounce"), ("trace", "bounce"), ("error", "error")] {
-        master.push_str(&format!("{name} unix - - n - 0 {program}\n"));
+        master.extend([name, " unix - - n - 0 ", program, "\n"]);
     }
     master.push_str("cleanup unix n - n - 0 cleanup\nproxymap unix - - n - - proxymap\n");
     master.push_str("anvil unix - - n - 1 anvil\ntlsmgr unix - - n 1000? 1 tlsmgr\n");

@@ -44,7 +44,8 @@ impl Rsyslog {
             ("data", "name=\"structured-data\""),
             ("text", "name=\"msg\""),
         ];
-        let fields = fields.map(|(name, from)| format!("property(outname=\"{name}\" {from} format=\"jsonf\")")).join("\n");
+        let fields =
+            fields.map(|(name, from)| format!("property(outname=\"{name}\" {from} format=\"jsonf\")")).join("\n");
         let configuration = format!(
             "global(workDirectory=\"{here}\" maxMessageSize=\"64k\")\n\
              module(load=\"imuxsock\" SysSock.Use=\"off\")\nmodule(load=\"imudp\")\nmodule(load=\"imptcp\")\n\

@@ -30,16 +30,8 @@ pub enum Stage {
 
 impl Stage {
     /// All of them, in the order of a conversation.
-    pub const ALL: [Self; 8] = [
-        Self::Greeting,
-        Self::Hello,
-        Self::Auth,
-        Self::Sender,
-        Self::Recipient,
-        Self::Data,
-        Self::Body,
-        Self::Quit,
-    ];
+    pub const ALL: [Self; 8] =
+        [Self::Greeting, Self::Hello, Self::Auth, Self::Sender, Self::Recipient, Self::Data, Self::Body, Self::Quit];
 }
 
 /// What one connection meets.

@@ -74,6 +74,18 @@ fn disk() -> Alert {
     alert
 }
 
+/// A notice that carries `text` in its context, too.
+fn everywhere(text: &str) -> Notice {
+    let context = Context {
+        top: vec![Usage { pid: Some(1), comm: text.to_owned(), uses: text.to_owned() }],
+        events: vec![text.to_owned()],
+        cause: Some(text.to_owned()),
+        host: vec![("name".to_owned(), text.to_owned())],
+        ..Context::default()
+    };
+    Notice::of(Alert { context, ..injection::alert(text) })
+}
+
 async fn mailed(notices: &[Notice]) -> Vec<String> {
     let far_end = FarEnd::start([]).await;
     let mut mailer = mailer(far_end.port);
@@ -102,7 +114,8 @@ async fn a_mail_says_what_is_to_be_known_as_text_and_as_html() {
     assert_eq!(read.header("to"), Some("a@example.com, Ops <b@example.com>"));
     assert_eq!(read.header("auto-submitted"), Some("auto-generated"));
     assert_eq!((read.header("x-priority"), read.header("importance")), (Some("1"), Some("high")));
-    for said in ["/dev/sdb1", "97.2 % (limit 90.0 %)", "▁▁▁▂▃▄▅▇▇█ (60 min)", "postgres (pid 4711) 38.1 GiB written"] {
+    for said in ["/dev/sdb1", "97.2 % (limit 90.0 %)", "▁▁▁▂▃▄▅▇▇█ (60 min)", "postgres (pid 4711) 38.1 GiB written"]
+    {
         assert!(read.plain().contains(said) && read.text().contains(said), "{said}\n{}", read.plain());
     }
     assert!(read.html().contains("<a href=\"https://wiki.example.com/runbooks/disk-full\""), "{}", read.html());
@@ -157,7 +170,7 @@ async fn a_group_is_one_mail_and_one_of_hundreds_is_bounded() {
 #[tokio::test]
 async fn hostile_text_changes_nothing_but_text() {
     let texts = injection::corpus();
-    let notices: Vec<Notice> = ["dd".to_owned()].iter().chain(&texts).map(|text| injection::notice(text)).collect();
+    let notices: Vec<Notice> = ["dd".to_owned()].iter().chain(&texts).map(|text| everywhere(text)).collect();
     let sent = mailed(&notices).await;
     for mail in &sent {
         assert!(mail.lines().all(|line| line.len() <= 998) && mail.len() < 64 << 10 && mail.is_ascii());
@@ -184,7 +197,10 @@ async fn a_template_of_the_users_own_is_the_text_and_hostile_text_is_none() {
     let mut values = settings(far_end.port);
     let entry = channel::ALL.iter().find(|entry| entry.name == "email").expect("it is in the list");
     let key = entry.keys.iter().find(|key| key.path == "alerting.email.template").expect("it has one");
-    values.set(key, text("{{ headline }}\n{{ message }}\n{% for one in alerts %}<b>{{ one.labels.comm }}</b>{% endfor %}"));
+    values.set(
+        key,
+        text("{{ headline }}\n{{ message }}\n{% for one in alerts %}<b>{{ one.labels.comm }}</b>{% endfor %}"),
+    );
     let mut mailer = build(&values).expect("right").expect("enabled");
     mailer.send(&injection::notice("{{ 7*7 }}<i>")).await.expect("the server takes it");
     values.set(key, text("{{ labels.nobody_has_this }}"));

@@ -150,8 +150,10 @@ fn without_a_stream_the_server_confirms_it() {
 
 #[test]
 fn a_stream_that_takes_nothing_is_quoted() {
-    let full = (serde_json::json!({"max_msgs": 1, "discard": "new"}), "retry: ", "503 maximum messages exceeded (10077)");
-    let small = (serde_json::json!({"max_msg_size": 64}), "permanent: ", "400 message size exceeds maximum allowed (10054)");
+    let full =
+        (serde_json::json!({"max_msgs": 1, "discard": "new"}), "retry: ", "503 maximum messages exceeded (10077)");
+    let small =
+        (serde_json::json!({"max_msg_size": 64}), "permanent: ", "400 message size exceeds maximum allowed (10054)");
     let mute = (serde_json::json!({"no_ack": true}), "retry: ", "the stream has not answered within 5 s");
     for (config, kind, words) in [full, small, mute] {
         let (port, store) = (free_port(), Scratch::new());
@@ -189,7 +191,9 @@ fn a_sealed_stream_waits_for_whoever_unseals_it() {
 #[test]
 fn permissions_decide_what_can_be_known() {
     let user = |permissions: &str| {
-        format!("authorization {{ users: [{{user: a, password: \"canary\", {permissions}}}, {{user: b, password: b}}] }}")
+        format!(
+            "authorization {{ users: [{{user: a, password: \"canary\", {permissions}}}, {{user: b, password: b}}] }}"
+        )
     };
     let document = sysops_tests::feed::repository_file("docs/TELEMETRY.md");
     let documented = document.lines().find(|line| line.starts_with("permissions: ")).expect("it shows them");

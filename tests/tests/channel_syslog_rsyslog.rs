@@ -38,7 +38,8 @@ async fn each_way_and_format_gives_one_record_with_its_fields() {
     for (format, way) in ways {
         let mut channel = syslog(format, way.clone());
         for text in &texts {
-            let notice = injection::notice(text);
+            let mut notice = injection::notice(text);
+            notice.alerts[0].context.cause = Some(text.clone());
             let alert = notice.head();
             channel.send(&notice).await.expect("it is taken");
             count += 1;
@@ -88,5 +89,8 @@ async fn a_daemon_that_comes_back_gets_what_comes() {
     over.status = Status::Resolved;
     channel.send(&Notice::of(over)).await.expect("it is there again");
     let record = &daemon.records(1)[0];
-    assert_eq!((record["pri"].as_str(), record["text"].as_str()), (Some("29"), Some("\u{feff}resolved: The kernel killed dd.")));
+    assert_eq!(
+        (record["pri"].as_str(), record["text"].as_str()),
+        (Some("29"), Some("\u{feff}resolved: The kernel killed dd."))
+    );
 }

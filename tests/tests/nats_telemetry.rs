@@ -139,10 +139,7 @@ fn without_compression_under_another_prefix() {
     let Some(server) = servers::nats(free_port(), "") else { return };
     run(async {
         let inbox = subscribe(async_nats::ConnectOptions::new(), server.port, ">").await;
-        let more = [
-            ("nats.compression", Value::Bool(false)),
-            ("nats.subject_prefix", text("ops.eu")),
-        ];
+        let more = [("nats.compression", Value::Bool(false)), ("nats.subject_prefix", text("ops.eu"))];
         let exporter = publisher(server.port, &more);
         let got = first(&inbox, "metrics", |got| got.subject == "ops.eu.gpu_server_01.metrics").await;
         assert_eq!(got.encoding, None);

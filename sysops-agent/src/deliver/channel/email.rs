@@ -92,12 +92,8 @@ static RETRIES: Key<i64> = Key::int(
     20,
     "How many more times a mail is sent at once after a network error, a timeout or a 4xx of the server.",
 );
-static MIN_SEVERITY: Key<String> = Key::choice(
-    "alerting.email.min_severity",
-    Severity::NAMES,
-    "critical",
-    "The least severity that is mailed.",
-);
+static MIN_SEVERITY: Key<String> =
+    Key::choice("alerting.email.min_severity", Severity::NAMES, "critical", "The least severity that is mailed.");
 
 #[cfg(not(feature = "email"))]
 fn build(values: &Values) -> Result<Option<Box<dyn Channel>>, String> {
@@ -220,9 +216,9 @@ mod mailer {
 
     /// `Name <user@host>` or `user@host`, in ASCII before the `@`: not every server knows SMTPUTF8.
     fn mailbox(key: &str, text: &str) -> Result<Mailbox, String> {
-        let mailbox: Mailbox = text.parse().map_err(|_| {
-            format!("alerting.email.{key}: expected user@host or \"Name <user@host>\", found {text:?}")
-        })?;
+        let mailbox: Mailbox = text
+            .parse()
+            .map_err(|_| format!("alerting.email.{key}: expected user@host or \"Name <user@host>\", found {text:?}"))?;
         if !mailbox.email.to_string().is_ascii() {
             return Err(format!("alerting.email.{key}: expected an address in ASCII, found {text:?}"));
         }

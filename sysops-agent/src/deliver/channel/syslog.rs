@@ -250,7 +250,11 @@ mod tests {
         assert_eq!(is("udp://logs.example.com"), "udp logs.example.com 514");
         assert_eq!(is("tcp://[::1]:6514"), "tcp ::1 6514");
         for wrong in ["logs.example.com:514", "http://h", "tcp://", "tcp://u:p@h", "udp://h/x", "tcp://h:99999"] {
-            assert!(is(wrong).starts_with("alerting.syslog.address: expected udp://host:port"), "{wrong}: {}", is(wrong));
+            assert!(
+                is(wrong).starts_with("alerting.syslog.address: expected udp://host:port"),
+                "{wrong}: {}",
+                is(wrong)
+            );
         }
     }
 

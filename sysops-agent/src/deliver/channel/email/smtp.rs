@@ -97,13 +97,17 @@ impl Server {
             (true, _) => Encryption::StartTls(tls(wanted)?),
             (false, _) if is_local => Encryption::Loopback,
             (false, _) if login.is_some() => {
-                return Err(format!("alerting.email.smtp_tls: false would send the password to {host:?} in the clear: \
-                                    set it to true, or use a server on this machine"));
+                return Err(format!(
+                    "alerting.email.smtp_tls: false would send the password to {host:?} in the clear: \
+                                    set it to true, or use a server on this machine"
+                ));
             }
             (false, _) if wanted.allow_plain => Encryption::Plain,
             (false, _) => {
-                return Err(format!("alerting.email.smtp_tls: false would send mail to {host:?} in the clear: set it to \
-                                    true, or allow_plain = true if that network is yours"));
+                return Err(format!(
+                    "alerting.email.smtp_tls: false would send mail to {host:?} in the clear: set it to \
+                                    true, or allow_plain = true if that network is yours"
+                ));
             }
         };
         Ok(Self { host: host.clone(), port: *port, encryption, login, timeout: wanted.timeout })
@@ -136,8 +140,10 @@ impl Server {
         if let Encryption::StartTls(tls) = &self.encryption {
             if !connection.can_starttls() {
                 return Err(SendError::Refused {
-                    reason: format!("{self}: the server offers no STARTTLS, so it got neither password nor mail: use a \
-                                     server or port that encrypts (465 with smtp_tls_mode \"implicit\")"),
+                    reason: format!(
+                        "{self}: the server offers no STARTTLS, so it got neither password nor mail: use a \
+                                     server or port that encrypts (465 with smtp_tls_mode \"implicit\")"
+                    ),
                 });
             }
             self.step(deadline, Step::Encrypt, connection.starttls(tls.clone(), own_name)).await?;

@@ -15,10 +15,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::deliver::channel::{Channel, Receipt, SendError, Sending};
+use crate::deliver::export::nats::SUBJECT_PREFIX;
 use crate::deliver::export::nats::access::Access;
 use crate::deliver::export::nats::encoding::Encoder;
 use crate::deliver::export::nats::subject::{check_prefix, subject};
-use crate::deliver::export::nats::SUBJECT_PREFIX;
 use crate::deliver::export::telemetry;
 use crate::model::{Alert, Notice, shown};
 use crate::spec::Values;
@@ -278,9 +278,7 @@ impl Connection {
         let published = client.publish_with_headers(subject.clone(), headers, payload);
         match hear(&mut self.events, &[subject], published).await {
             Ok(Ok(())) => self.flushed(subject).await,
-            Ok(Err(error)) => {
-                Err(SendError::Retry { reason: format!("{}: {error}", self.address), after: None })
-            }
+            Ok(Err(error)) => Err(SendError::Retry { reason: format!("{}: {error}", self.address), after: None }),
             Err(silence) => Err(self.unheard(silence)),
         }
     }
@@ -288,9 +286,9 @@ impl Connection {
     async fn flushed(&mut self, subject: &Subject) -> Result<Receipt, SendError> {
         let client = self.client.clone();
         match hear(&mut self.events, &[subject], client.flush()).await {
-            Ok(Ok(())) => {
-                Ok(Receipt::new("core NATS, written to the connection; this user may not use its inbox, so nothing confirms it"))
-            }
+            Ok(Ok(())) => Ok(Receipt::new(
+                "core NATS, written to the connection; this user may not use its inbox, so nothing confirms it",
+            )),
             Ok(Err(error)) => Err(SendError::Retry { reason: format!("{}: {error}", self.address), after: None }),
             Err(silence) => Err(self.unheard(silence)),
         }
@@ -306,7 +304,8 @@ impl Connection {
             // The server itself says so, so it has read the alert.
             Err(error) if error.kind() == RequestErrorKind::NoResponders => {
                 self.keeper = Keeper::NoneUntil(Instant::now() + BELIEVED);
-                let words = format!("core NATS, confirmed by the server; no stream keeps it and nobody listens on {subject}");
+                let words =
+                    format!("core NATS, confirmed by the server; no stream keeps it and nobody listens on {subject}");
                 return Ok(Receipt::new(&words));
             }
             Err(error) => return Err(SendError::Retry { reason: format!("{}: {error}", self.address), after: None }),
@@ -330,10 +329,9 @@ impl Connection {
                 reason: format!("{address}: the stream has not answered within {} s", ANSWER.as_secs()),
                 after: None,
             },
-            Silence::Late => SendError::Retry {
-                reason: format!("{address}: no answer within {} s", ANSWER.as_secs()),
-                after: None,
-            },
+            Silence::Late => {
+                SendError::Retry { reason: format!("{address}: no answer within {} s", ANSWER.as_secs()), after: None }
+            }
             Silence::Lost => SendError::Retry { reason: format!("{address}: lost the connection"), after: None },
             Silence::Denied(what) => {
                 SendError::Refused { reason: format!("{address}: {}: allow it at the server", shown(&what, 200)) }

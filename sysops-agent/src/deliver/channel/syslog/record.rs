@@ -237,7 +237,9 @@ mod tests {
         let pid = std::process::id();
         assert_eq!(
             line(&alert(), 26, "sysops-agent", true, TimeZone::UTC),
-            format!("<26>Feb 22 16:30:00 web-1 sysops-agent[{pid}]: oom_kill: The kernel killed dd. [comm=a]\"\\ pid=92]")
+            format!(
+                "<26>Feb 22 16:30:00 web-1 sysops-agent[{pid}]: oom_kill: The kernel killed dd. [comm=a]\"\\ pid=92]"
+            )
         );
         let local = line(&Alert { labels: BTreeMap::new(), ..alert() }, 26, "a b:[]", false, TimeZone::UTC);
         assert_eq!(local, format!("<26>Feb 22 16:30:00 a_b___[{pid}]: oom_kill: The kernel killed dd."));

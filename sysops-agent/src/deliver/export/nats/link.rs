@@ -163,7 +163,8 @@ impl Link {
         self.denied = [false; 3];
         for message in window.iter().filter(|message| !is_too_large(message, max_payload)) {
             let subject = self.subjects[message.kind as usize].clone();
-            let publish = client.publish_with_headers(subject, message.encoded.headers(), message.encoded.payload.clone());
+            let publish =
+                client.publish_with_headers(subject, message.encoded.headers(), message.encoded.payload.clone());
             match self.unless_lost(client, timeout(CONFIRM_TIMEOUT, publish)).await {
                 Some(Ok(Ok(()))) => {}
                 Some(Ok(Err(error))) => {
