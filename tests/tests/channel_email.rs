@@ -353,7 +353,9 @@ fn what_would_be_unsafe_or_cannot_work_is_refused_with_its_key() {
     };
     assert_eq!(refused(&[]), "");
     let far = ("smtp_host", text("mail.example.com"));
-    assert!(refused(&[far.clone()]).starts_with("alerting.email.smtp_tls: false would send the password to"));
+    assert!(
+        refused(std::slice::from_ref(&far)).starts_with("alerting.email.smtp_tls: false would send the password to")
+    );
     let allow = ("allow_plain", Value::Bool(true));
     assert!(refused(&[far.clone(), allow.clone()]).contains("would send the password"), "no key allows that");
     assert!(refused(&[("from", text("nobody"))]).starts_with("alerting.email.from: expected user@host"));

@@ -20,7 +20,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("store", &["model", "spec"]),
     ("analyze", &["model", "spec", "store::view"]),
     ("alert", &["model", "spec"]),
-    ("deliver", &["model", "spec"]),
+    ("template", &[]),
+    ("deliver", &["model", "spec", "template"]),
     ("settings", &["model", "spec"]),
     ("api", &["model", "spec", "store::view"]),
     (

@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 
-use super::encoding::Encoded;
 use super::{CONNECTED, DROPPED, PUBLISHED};
+use crate::deliver::nats::encoding::Encoded;
 use crate::model::Batch;
 
 /// What a message is about; its name is the last token of the subject.
