@@ -60,7 +60,8 @@ fn kill_and_kill(task: &mut Task, kills: u64) -> u64 {
         let most = task.first + (task.end - task.first) / (kills - killed + 1).max(1) + 1;
         let mut deadline = None;
         loop {
-            let wait = deadline.map_or(Duration::from_secs(120), |at: Instant| at.saturating_duration_since(Instant::now()));
+            let wait =
+                deadline.map_or(Duration::from_secs(120), |at: Instant| at.saturating_duration_since(Instant::now()));
             match lines.recv_timeout(wait) {
                 Ok(line) if line == "open" && killed < kills => {
                     deadline = Some(Instant::now() + Duration::from_micros(random(60_000)));
@@ -92,7 +93,8 @@ fn kill_and_kill(task: &mut Task, kills: u64) -> u64 {
 #[test]
 fn the_account() {
     let (alerts, kills) = (size("SYSOPS_ALERTS", 400), size("SYSOPS_KILLS", 12));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let (answers, faults) = answers(alerts);
     let far_end = runtime.block_on(FarEnd::start(answers));
     let scratch = Scratch::new();
@@ -144,7 +146,11 @@ fn the_numbers() {
         (0..burst).for_each(|number| outbox.send(&notice(number)));
         let handed_over = start.elapsed();
         outbox.wait_durable(outbox.sent()).await;
-        println!("burst {burst} accepted in {:.3} s, handed over in {:.3} s", start.elapsed().as_secs_f64(), handed_over.as_secs_f64());
+        println!(
+            "burst {burst} accepted in {:.3} s, handed over in {:.3} s",
+            start.elapsed().as_secs_f64(),
+            handed_over.as_secs_f64()
+        );
         (burst..backlog).for_each(|number| outbox.send(&notice(number)));
         outbox.wait_durable(outbox.sent()).await;
         assert_eq!(outbox.status().problem, None);
