@@ -1,12 +1,15 @@
-//! An HTTP server that behaves as badly as it is told, written on bare TCP so that what it sees is the wire itself.
+//! An HTTP server that behaves as badly as it is told, written on bare TCP so that what it sees is the wire itself. With a
+//! certificate it speaks TLS.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 
 /// How one request is answered.
 #[derive(Clone, Debug)]
@@ -28,6 +31,12 @@ impl Answer {
     #[must_use]
     pub fn status(line: &'static str) -> Self {
         Self::Status(line, String::new(), Vec::new())
+    }
+
+    /// A status with a JSON body.
+    #[must_use]
+    pub fn json(line: &'static str, body: &serde_json::Value) -> Self {
+        Self::Status(line, "content-type: application/json\r\n".to_owned(), body.to_string().into_bytes())
     }
 }
 
@@ -60,9 +69,11 @@ impl Request {
     }
 }
 
+type Answering = dyn FnMut(&Request) -> Answer + Send;
+
 /// The server. It ends with the runtime.
 pub struct FarEnd {
-    /// `http://127.0.0.1:PORT`.
+    /// `http://127.0.0.1:PORT`, or `https://…`.
     pub url: String,
     seen: Arc<Mutex<Vec<Request>>>,
 }
@@ -73,14 +84,47 @@ impl FarEnd {
     /// # Panics
     /// When there is no free port.
     pub async fn start(answers: impl IntoIterator<Item = Answer>) -> Self {
+        let mut answers = answers.into_iter().collect::<VecDeque<_>>();
+        Self::answering(move |_| answers.pop_front().unwrap_or(Answer::status("204 No Content"))).await
+    }
+
+    /// Answers each request as `answer` says.
+    ///
+    /// # Panics
+    /// When there is no free port.
+    pub async fn answering(answer: impl FnMut(&Request) -> Answer + Send + 'static) -> Self {
+        Self::listening(None, answer).await
+    }
+
+    /// The same over TLS.
+    ///
+    /// # Panics
+    /// When there is no free port.
+    pub async fn over_tls(config: ServerConfig, answer: impl FnMut(&Request) -> Answer + Send + 'static) -> Self {
+        Self::listening(Some(TlsAcceptor::from(Arc::new(config))), answer).await
+    }
+
+    async fn listening(tls: Option<TlsAcceptor>, answer: impl FnMut(&Request) -> Answer + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let url = format!("http://{}", listener.local_addr().expect("it is bound"));
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}", listener.local_addr().expect("it is bound"));
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let answers = Arc::new(Mutex::new(answers.into_iter().collect::<VecDeque<_>>()));
+        let answering: Arc<Mutex<Answering>> = Arc::new(Mutex::new(answer));
         let theirs = Arc::clone(&seen);
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                tokio::spawn(serve(socket, Arc::clone(&answers), Arc::clone(&theirs)));
+                let (answering, seen, tls) = (Arc::clone(&answering), Arc::clone(&theirs), tls.clone());
+                tokio::spawn(async move {
+                    match tls {
+                        None => serve(socket, answering, seen).await,
+                        // Who does not like the certificate goes away.
+                        Some(tls) => {
+                            if let Ok(socket) = tls.accept(socket).await {
+                                serve(socket, answering, seen).await;
+                            }
+                        }
+                    }
+                });
             }
         });
         Self { url, seen }
@@ -106,11 +150,14 @@ impl FarEnd {
     }
 }
 
-async fn serve(mut socket: TcpStream, answers: Arc<Mutex<VecDeque<Answer>>>, seen: Arc<Mutex<Vec<Request>>>) {
+async fn serve(
+    mut socket: impl AsyncRead + AsyncWrite + Unpin,
+    answering: Arc<Mutex<Answering>>,
+    seen: Arc<Mutex<Vec<Request>>>,
+) {
     while let Some(request) = read(&mut socket).await {
+        let answer = answering.lock().expect("no holder panics")(&request);
         seen.lock().expect("no holder panics").push(request);
-        let answer = answers.lock().expect("no holder panics").pop_front();
-        let answer = answer.unwrap_or(Answer::Status("204 No Content", String::new(), Vec::new()));
         if !write(&mut socket, answer).await {
             return;
         }
@@ -118,7 +165,7 @@ async fn serve(mut socket: TcpStream, answers: Arc<Mutex<VecDeque<Answer>>>, see
 }
 
 /// One request, or `None` at the end of the connection.
-async fn read(socket: &mut TcpStream) -> Option<Request> {
+async fn read(socket: &mut (impl AsyncRead + Unpin)) -> Option<Request> {
     let mut bytes = Vec::new();
     let head_end = loop {
         if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -141,13 +188,14 @@ async fn read(socket: &mut TcpStream) -> Option<Request> {
 }
 
 /// False when the connection is over.
-async fn write(socket: &mut TcpStream, answer: Answer) -> bool {
+async fn write(socket: &mut (impl AsyncWrite + Unpin), answer: Answer) -> bool {
     match answer {
         Answer::Status(line, headers, body) => {
             let length =
                 if line.starts_with("204") { String::new() } else { format!("content-length: {}\r\n", body.len()) };
             let head = format!("HTTP/1.1 {line}\r\n{headers}{length}\r\n");
-            socket.write_all(head.as_bytes()).await.is_ok() && socket.write_all(&body).await.is_ok()
+            // In one piece: a second small one would wait for the first to be acknowledged.
+            socket.write_all(&[head.as_bytes(), &body].concat()).await.is_ok()
         }
         Answer::Hang => std::future::pending().await,
         Answer::CloseMidBody => {

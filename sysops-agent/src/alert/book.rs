@@ -255,6 +255,9 @@ impl Book {
 
     fn clear(&mut self, fingerprint: u64, finding: &Finding<'_>, at: Duration) {
         let Some(page) = self.pages.get_mut(&fingerprint) else { return };
+        if page.firing.is_some() && page.back.is_none() {
+            self.flaps.went(fingerprint, at);
+        }
         let damped = self.flaps.wait(fingerprint, at);
         if (page.firing.is_none() || page.is_over(finding, damped, at))
             && let Some(mut page) = self.pages.remove(&fingerprint)
@@ -382,12 +385,13 @@ impl Book {
         self.pages.iter().find(explains).map(|(_, cause)| cause.metric.clone())
     }
 
-    /// Reminders and escalations.
+    /// Reminders and escalations. Of one that has come and gone people are told when it stays.
     fn tell_what_is_due(&mut self, readings: &dyn Readings, now: &Tick) {
         let at = self.time(now);
         let due = self.pages.iter().filter_map(|(fingerprint, page)| {
             let told = page.told.filter(|_| page.back.is_none())?;
-            Some((*fingerprint, told, self.plan.due(&page.care, told, at)?))
+            let stays = || (page.stays(at) && !self.flaps.wait(*fingerprint, at).is_zero()).then_some(Due::Reminder);
+            Some((*fingerprint, told, self.plan.due(&page.care, told, at).or_else(stays)?))
         });
         let mut due: Vec<_> = due.collect();
         due.sort_unstable_by_key(|(fingerprint, severity, _)| (std::cmp::Reverse(*severity), *fingerprint));

@@ -14,18 +14,21 @@ pub(super) static FLAPS: Key<i64> = Key::int(
     0,
     1000,
     "How often an alert may come back within flap_window_secs before its end is waited for: from then on its value must stay \
-     back for 5 minutes, then twice as long with each turn, at most flap_window_secs. 0: never.",
+     back for a twelfth of flap_window_secs, then twice as long with each turn, at most flap_window_secs. 0: never.",
 );
 pub(super) static WINDOW: Key<Duration> = Key::secs(
     "alerting.flap_window_secs",
     3600,
     60,
     604_800,
-    "For how long the turns of an alert that comes and goes are remembered.",
+    "How long an alert must stay away for one of the turns to be forgotten.",
 );
 
 /// The first wait, as a part of the window.
 const FIRST_WAIT_PART: u32 = 12;
+
+/// Turns beyond `flap_count` that are counted: enough for the longest wait.
+const TURNS_MAX: u32 = 5;
 
 /// Alerts whose turns are remembered.
 const KNOWN_MAX: usize = 20_000;
@@ -63,7 +66,15 @@ impl Flaps {
             return;
         }
         let before = self.known.get(&fingerprint).map_or(0, |turns| self.remaining(*turns, at));
-        self.known.insert(fingerprint, Turns { count: before.saturating_add(1), last: at });
+        let most = self.count + TURNS_MAX;
+        self.known.insert(fingerprint, Turns { count: before.saturating_add(1).min(most), last: at });
+    }
+
+    /// Its value is back: the quiet begins now, however long it was so.
+    pub(super) fn went(&mut self, fingerprint: u64, at: Duration) {
+        if let Some(turns) = self.known.get_mut(&fingerprint) {
+            turns.last = at;
+        }
     }
 
     /// How long the value must stay back.
@@ -78,13 +89,15 @@ impl Flaps {
 
     /// Forgets what is long ago.
     pub(super) fn sweep(&mut self, at: Duration) {
-        let window = self.window;
-        self.known.retain(|_, turns| at.saturating_sub(turns.last) < window);
+        let mut known = std::mem::take(&mut self.known);
+        known.retain(|_, turns| self.remaining(*turns, at) > 0);
+        self.known = known;
     }
 
-    /// What counts of the turns after a time of quiet.
+    /// What counts of the turns after a time of quiet: each window of it takes one away.
     fn remaining(&self, turns: Turns, at: Duration) -> u32 {
-        if at.saturating_sub(turns.last) < self.window { turns.count } else { 0 }
+        let quiet = at.saturating_sub(turns.last).as_secs() / self.window.as_secs().max(1);
+        turns.count.saturating_sub(u32::try_from(quiet).unwrap_or(u32::MAX))
     }
 
     pub(super) fn state(&self) -> Vec<(u64, Turns)> {
@@ -112,8 +125,9 @@ mod tests {
         }
         assert_eq!(waits, [0, 0, 0, 300, 600, 1200, 2400, 3600, 3600]);
         assert_eq!(flaps.wait(8, at), Duration::ZERO);
-        assert_eq!(flaps.wait(7, at + Duration::from_secs(3600)), Duration::ZERO);
-        flaps.sweep(at + Duration::from_secs(3600));
+        assert_eq!(flaps.wait(7, at + Duration::from_secs(3 * 3600)).as_secs(), 600);
+        assert_eq!(flaps.wait(7, at + Duration::from_secs(5 * 3600)), Duration::ZERO);
+        flaps.sweep(at + Duration::from_secs(8 * 3600));
         assert!(flaps.known.is_empty());
     }
 }

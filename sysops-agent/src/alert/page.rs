@@ -14,6 +14,12 @@ pub(super) const SEVERITIES: [Severity; 4] = Severity::ALL;
 /// A series that is not seen for this long ends its alert: the process is gone, the disk unplugged.
 pub(super) const STALE_AFTER: Duration = Duration::from_secs(300);
 
+/// One that came and went counts as lasting when it has been so for this long.
+const STAYS: Duration = Duration::from_secs(900);
+
+/// So long people remember that it came and went.
+const TOLD_FOR: Duration = Duration::from_secs(3600);
+
 /// One rule on one series that is, or was of late, in breach. Times are the book's.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Page {
@@ -113,6 +119,14 @@ impl Page {
         (self.seen, self.value) = (at, finding.value);
         let since = *self.back.get_or_insert(at);
         at.saturating_sub(since) >= self.keep_firing_for.max(damped)
+    }
+
+    /// True when it has been so for [`STAYS`] without a break, and people were told before that and not within the hour.
+    pub(super) fn stays(&self, at: Duration) -> bool {
+        let told_at = self.care.told_at;
+        let since = self.since[0].filter(|_| self.care.acknowledged.is_none());
+        since.is_some_and(|since| told_at < since && at.saturating_sub(since) >= STAYS)
+            && at.saturating_sub(told_at) >= TOLD_FOR
     }
 
     pub(super) fn is_stale(&self, at: Duration) -> bool {

@@ -97,8 +97,8 @@ impl Book {
         self.epoch = state.epoch;
         self.pages = state.pages.into_iter().collect();
         for page in self.pages.values_mut().filter(|page| page.firing.is_some()) {
-            // Nobody has looked for a while; who is not there now is missed from now on.
-            page.seen = at;
+            // The time in which nobody looked does not count: who is not there now is missed from now on.
+            page.seen += at.saturating_sub(state.time);
         }
         self.pages.retain(|_, page| page.firing.is_some() || is_same_boot);
         self.throttle.restore(state.throttle);

@@ -41,6 +41,8 @@ pub static CHECKS: &[Check] = &[keys::check, alert::check, control::check, rules
 
 /// Tables of parts that were left out of this build.
 pub static ABSENT: &[Absent] = &[
+    #[cfg(not(feature = "email"))]
+    Absent { table: "alerting.email", feature: "email" },
     #[cfg(not(feature = "nats"))]
     Absent { table: "nats", feature: "nats" },
     #[cfg(not(feature = "prometheus"))]
@@ -77,6 +79,7 @@ pub static TABLES: &[(&str, &str)] = &[
     ("alerting.slack", "Alerts to Slack."),
     ("alerting.telegram", "Alerts to Telegram."),
     ("alerting.email", "Alerts by mail."),
+    ("alerting.nats", "Alerts to the NATS server of `[nats]`."),
 ];
 
 /// All components: first what reads, then what carries, then the rest.

@@ -21,6 +21,9 @@ use crate::spec::Secret;
 /// What is read of an answer's body; the rest is dropped with the connection.
 pub const BODY_BYTES_MAX: usize = 64 << 10;
 
+/// How the agent names itself.
+pub const USER_AGENT: &str = concat!("sysops-agent/", env!("CARGO_PKG_VERSION"));
+
 /// Alerts are rare: a connection that stays open serves the next of a burst, not the next of the day.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -43,8 +46,21 @@ pub struct Answer {
     pub status: StatusCode,
     /// The far end's own word on when to come again.
     pub retry_after: Option<Duration>,
+    /// All headers.
+    pub headers: HeaderMap,
     /// The body's first [`BODY_BYTES_MAX`] bytes.
     pub body: Bytes,
+}
+
+/// Files of a user's own for TLS, each in PEM.
+#[derive(Clone, Debug, Default)]
+pub struct TlsFiles {
+    /// Certificate authorities to trust instead of the machine's.
+    pub ca: Option<String>,
+    /// The certificate, with what leads to its authority, that the agent shows.
+    pub certificate: Option<String>,
+    /// Its private key.
+    pub key: Option<String>,
 }
 
 /// Why nothing, or no whole answer, came back. It shows no more of the URL than scheme, host and port.
@@ -93,6 +109,41 @@ impl Endpoint {
         Ok(Self { url, client })
     }
 
+    /// The same with files of the user's own.
+    ///
+    /// # Errors
+    /// With the key at fault (`ca_file`, `cert_file`, `key_file`) and what is wrong.
+    pub fn with_tls(self, files: &TlsFiles) -> Result<Self, String> {
+        let Some(key) = files.first_key() else { return Ok(self) };
+        if self.url.scheme_str() != Some("https") {
+            return Err(format!("{key}: is for https://, and the URL is none"));
+        }
+        #[cfg(feature = "tls-rustls")]
+        {
+            Ok(Self { client: AnyClient::Tls(builder().build(tls::connector_with(files)?)), ..self })
+        }
+        #[cfg(not(feature = "tls-rustls"))]
+        {
+            Err(format!("{key}: needs a build with the feature tls-rustls"))
+        }
+    }
+
+    /// Posts a JSON document and reads the answer.
+    ///
+    /// # Errors
+    /// When no whole answer came within `deadline`.
+    pub async fn post_json(
+        &self,
+        body: &serde_json::Value,
+        deadline: Duration,
+        wall: SystemTime,
+    ) -> Result<Answer, HttpError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+        self.send(Method::POST, headers, Bytes::from(body.to_string()), deadline, wall).await
+    }
+
     /// Sends one request and reads the answer. `wall` is a wall time of late, for an answer that names a date.
     ///
     /// # Errors
@@ -111,9 +162,9 @@ impl Endpoint {
         *request.headers_mut() = headers;
         let exchange = async {
             let response = self.client.request(request).await.map_err(|error| self.failed(&error))?;
-            let (status, retry_after) = (response.status(), retry_after(response.headers(), wall));
+            let (status, headers) = (response.status(), response.headers().clone());
             let body = self.body(response).await?;
-            Ok(Answer { status, retry_after, body })
+            Ok(Answer { status, retry_after: retry_after(&headers, wall), headers, body })
         };
         match tokio::time::timeout(deadline, exchange).await {
             Ok(answer) => answer,
@@ -139,6 +190,21 @@ impl Endpoint {
     /// An error and its causes in one line. hyper and the TLS libraries name hosts at most, never paths or headers.
     fn failed(&self, error: &dyn std::error::Error) -> HttpError {
         HttpError::Failed { endpoint: self.to_string(), reason: with_causes(error) }
+    }
+}
+
+impl Answer {
+    /// The body as JSON; null when it is none, or longer than what was read.
+    #[must_use]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or(serde_json::Value::Null)
+    }
+}
+
+impl TlsFiles {
+    fn first_key(&self) -> Option<&'static str> {
+        let named = [(&self.ca, "ca_file"), (&self.certificate, "cert_file"), (&self.key, "key_file")];
+        named.into_iter().find_map(|(file, key)| file.as_ref().map(|_| key))
     }
 }
 

@@ -5,6 +5,8 @@ pub mod channel;
 pub mod export;
 pub mod http;
 pub mod outbox;
+pub mod own_text;
+mod spool;
 pub mod text;
 
 pub use outbox::Outbox;

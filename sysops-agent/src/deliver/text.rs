@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
-use crate::model::{Alert, Change, Notice, Status, bytes_text, shown, time};
+use crate::model::{Alert, Change, Notice, Severity, Status, bytes_text, shown, time};
 
 /// Characters of one fact's text.
 const FACT_MAX: usize = 900;
@@ -36,20 +36,158 @@ pub fn word(alert: &Alert) -> &'static str {
     }
 }
 
+/// The line above one alert: `CRITICAL disk_usage_percent on web-1`.
+#[must_use]
+pub fn title(alert: &Alert) -> String {
+    format!("{}{} {} on {}", word(alert), again(alert), shown(&alert.metric, 64), shown(&alert.hostname, 64))
+}
+
+fn again(alert: &Alert) -> &'static str {
+    match alert.change {
+        Change::Reminded => " still",
+        Change::Escalated => " escalated",
+        _ => "",
+    }
+}
+
 /// The line above everything: `CRITICAL disk_usage_percent on web-1`, `CRITICAL 3 alerts on web-1: disk_usage_percent`.
 #[must_use]
 pub fn headline(notice: &Notice) -> String {
     let head = notice.head();
-    let (metric, host) = (shown(&head.metric, 64), shown(&head.hostname, 64));
-    let again = match head.change {
-        Change::Reminded => " still",
-        Change::Escalated => " escalated",
-        _ => "",
-    };
     match notice.alerts.len() {
-        1 => format!("{}{again} {metric} on {host}", word(head)),
-        count => format!("{}{again} {count} alerts on {host}: {metric}", word(head)),
+        1 => title(head),
+        count => format!(
+            "{}{} {count} alerts on {}: {}",
+            word(head),
+            again(head),
+            shown(&head.hostname, 64),
+            shown(&head.metric, 64)
+        ),
     }
+}
+
+/// True when someone is to be woken: something critical or worse is so now.
+#[must_use]
+pub fn is_urgent(notice: &Notice) -> bool {
+    notice.alerts.iter().any(|alert| alert.status == Status::Firing && alert.severity >= Severity::Critical)
+}
+
+/// A coloured dot for far ends that have no colours of their own.
+#[must_use]
+pub fn dot(alert: &Alert) -> &'static str {
+    match (alert.status, alert.severity) {
+        (Status::Resolved, _) => "🟢",
+        (_, Severity::Info) => "🔵",
+        (_, Severity::Warn) => "🟡",
+        (_, Severity::Critical) => "🔴",
+        (_, Severity::Emergency) => "🚨",
+    }
+}
+
+/// What it is called where one acts on it: `rule disk_percent, alert 1f3a09c2`.
+#[must_use]
+pub fn origin(alert: &Alert) -> String {
+    format!("rule {}, alert {:08x}", shown(&alert.rule, 64), alert.fingerprint >> 32)
+}
+
+/// `… and 7 more` when a notice has more alerts than are told.
+#[must_use]
+pub fn and_more(notice: &Notice, told: usize) -> Option<String> {
+    notice.alerts.len().checked_sub(told).filter(|more| *more > 0).map(|more| format!("… and {more} more"))
+}
+
+/// UTF-16 units, in which far ends that are written in JavaScript count. It is never less than what others count.
+#[must_use]
+pub fn units(text: &str) -> usize {
+    text.chars().map(char::len_utf16).sum()
+}
+
+/// How one character is written for a far end, at the end of what has been written already.
+pub type Escape = fn(&mut String, char);
+
+/// For text in which nothing has a meaning.
+pub fn as_it_is(out: &mut String, c: char) {
+    out.push(c);
+}
+
+/// `text` escaped, in at most `units_max` UTF-16 units: what does not fit is cut between two characters of `text`, so never
+/// within an escape, and marked with `…`.
+#[must_use]
+pub fn fitted(text: &str, units_max: usize, escape: Escape) -> String {
+    let mut out = String::new();
+    let (mut used, mut end_with_mark) = (0, 0);
+    for c in text.chars() {
+        let before = out.len();
+        escape(&mut out, c);
+        used += units(&out[before..]);
+        if used > units_max {
+            out.truncate(end_with_mark);
+            out.push_str(if units_max > 0 { "…" } else { "" });
+            return out;
+        }
+        if used < units_max {
+            end_with_mark = out.len();
+        }
+    }
+    out
+}
+
+/// Room at a far end, in UTF-16 units, that several texts share.
+pub struct Room {
+    left: usize,
+}
+
+impl Room {
+    /// All of it.
+    #[must_use]
+    pub fn new(units: usize) -> Self {
+        Self { left: units }
+    }
+
+    /// What is left.
+    #[must_use]
+    pub fn left(&self) -> usize {
+        self.left
+    }
+
+    /// `text` escaped and cut to `units_max` and to what is left.
+    pub fn take(&mut self, text: &str, units_max: usize, escape: Escape) -> String {
+        let text = fitted(text, units_max.min(self.left), escape);
+        self.left -= units(&text);
+        text
+    }
+
+    /// `text` as it is and as a whole, if there is room for it.
+    pub fn take_whole(&mut self, text: String) -> Option<String> {
+        self.left = self.left.checked_sub(units(&text))?;
+        Some(text)
+    }
+}
+
+/// What a template of the user's own gave, if a far end that takes `units_max` can have it.
+///
+/// # Errors
+/// When it is empty or longer.
+pub fn held(text: String, units_max: usize) -> Result<String, String> {
+    match units(&text) {
+        _ if text.trim().is_empty() => Err("the template gave nothing".to_owned()),
+        long if long > units_max => Err(format!("the template gave {long} characters, and {units_max} are the most")),
+        _ => Ok(text),
+    }
+}
+
+/// The URL, when it is one that every far end can be given as a link: http or https, and no character that ends a link.
+#[must_use]
+pub fn link(url: &str) -> Option<&str> {
+    let fit = |byte: u8| byte.is_ascii_graphic() && !br#"<>"'`\|^{}"#.contains(&byte);
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"))?;
+    (!rest.is_empty() && url.len() <= 500 && url.bytes().all(fit)).then_some(url)
+}
+
+/// The runbook's URL, as far as it is fit for a link.
+#[must_use]
+pub fn runbook(alert: &Alert) -> Option<&str> {
+    alert.context.runbook_url.as_deref().and_then(link)
 }
 
 /// What is known of an alert beside its message.
@@ -139,7 +277,8 @@ pub fn sparkline(course: &[f64]) -> String {
 }
 
 /// `2026-02-22 16:18 UTC (12 min)`.
-fn since(from: SystemTime, to: SystemTime, status: Status) -> String {
+#[must_use]
+pub fn since(from: SystemTime, to: SystemTime, status: Status) -> String {
     let text = time::rfc3339_secs(from);
     let text = text.get(..16).unwrap_or(&text).replace('T', " ");
     match to.duration_since(from) {
@@ -203,6 +342,32 @@ mod tests {
             ]
         );
         assert_eq!(headline(&Notice::of(alert)), "CRITICAL memory_used_percent on web-1");
+    }
+
+    #[test]
+    fn text_is_cut_between_characters_and_never_within_an_escape() {
+        let amp: Escape = |out, c| if c == '&' { out.push_str("&amp;") } else { out.push(c) };
+        assert_eq!(fitted("a&b", 7, amp), "a&amp;b");
+        assert_eq!([fitted("a&b", 6, amp), fitted("a&b", 5, amp), fitted("a&b", 1, amp)], ["a…", "a…", "…"]);
+        assert_eq!(fitted("a&b", 0, amp), "");
+        assert_eq!(fitted("😀😀", 4, as_it_is), "😀😀", "two units each");
+        assert_eq!(fitted("😀😀", 3, as_it_is), "😀…");
+    }
+
+    #[test]
+    fn only_what_no_far_end_can_misread_is_a_link() {
+        assert!(link("https://w.example/run?a=b&c=d#e").is_some());
+        for url in [
+            "javascript:alert(1)",
+            "https://",
+            "https://a b/",
+            "https://a/>x",
+            "https://a/|x",
+            "ftp://a/",
+            "https://a/ü",
+        ] {
+            assert_eq!(link(url), None, "{url}");
+        }
     }
 
     #[test]

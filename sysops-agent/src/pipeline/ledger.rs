@@ -5,10 +5,12 @@
 use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -50,6 +52,9 @@ struct Rest {
 pub(super) struct Ledger {
     path: PathBuf,
     boot: String,
+    /// Held as long as this agent may write.
+    _lock: Option<OwnedFd>,
+    /// `None`: nothing is kept.
     disk: Option<Disk>,
     number: u64,
     /// Not yet on disk: number of the writing, when it was ordered, what it holds back.
@@ -72,21 +77,38 @@ impl Ledger {
     pub(super) fn open(host: &Host, data_dir: &Path) -> (Self, Option<Kept>) {
         let path = data_dir.join("alerts.state");
         let boot = host.files.read_text(&host.files.proc("sys/kernel/random/boot_id")).unwrap_or_default();
-        let kept = match host.files.read(&path) {
-            Ok(text) => parse(&text).map_err(|error| set_aside(&path, &error)).ok(),
-            Err(error) if error.is_absent() => None,
+        let lock = match lock(&path.with_extension("lock")) {
+            Ok(lock) => Some(lock),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                tracing::warn!(
+                    "{}: another agent keeps its alerts here: those of this one do not outlive it; give each an agent.data_dir \
+                     of its own",
+                    data_dir.display()
+                );
+                None
+            }
             Err(error) => {
-                tracing::warn!("{error}: {}: alerts of before are not known", error.source);
+                tracing::warn!(
+                    "{}: {error}: alerts do not outlive the agent; make agent.data_dir a directory that the agent may write to",
+                    data_dir.display()
+                );
                 None
             }
         };
-        let disk = Disk::start(path.clone()).map_err(|error| {
-            tracing::error!("no thread for {}: {error}: alerts do not outlive the agent", path.display());
-        });
+        let (mut kept, mut disk) = (None, None);
+        if lock.is_some() {
+            kept = read(host, &path);
+            disk = Disk::start(path.clone())
+                .inspect_err(|error| {
+                    tracing::error!("no thread for {}: {error}: alerts do not outlive the agent", path.display())
+                })
+                .ok();
+        }
         let ledger = Self {
             path,
             boot,
-            disk: disk.ok(),
+            _lock: lock,
+            disk,
             number: 0,
             waiting: VecDeque::new(),
             sent: VecDeque::new(),
@@ -283,6 +305,24 @@ fn replace(path: &Path, text: &[u8]) -> std::io::Result<()> {
     std::fs::rename(&new, path)?;
     let dir = path.parent().unwrap_or(Path::new("."));
     open_file(dir).map_err(|error| error.source)?.sync_all()
+}
+
+/// One agent at a time may write here. A full disk has room for a file without content.
+fn lock(path: &Path) -> std::io::Result<OwnedFd> {
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(file.into())
+}
+
+fn read(host: &Host, path: &Path) -> Option<Kept> {
+    match host.files.read(path) {
+        Ok(text) => parse(&text).map_err(|error| set_aside(path, &error)).ok(),
+        Err(error) if error.is_absent() => None,
+        Err(error) => {
+            tracing::warn!("{error}: {}: alerts of before are not known", error.source);
+            None
+        }
+    }
 }
 
 fn parse(text: &[u8]) -> Result<Kept, String> {

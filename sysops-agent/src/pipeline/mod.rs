@@ -1,6 +1,7 @@
 //! Knows every layer: builds what the settings ask for, wires it, reloads, shuts down. One round of collectors is one
 //! look of the analyzers; a kernel event goes straight to the alert book.
 
+mod desk;
 mod facts;
 mod feed;
 mod inventory;
@@ -11,17 +12,23 @@ mod signals;
 mod sources;
 mod watch;
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 use crate::collect;
+use crate::control::{self, Control};
+use crate::deliver::Outbox;
 use crate::host::{Host, Systemd};
 use crate::kernel::{self, Rung};
 use crate::model::{Alert, Audience, Batch, Event, Notice, Readings, Tick};
 use crate::schedule::{Finished, State};
 use crate::settings::{Problems, Settings, keys};
 use crate::store::{self, view::View};
+use desk::Desk;
 use feed::Shared;
 use ledger::Ledger;
 use losses::Losses;
@@ -72,6 +79,11 @@ pub struct Pipeline {
     rounds: u64,
     /// What the outbox had made durable at the last look.
     durable: u64,
+    /// The agent's name for this host.
+    called: Rc<RefCell<String>>,
+    /// Rung when someone has changed the book by the control socket.
+    changed: Rc<Notify>,
+    control: Option<Control>,
 }
 
 impl Pipeline {
@@ -97,11 +109,13 @@ impl Pipeline {
             let (book, kills, outgoing) = ledger.take_over(kept);
             parts.sources.remember(&kills);
             let now = host.clock.now();
-            let over = parts.book.restore(book, ledger.boot(), &now);
-            let state = parts.book.state(ledger.boot(), &now);
+            let mut the_book = parts.book.borrow_mut();
+            let over = the_book.restore(book, ledger.boot(), &now);
+            let state = the_book.state(ledger.boot(), &now);
+            drop(the_book);
             ledger.keep(state, outgoing.into_iter().chain(over).collect(), &now);
         }
-        Ok(Self {
+        let mut pipeline = Self {
             ledger,
             losses: Losses::new(&settings),
             host,
@@ -116,7 +130,28 @@ impl Pipeline {
             own: Batch::default(),
             rounds: 0,
             durable: 0,
-        })
+            called: Rc::new(RefCell::new(String::new())),
+            changed: Rc::default(),
+            control: None,
+        };
+        pipeline.open_desk();
+        Ok(pipeline)
+    }
+
+    /// Serves the control socket that the settings want, in the place of the one before.
+    fn open_desk(&mut self) {
+        *self.called.borrow_mut() = hostname(&self.settings);
+        let values = &self.settings.values;
+        let desk = Desk {
+            host: self.host.clone(),
+            hostname: Rc::clone(&self.called),
+            book: Rc::clone(&self.parts.book),
+            outbox: Rc::clone(&self.parts.outbox),
+            changed: Rc::clone(&self.changed),
+        };
+        // The old one goes first: of a path there is one socket.
+        self.control = None;
+        self.control = control::start(values, Path::new(&values.get(&keys::DATA_DIR)), &self.host, Rc::new(desk));
     }
 
     /// Runs until the order to stop, then drains.
@@ -139,12 +174,14 @@ impl Pipeline {
                 },
                 finished = self.parts.scheduler.next() => self.take_readings(finished),
                 () = self.ledger.next(&self.host) => self.send_due(),
-                () = self.parts.outbox.wait_durable(self.durable), if self.ledger.is_sending() => self.note_durable(),
+                () = wait_durable(&self.parts.outbox, self.durable + 1), if self.ledger.is_sending() => self.note_durable(),
+                () = self.changed.notified() => self.tell(Vec::new()),
                 value = self.parts.inventory.next() => self.take_inventory(value),
                 () = watchdog.due() => watchdog.pet(&self.systemd, self.rounds, parts::between_rounds(&self.settings.values)),
             }
         }
         self.systemd.stopping();
+        self.control = None;
         let rest = self.parts.sources.end(&self.host);
         self.take_events(&rest);
         self.ledger.next_or(DRAIN / 4, &self.host).await;
@@ -156,15 +193,16 @@ impl Pipeline {
     /// Hands the outbox what the ledger has let go.
     fn send_due(&mut self) {
         for notice in self.ledger.due(&self.host.clock.now()) {
-            self.parts.outbox.send(&notice);
-            self.ledger.sent(self.parts.outbox.sent(), notice);
+            let outbox = self.parts.outbox.borrow();
+            outbox.send(&notice);
+            self.ledger.sent(outbox.sent(), notice);
         }
         self.note_durable();
     }
 
     /// What the outbox has made durable needs no keeping here, and the kernel's log need not tell it again.
     fn note_durable(&mut self) {
-        self.durable = self.parts.outbox.durable();
+        self.durable = self.parts.outbox.borrow().durable();
         self.ledger.durable(self.durable);
         if self.ledger.is_settled() {
             self.parts.sources.settle();
@@ -172,7 +210,7 @@ impl Pipeline {
     }
 
     fn take_inventory(&mut self, value: serde_json::Value) {
-        self.parts.book.set_host(facts::of(&value));
+        self.parts.book.borrow_mut().set_host(facts::of(&value));
         *self.shared.inventory.borrow_mut() = Some(Rc::new(value));
     }
 
@@ -192,16 +230,17 @@ impl Pipeline {
         self.ingest_own(tick);
         let store = self.shared.store.borrow();
         let view = View::new(&store);
+        let mut book = self.parts.book.borrow_mut();
         for analyzer in &mut self.parts.analyzers {
             analyzer.judge(&view, &mut |finding| {
                 self.losses.finding(finding, &tick);
-                self.parts.book.finding(finding, &tick);
+                book.finding(finding, &tick);
             });
         }
         self.losses.save();
         self.observer.round(&view, tick);
-        let notices = self.parts.book.tick(&view, &tick);
-        drop(store);
+        let notices = book.tick(&view, &tick);
+        drop((book, store));
         self.tell(notices);
         self.shared.health.set(self.parts.health());
         if self.rounds == 0 {
@@ -225,13 +264,13 @@ impl Pipeline {
         }
         let now = self.host.clock.now();
         for event in self.parts.sources.take_told() {
-            self.parts.book.remember(&event, &now);
+            self.parts.book.borrow_mut().remember(&event, &now);
         }
         let mut notices = Vec::new();
         for event in events {
             self.observer.event(event);
             let store = self.shared.store.borrow();
-            notices.extend(self.parts.book.event(event, &View::new(&store), &now));
+            notices.extend(self.parts.book.borrow_mut().event(event, &View::new(&store), &now));
             self.ledger.handled(event);
         }
         self.tell(notices);
@@ -242,13 +281,11 @@ impl Pipeline {
         // What people get together, machines have got before.
         for alert in notices.iter().filter(|one| one.audience != Audience::People).flat_map(|one| &one.alerts) {
             self.observer.alert(alert);
-            for running in &self.parts.exporters {
-                running.exporter.alert(alert);
-            }
         }
-        if self.parts.book.take_changed() || !notices.is_empty() {
+        let mut book = self.parts.book.borrow_mut();
+        if book.take_changed() || !notices.is_empty() {
             let now = self.host.clock.now();
-            let state = self.parts.book.state(self.ledger.boot(), &now);
+            let state = book.state(self.ledger.boot(), &now);
             self.ledger.keep(state, notices, &now);
         } else if self.ledger.is_settled() {
             self.parts.sources.settle();
@@ -278,7 +315,13 @@ impl Pipeline {
                 (self.reloaded)(Ok(&settings));
                 self.say_what_waits_for_a_restart(&settings);
                 self.observer.standings(&self.parts.sources.probes);
+                let sockets = control::KEYS.iter().copied().chain([keys::DATA_DIR.spec()]);
+                let same_socket = settings.values.agree_on(&self.settings.values, sockets);
                 self.settings = settings;
+                *self.called.borrow_mut() = hostname(&self.settings);
+                if !same_socket {
+                    self.open_desk();
+                }
                 tracing::info!("configuration read again");
             }
             Err(error) => tracing::error!("kept the last good configuration: {error:#}"),
@@ -306,6 +349,10 @@ impl Pipeline {
 #[must_use]
 pub fn hostname(settings: &Settings) -> String {
     settings.hostname_or(&crate::host::os::uname().nodename().to_string_lossy())
+}
+
+fn wait_durable(outbox: &RefCell<Outbox>, sent: u64) -> impl Future<Output = ()> + use<> {
+    outbox.borrow().wait_durable(sent)
 }
 
 /// Tells systemd that the agent lives, as long as collectors' rounds come to an end.

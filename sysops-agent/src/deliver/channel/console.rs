@@ -18,6 +18,7 @@ pub static ENTRY: Entry = Entry {
     keys: &[ENABLED.spec(), MIN_SEVERITY.spec()],
     min_severity: &MIN_SEVERITY,
     grouped: false,
+    durable: false,
     build,
 };
 

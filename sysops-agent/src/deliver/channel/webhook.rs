@@ -1,4 +1,5 @@
-//! Alerts as JSON to a URL of the user's. docs/schemas/webhook.schema.json describes the body.
+//! Alerts to a URL of the user's: as JSON, as Alertmanager sends them, or as a template of the user's own has them. What goes out
+//! can be signed. docs/schemas/webhook.schema.json describes the JSON.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,11 +8,19 @@ use bytes::Bytes;
 use hyper::Method;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::deliver::http::Endpoint;
+use crate::deliver::http::{Endpoint, TlsFiles, USER_AGENT};
+use crate::deliver::own_text::OwnText;
 use crate::model::{Notice, Severity};
 use crate::spec::{Key, Secret, Values};
+use crate::template;
 
 use super::{Channel, Entry, SendError, Sending, verdict};
+
+mod payload;
+mod signature;
+
+use payload::Payload;
+use signature::Signer;
 
 /// The channel as the list knows it.
 pub static ENTRY: Entry = Entry {
@@ -21,12 +30,19 @@ pub static ENTRY: Entry = Entry {
         URL.spec(),
         METHOD.spec(),
         HEADERS.spec(),
+        PAYLOAD.spec(),
+        TEMPLATE.spec(),
+        HMAC_SECRET.spec(),
+        CA_FILE.spec(),
+        CERT_FILE.spec(),
+        KEY_FILE.spec(),
         TIMEOUT.spec(),
         RETRIES.spec(),
         MIN_SEVERITY.spec(),
     ],
     min_severity: &MIN_SEVERITY,
     grouped: false,
+    durable: true,
     build,
 };
 
@@ -35,6 +51,30 @@ static URL: Key<Option<Secret>> = Key::secret("alerting.webhook.url", "Where ale
 static METHOD: Key<String> = Key::choice("alerting.webhook.method", &["POST", "PUT"], "POST", "The method.");
 static HEADERS: Key<BTreeMap<String, Secret>> =
     Key::secret_map("alerting.webhook.headers", "Headers that every request carries, for example Authorization.");
+static PAYLOAD: Key<String> = Key::choice(
+    "alerting.webhook.payload",
+    Payload::NAMES,
+    "full",
+    "The body: all that is known, only the eight keys of old (and status), or a document of Alertmanager's version 4.",
+);
+static TEMPLATE: Key<Option<String>> = Key::optional(
+    "alerting.webhook.template",
+    "The body instead of a payload, as a template (docs/ALERTING.md); JSON, unless headers have another Content-Type.",
+);
+static HMAC_SECRET: Key<Option<Secret>> = Key::secret(
+    "alerting.webhook.hmac_secret",
+    "Signs every request as Standard Webhooks has it: whsec_ and the key in base64, or any text as the key.",
+);
+static CA_FILE: Key<Option<String>> = Key::optional(
+    "alerting.webhook.ca_file",
+    "Certificate authorities in PEM to trust instead of the machine's (tls-rustls only).",
+);
+static CERT_FILE: Key<Option<String>> = Key::optional(
+    "alerting.webhook.cert_file",
+    "Certificate in PEM that the agent shows to the server (tls-rustls only).",
+);
+static KEY_FILE: Key<Option<String>> =
+    Key::optional("alerting.webhook.key_file", "Private key in PEM of that certificate.");
 static TIMEOUT: Key<Duration> =
     Key::secs("alerting.webhook.timeout_secs", 10, 1, 300, "How long one request may take, answer included.");
 static RETRIES: Key<i64> = Key::int(
@@ -55,10 +95,16 @@ static MIN_SEVERITY: Key<String> = Key::choice(
 const RESERVED: [HeaderName; 5] =
     [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION, header::HOST, header::UPGRADE];
 
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
 struct Webhook {
     endpoint: Endpoint,
     method: Method,
     headers: HeaderMap,
+    payload: Payload,
+    template: Option<OwnText>,
+    signer: Option<Signer>,
     timeout: Duration,
     retries: u32,
 }
@@ -69,10 +115,16 @@ fn build(values: &Values) -> Result<Option<Box<dyn Channel>>, String> {
     }
     let url = values.get(&URL).ok_or("alerting.webhook.url: missing, and alerting.webhook.enabled needs it")?;
     let endpoint = Endpoint::new(&url).map_err(|error| format!("alerting.webhook.url: {error}"))?;
+    let files = TlsFiles { ca: values.get(&CA_FILE), certificate: values.get(&CERT_FILE), key: values.get(&KEY_FILE) };
+    let headers = headers(&values.get(&HEADERS))?;
+    let signer = values.get(&HMAC_SECRET).map(|secret| Signer::new(&secret)).transpose();
     Ok(Some(Box::new(Webhook {
-        endpoint,
+        endpoint: endpoint.with_tls(&files).map_err(|error| format!("alerting.webhook.{error}"))?,
         method: if values.get(&METHOD) == "PUT" { Method::PUT } else { Method::POST },
-        headers: headers(&values.get(&HEADERS))?,
+        template: own_body(values.get(&TEMPLATE).as_deref(), is_json(&headers))?,
+        headers,
+        payload: Payload::named(&values.get(&PAYLOAD)),
+        signer: signer.map_err(|error| format!("alerting.webhook.hmac_secret: {error}"))?,
         timeout: values.get(&TIMEOUT),
         retries: u32::try_from(values.get(&RETRIES)).unwrap_or(0),
     })))
@@ -81,9 +133,8 @@ fn build(values: &Values) -> Result<Option<Box<dyn Channel>>, String> {
 /// What every request carries; the user's headers win over ours.
 fn headers(given: &BTreeMap<String, Secret>) -> Result<HeaderMap, String> {
     let mut headers = HeaderMap::new();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let agent = concat!("sysops-agent/", env!("CARGO_PKG_VERSION"));
-    headers.insert(header::USER_AGENT, HeaderValue::from_static(agent));
+    headers.insert(header::CONTENT_TYPE, JSON);
+    headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
     for (name, value) in given {
         let key =
             HeaderName::try_from(name).map_err(|_| format!("alerting.webhook.headers: {name:?}: no header name"))?;
@@ -99,14 +150,36 @@ fn headers(given: &BTreeMap<String, Secret>) -> Result<HeaderMap, String> {
     Ok(headers)
 }
 
+fn is_json(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().windows(4).any(|word| word == b"json"))
+}
+
+/// The user's template; one for JSON must give JSON, and values stand in it within quotes.
+fn own_body(source: Option<&str>, is_json: bool) -> Result<Option<OwnText>, String> {
+    let key = TEMPLATE.spec().path;
+    if is_json {
+        OwnText::checked(key, source, json_escaped, |body| json_checked(body).map(|_| ()))
+    } else {
+        OwnText::new(key, source, template::plain)
+    }
+}
+
+fn json_checked(body: &str) -> Result<&str, String> {
+    let checked = serde_json::from_str::<serde::de::IgnoredAny>(body);
+    checked.map(|_| body).map_err(|error| format!("it gives no JSON: {error}"))
+}
+
+/// As text stands between the quotes of a JSON string.
+fn json_escaped(text: &str) -> String {
+    let quoted = serde_json::Value::from(text).to_string();
+    quoted[1..quoted.len() - 1].to_owned()
+}
+
 impl Channel for Webhook {
     fn send<'a>(&'a mut self, notice: &'a Notice) -> Sending<'a> {
         Box::pin(async move {
             let alert = notice.head();
-            let body = serde_json::to_vec(alert)
-                .map_err(|error| SendError::Permanent { reason: format!("the alert as JSON: {error}") })?;
-            let mut headers = self.headers.clone();
-            headers.insert(HeaderName::from_static("idempotency-key"), idempotency_key(&alert.id)?);
+            let (headers, body) = self.request(notice)?;
             let sent =
                 self.endpoint.send(self.method.clone(), headers, Bytes::from(body), self.timeout, alert.timestamp);
             verdict(sent.await)
@@ -118,43 +191,89 @@ impl Channel for Webhook {
     }
 }
 
-/// The same for every try of one alert's change, and for no other.
-fn idempotency_key(id: &str) -> Result<HeaderValue, SendError> {
-    HeaderValue::try_from(id)
+impl Webhook {
+    fn request(&mut self, notice: &Notice) -> Result<(HeaderMap, Vec<u8>), SendError> {
+        let alert = notice.head();
+        let mut headers = self.headers.clone();
+        let is_json = is_json(&headers);
+        let hold = |body: String| if is_json { json_checked(&body).map(|_| ()).map(|()| body) } else { Ok(body) };
+        let own = self.template.as_mut().and_then(|own| own.of(notice, hold)).map(String::into_bytes);
+        let body = match own {
+            Some(body) => body,
+            None => {
+                if self.template.is_some() {
+                    headers.insert(header::CONTENT_TYPE, JSON);
+                }
+                self.payload.body(alert)
+            }
+        };
+        // The same for every try of one alert's change, and for no other.
+        headers.insert(IDEMPOTENCY_KEY, header_value(&alert.id)?);
+        if let Some(signer) = &self.signer {
+            for (name, value) in signer.headers(&alert.id, &body) {
+                headers.insert(HeaderName::from_static(name), header_value(&value)?);
+            }
+        }
+        Ok((headers, body))
+    }
+}
+
+fn header_value(text: &str) -> Result<HeaderValue, SendError> {
+    HeaderValue::try_from(text)
         .map_err(|_| SendError::Permanent { reason: "the alert's id is no header value".to_owned() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::Value;
+    use crate::spec::{KeySpec, Value};
 
-    fn refused(url: Option<&str>, headers: &[(&str, &str)]) -> String {
+    fn refused(set: &[(&'static KeySpec, Value)]) -> String {
         let mut values = Values::default();
         values.set(ENABLED.spec(), Value::Bool(true));
-        if let Some(url) = url {
-            values.set(URL.spec(), Value::Text(url.to_owned()));
+        for (key, value) in set {
+            values.set(key, value.clone());
         }
-        let headers = headers.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
-        values.set(HEADERS.spec(), Value::TextMap(headers));
         build(&values).err().unwrap_or_default()
+    }
+
+    fn with_header(name: &str, value: &str) -> String {
+        let headers = Value::TextMap(BTreeMap::from([(name.to_owned(), value.to_owned())]));
+        refused(&[(URL.spec(), Value::Text("http://h/".to_owned())), (HEADERS.spec(), headers)])
+    }
+
+    fn with(key: &'static KeySpec, value: &str) -> String {
+        refused(&[(URL.spec(), Value::Text("http://h/".to_owned())), (key, Value::Text(value.to_owned()))])
     }
 
     #[test]
     fn what_cannot_work_is_refused_with_its_key_and_without_its_secret() {
-        assert_eq!(refused(None, &[]), "alerting.webhook.url: missing, and alerting.webhook.enabled needs it");
-        assert!(refused(Some("hunter2"), &[]).starts_with("alerting.webhook.url: expected http://"));
-        let url = Some("http://h/");
-        assert_eq!(refused(url, &[("X Y", "hunter2")]), "alerting.webhook.headers: \"X Y\": no header name");
+        assert_eq!(refused(&[]), "alerting.webhook.url: missing, and alerting.webhook.enabled needs it");
+        assert!(with(URL.spec(), "hunter2").starts_with("alerting.webhook.url: expected http://"));
+        assert_eq!(with_header("X Y", "hunter2"), "alerting.webhook.headers: \"X Y\": no header name");
         assert_eq!(
-            refused(url, &[("X-Token", "hunter2\r\nX-Evil: 1")]),
+            with_header("X-Token", "hunter2\r\nX-Evil: 1"),
             "alerting.webhook.headers: x-token: a control character in the value"
         );
         assert_eq!(
-            refused(url, &[("Content-Length", "0")]),
+            with_header("Content-Length", "0"),
             "alerting.webhook.headers: content-length: is set by the agent itself"
         );
-        assert_eq!(refused(url, &[("Authorization", "Bearer hunter2")]), "");
+        assert_eq!(with_header("Authorization", "Bearer hunter2"), "");
+        assert_eq!(
+            with(HMAC_SECRET.spec(), "whsec_hunter2!"),
+            "alerting.webhook.hmac_secret: expected base64 behind whsec_"
+        );
+        let error = with(CA_FILE.spec(), "/nowhere/ca.pem");
+        assert!(error.starts_with("alerting.webhook.ca_file: "), "{error}");
+    }
+
+    #[test]
+    fn a_template_for_json_must_give_json() {
+        assert_eq!(with(TEMPLATE.spec(), r#"{"text": "{{ headline }}: {{ alert.message }}"}"#), "");
+        let error = with(TEMPLATE.spec(), r#"{"text": {{ headline }} }"#);
+        assert!(error.starts_with("alerting.webhook.template: it gives no JSON: "), "{error}");
+        assert!(with(TEMPLATE.spec(), "{\n{{ nobody }}}").starts_with("alerting.webhook.template: line 2: "));
     }
 
     #[test]

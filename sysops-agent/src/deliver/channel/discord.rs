@@ -1,0 +1,356 @@
+//! Alerts to a Discord channel through its webhook, as embeds. Outside text pings no one, links nowhere and has no style; what
+//! Discord says of its rate limits is kept.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+
+use crate::deliver::http::{Answer, Endpoint, HttpError, TlsFiles};
+use crate::deliver::own_text::OwnText;
+use crate::deliver::text::{self, Room, fitted, units};
+use crate::model::{Alert, Notice, Severity, Status, shown, time};
+use crate::spec::{Key, Secret, Values};
+
+use super::pace::{Pace, seconds};
+use super::{Channel, Entry, Receipt, SendError, Sending, verdict};
+
+/// The channel as the list knows it.
+pub static ENTRY: Entry = Entry {
+    name: "discord",
+    keys: &[
+        ENABLED.spec(),
+        URL.spec(),
+        USERNAME.spec(),
+        ROLES.spec(),
+        MIN_SEVERITY.spec(),
+        TEMPLATE.spec(),
+        TIMEOUT.spec(),
+        RETRIES.spec(),
+        CA_FILE.spec(),
+    ],
+    min_severity: &MIN_SEVERITY,
+    grouped: true,
+    durable: true,
+    build,
+};
+
+static ENABLED: Key<bool> = Key::switch("alerting.discord.enabled", false, "Send alerts to Discord.");
+static URL: Key<Option<Secret>> = Key::secret(
+    "alerting.discord.webhook_url",
+    "URL of the channel's webhook (channel settings, Integrations, Webhooks); for a thread with ?thread_id=… behind it.",
+);
+static USERNAME: Key<String> =
+    Key::text("alerting.discord.username", "SysOps Agent", "Name under which alerts appear, at most 80 characters.");
+static ROLES: Key<Vec<String>> = Key::list(
+    "alerting.discord.mention_roles",
+    &[],
+    "Roles to mention from critical on, by id (a number); a webhook cannot ping a role by its name, which is then only shown.",
+);
+static MIN_SEVERITY: Key<String> = Key::choice(
+    "alerting.discord.min_severity",
+    Severity::NAMES,
+    "warn",
+    "The least severity that is sent to Discord.",
+);
+static TEMPLATE: Key<Option<String>> = Key::optional(
+    "alerting.discord.template",
+    "Text of the embed instead of message and fields, as a template (docs/ALERTING.md) in Discord's Markdown.",
+);
+static TIMEOUT: Key<Duration> =
+    Key::secs("alerting.discord.timeout_secs", 10, 1, 300, "How long one request may take, answer included.");
+static RETRIES: Key<i64> = Key::int(
+    "alerting.discord.retry_count",
+    3,
+    0,
+    20,
+    "How many more times an alert is sent at once after a failure that may pass.",
+);
+static CA_FILE: Key<Option<String>> = Key::optional(
+    "alerting.discord.ca_file",
+    "Certificate authorities in PEM to trust instead of the machine's (tls-rustls only).",
+);
+
+/// Discord's limits of one message: <https://discord.com/developers/docs/resources/message>.
+const CONTENT_MAX: usize = 2000;
+const EMBEDS_MAX: usize = 10;
+const EMBEDS_UNITS_MAX: usize = 6000;
+const TITLE_MAX: usize = 256;
+const DESCRIPTION_MAX: usize = 4096;
+const FIELDS_MAX: usize = 25;
+const NAME_MAX: usize = 256;
+const VALUE_MAX: usize = 1024;
+const FOOTER_MAX: usize = 160;
+
+/// Roles that one message may be allowed to mention, each with its place in the content.
+const ROLES_MAX: usize = 20;
+
+struct Discord {
+    endpoint: Endpoint,
+    username: String,
+    roles: Vec<Role>,
+    template: Option<OwnText>,
+    timeout: Duration,
+    retries: u32,
+    pace: Pace,
+}
+
+/// One of `mention_roles`.
+enum Role {
+    /// An id: it pings.
+    Id(String),
+    /// A name, which no webhook can turn into an id.
+    Name(String),
+}
+
+impl Role {
+    fn name(&self) -> Option<&str> {
+        match self {
+            Self::Name(name) => Some(name),
+            Self::Id(_) => None,
+        }
+    }
+}
+
+fn build(values: &Values) -> Result<Option<Box<dyn Channel>>, String> {
+    if !values.get(&ENABLED) {
+        return Ok(None);
+    }
+    let missing = "alerting.discord.webhook_url: missing, and alerting.discord.enabled needs it";
+    let url = values.get(&URL).ok_or(missing)?;
+    let endpoint = Endpoint::new(&waiting(&url)).map_err(|error| format!("alerting.discord.webhook_url: {error}"))?;
+    let files = TlsFiles { ca: values.get(&CA_FILE), ..TlsFiles::default() };
+    let endpoint = endpoint.with_tls(&files).map_err(|error| format!("alerting.discord.{error}"))?;
+    let template = values.get(&TEMPLATE);
+    let roles = roles(&values.get(&ROLES))?;
+    for name in roles.iter().filter_map(Role::name) {
+        tracing::warn!(
+            role = name,
+            "alerting.discord.mention_roles: a webhook pings roles by id only; the name is shown"
+        );
+    }
+    Ok(Some(Box::new(Discord {
+        endpoint,
+        username: username(values.get(&USERNAME))?,
+        roles,
+        template: OwnText::new(TEMPLATE.spec().path, template.as_deref(), escaped)?,
+        timeout: values.get(&TIMEOUT),
+        retries: u32::try_from(values.get(&RETRIES)).unwrap_or(0),
+        pace: Pace::default(),
+    })))
+}
+
+/// The URL with `wait=true`: without it Discord answers before it has looked, and says nothing of what it throws away.
+fn waiting(url: &Secret) -> Secret {
+    let url = url.expose();
+    if url.split(['?', '&']).skip(1).any(|pair| pair == "wait=true") {
+        return Secret::new(url.to_owned());
+    }
+    Secret::new(format!("{url}{}wait=true", if url.contains('?') { '&' } else { '?' }))
+}
+
+/// Discord refuses every message of a webhook with such a name.
+fn username(name: String) -> Result<String, String> {
+    let lower = name.to_lowercase();
+    let taken = ["discord", "clyde"].into_iter().find(|word| lower.contains(word));
+    match taken {
+        Some(word) => Err(format!("alerting.discord.username: Discord takes no name with {word:?} in it")),
+        None if name.trim().is_empty() || units(&name) > 80 => {
+            Err("alerting.discord.username: expected 1 to 80 characters".to_owned())
+        }
+        None => Ok(name),
+    }
+}
+
+fn roles(written: &[String]) -> Result<Vec<Role>, String> {
+    if written.len() > ROLES_MAX {
+        return Err(format!("alerting.discord.mention_roles: expected at most {ROLES_MAX} roles"));
+    }
+    let role = |text: &String| {
+        let id = text.strip_prefix("<@&").and_then(|rest| rest.strip_suffix('>')).unwrap_or(text);
+        let is_id = (15..=20).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_digit());
+        if is_id { Role::Id(id.to_owned()) } else { Role::Name(shown(text, 32)) }
+    };
+    Ok(written.iter().map(role).collect())
+}
+
+impl Channel for Discord {
+    fn send<'a>(&'a mut self, notice: &'a Notice) -> Sending<'a> {
+        Box::pin(async move {
+            self.pace.take()?;
+            let wall = notice.head().timestamp;
+            let message = self.message(notice);
+            match self.post(&message, wall).await {
+                // Discord has found something wrong with the message: its words alone are better than nothing.
+                Err(SendError::Permanent { reason }) => {
+                    tracing::warn!(channel = "discord", %reason, "the message is not taken, sending plain text");
+                    let message = self.plain(notice);
+                    self.post(&message, wall).await
+                }
+                other => other,
+            }
+        })
+    }
+
+    fn retries(&self) -> u32 {
+        self.retries
+    }
+}
+
+impl Discord {
+    async fn post(&mut self, body: &Value, wall: SystemTime) -> Result<Receipt, SendError> {
+        let answer = self.endpoint.post_json(body, self.timeout, wall).await;
+        self.judge(answer)
+    }
+
+    fn judge(&mut self, answer: Result<Answer, HttpError>) -> Result<Receipt, SendError> {
+        let Ok(mut answer) = answer else { return verdict(answer) };
+        let said = answer.json();
+        let number = |name: &str| answer.headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
+        let reset = number("x-ratelimit-reset-after").and_then(seconds);
+        let is_used_up = number("x-ratelimit-remaining") == Some(0.0);
+        if answer.status.as_u16() == 429 {
+            answer.retry_after = said["retry_after"].as_f64().and_then(seconds).or(answer.retry_after).or(reset);
+        }
+        let pause = match answer.status.as_u16() {
+            429 => answer.retry_after,
+            _ => reset.filter(|_| is_used_up),
+        };
+        if let Some(pause) = pause {
+            self.pace.pause(pause);
+        }
+        let code = said["code"].as_u64().unwrap_or(0);
+        match verdict(Ok(answer)) {
+            Ok(_) => Ok(Receipt::new(&said["id"].as_str().map_or_else(
+                || "taken".to_owned(),
+                |id| format!("message {}", id.chars().filter(char::is_ascii_digit).collect::<String>()),
+            ))),
+            Err(SendError::Refused { reason }) => Err(SendError::Refused {
+                reason: format!("{reason}: set alerting.discord.webhook_url to a webhook that exists"),
+            }),
+            // 220001 to 220004: what a forum wants of a webhook's messages.
+            Err(SendError::Permanent { reason }) if (220_001..=220_004).contains(&code) => Err(SendError::Refused {
+                reason: format!("{reason}: the channel is a forum: add ?thread_id=… to alerting.discord.webhook_url"),
+            }),
+            Err(SendError::Permanent { reason }) => {
+                Err(SendError::Permanent { reason: format!("{reason} (Discord's error {code})") })
+            }
+            other => other,
+        }
+    }
+
+    fn message(&mut self, notice: &Notice) -> Value {
+        let own = self.template.as_mut().and_then(|own| own.of(notice, |text| text::held(text, DESCRIPTION_MAX)));
+        let embeds = match own {
+            Some(text) => vec![json!({
+                "title": fitted(&text::headline(notice), TITLE_MAX, markdown),
+                "description": text,
+                "color": colour(notice.head()),
+                "timestamp": time::rfc3339_secs(notice.head().timestamp),
+            })],
+            None => embeds(notice),
+        };
+        let headline = if notice.alerts.len() > 1 { text::headline(notice) } else { String::new() };
+        json!({
+            "username": self.username,
+            "content": self.content(notice, &headline),
+            "embeds": embeds,
+            "allowed_mentions": self.allowed_mentions(notice),
+        })
+    }
+
+    fn plain(&self, notice: &Notice) -> Value {
+        let mut text = text::headline(notice);
+        for alert in notice.alerts.iter().take(EMBEDS_MAX) {
+            text.push('\n');
+            text.push_str(&shown(&alert.message, 1000));
+        }
+        json!({ "content": self.content(notice, &text), "allowed_mentions": self.allowed_mentions(notice) })
+    }
+
+    /// Mentions and `words`.
+    fn content(&self, notice: &Notice, words: &str) -> String {
+        let mention = |role: &Role| match role {
+            Role::Id(id) => format!("<@&{id}> "),
+            Role::Name(name) => format!("{} ", fitted(name, 80, markdown)),
+        };
+        let mut out: String = self.roles.iter().filter(|_| text::is_urgent(notice)).map(mention).collect();
+        out.push_str(&fitted(words, CONTENT_MAX - units(&out), markdown));
+        out.trim_end().to_owned()
+    }
+
+    /// Nothing is pinged but the configured roles, whatever the text says.
+    fn allowed_mentions(&self, notice: &Notice) -> Value {
+        let ids = self.roles.iter().filter_map(|role| match role {
+            Role::Id(id) if text::is_urgent(notice) => Some(id.as_str()),
+            _ => None,
+        });
+        json!({ "parse": [], "roles": ids.collect::<Vec<_>>(), "users": [], "replied_user": false })
+    }
+}
+
+/// One embed for each alert, as many as there may be, which share the room that there is.
+fn embeds(notice: &Notice) -> Vec<Value> {
+    let told = notice.alerts.len().min(EMBEDS_MAX);
+    let more = text::and_more(notice, told);
+    let each = EMBEDS_UNITS_MAX / told.max(1);
+    let last = told.saturating_sub(1);
+    let embed = |(i, alert)| embed(alert, more.as_deref().filter(|_| i == last), each);
+    notice.alerts.iter().take(told).enumerate().map(embed).collect()
+}
+
+/// The embed of one alert, in at most `room` units.
+fn embed(alert: &Alert, more: Option<&str>, room: usize) -> Value {
+    let mut room = Room::new(room - FOOTER_MAX);
+    let title = room.take(&text::title(alert), TITLE_MAX.min(room.left() / 3), markdown);
+    let description = room.take(&shown(&alert.message, DESCRIPTION_MAX), DESCRIPTION_MAX, markdown);
+    let mut fields = Vec::new();
+    let mut facts = text::facts(alert).into_iter().take(FIELDS_MAX);
+    for fact in facts.by_ref() {
+        // A field of a few characters says nothing, and Discord takes no empty one.
+        if room.left() < 80 {
+            break;
+        }
+        let name = room.take(fact.name, NAME_MAX, markdown);
+        let link = text::runbook(alert).filter(|_| fact.name == "Runbook").map(|url| format!("<{url}>"));
+        let link = link.and_then(|link| room.take_whole(link));
+        let value = link.unwrap_or_else(|| room.take(&fact.text, VALUE_MAX, markdown));
+        fields.push(json!({ "name": name, "value": value, "inline": fact.short }));
+    }
+    let left_out = if fields.len() < text::facts(alert).len() { Some("…") } else { None };
+    let footer: Vec<String> = [Some(text::origin(alert)), left_out.map(str::to_owned), more.map(str::to_owned)]
+        .into_iter()
+        .flatten()
+        .collect();
+    json!({
+        "title": title,
+        "description": description,
+        "color": colour(alert),
+        "fields": fields,
+        "footer": { "text": fitted(&footer.join(" "), FOOTER_MAX, text::as_it_is) },
+        "timestamp": time::rfc3339_secs(alert.timestamp),
+    })
+}
+
+fn colour(alert: &Alert) -> u32 {
+    match (alert.status, alert.severity) {
+        (Status::Resolved, _) => 0x2e_cc_71,
+        (_, Severity::Info) => 0x34_98_db,
+        (_, Severity::Warn) => 0xf1_c4_0f,
+        (_, Severity::Critical) => 0xe7_4c_3c,
+        (_, Severity::Emergency) => 0x8e_1b_1b,
+    }
+}
+
+/// Text in which nothing is Markdown, a mention, an emoji or a link to Discord.
+fn markdown(out: &mut String, c: char) {
+    // `1.` at the beginning of a line makes a list of it.
+    let is_list = || out.rsplit('\n').next().is_some_and(|line| line.bytes().all(|byte| byte.is_ascii_digit()));
+    if r"\*_~`|>#-+[]()<@:".contains(c) || (c == '.' && is_list()) {
+        out.push('\\');
+    }
+    out.push(c);
+}
+
+fn escaped(text: &str) -> String {
+    fitted(text, usize::MAX, markdown)
+}

@@ -1,0 +1,66 @@
+//! Channels as a test uses them: without the outbox, one notice at a time.
+
+use sysops_agent::deliver::channel::{self, Channel, Receipt, SendError};
+use sysops_agent::model::{Alert, Notice};
+use sysops_agent::spec::{Value, Values};
+
+use crate::feed::repository_file;
+use crate::values::values;
+
+/// A word for tokens and URLs: it may stand on the wire and nowhere else.
+pub const CANARY: &str = "hunter2";
+
+/// The channel `name` of these values.
+///
+/// # Errors
+/// What the channel finds wrong with them.
+///
+/// # Panics
+/// When there is no such channel, or it is not enabled.
+pub fn build(name: &str, values: &Values) -> Result<Box<dyn Channel>, String> {
+    let entry = channel::ALL.iter().find(|entry| entry.name == name).expect("it is in the list");
+    (entry.build)(values).map(|channel| channel.expect("it is enabled"))
+}
+
+/// The channel `name` of what is set here.
+///
+/// # Panics
+/// When it does not take them.
+#[must_use]
+pub fn made<const N: usize>(name: &str, set: [(&str, Value); N]) -> Box<dyn Channel> {
+    build(name, &values(set)).expect("the values are right")
+}
+
+/// Text as a value.
+#[must_use]
+pub fn text(text: impl Into<String>) -> Value {
+    Value::Text(text.into())
+}
+
+/// Sends, and holds that no error shows a secret.
+///
+/// # Errors
+/// As the channel's.
+///
+/// # Panics
+/// When an error shows a secret.
+pub async fn send(channel: &mut dyn Channel, notice: &Notice) -> Result<Receipt, SendError> {
+    let sent = channel.send(notice).await;
+    assert!(!format!("{sent:?}").contains(CANARY), "{sent:?}");
+    if let Err(error) = &sent {
+        assert!(!error.to_string().contains(CANARY), "{error}");
+    }
+    sent
+}
+
+/// A real OOM kill, and a full disk that is over, with all that was known of it.
+///
+/// # Panics
+/// When the fixtures are no alerts.
+#[must_use]
+pub fn samples() -> [(&'static str, Alert); 2] {
+    ["oom_kill", "disk_resolved"].map(|name| {
+        let json = repository_file(&format!("tests/fixtures/alerts/{name}.json"));
+        (name, serde_json::from_str(&json).expect("an alert"))
+    })
+}
