@@ -153,37 +153,49 @@ impl Desk for Noting {
 pub struct Served {
     /// The folder with the socket and the configuration.
     pub scratch: Scratch,
-    /// The desk.
+    /// The desk, where it is one that notes.
     pub desk: Noting,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Served {
-    /// Serves one by this configuration, in which `@DATA@` stands for its folder.
+    /// Serves [`Noting`] by this configuration, in which `@DATA@` stands for its folder.
     ///
     /// # Panics
     /// When it cannot.
     #[must_use]
     pub fn start(configuration: &str) -> Self {
+        let desk = Noting::default();
+        let theirs = desk.clone();
+        let mut served = Self::with(configuration, move || Rc::new(theirs));
+        served.desk = desk;
+        served
+    }
+
+    /// The same with another desk, which is made on the thread that serves it.
+    ///
+    /// # Panics
+    /// When it cannot.
+    #[must_use]
+    pub fn with(configuration: &str, make: impl FnOnce() -> Rc<dyn Desk> + Send + 'static) -> Self {
         let scratch = Scratch::new();
         let data = scratch.path().display().to_string();
         let _ = scratch.file("config.toml", &configuration.replace("@DATA@", &data));
-        let desk = Noting::default();
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = mpsc::channel();
-        let (theirs, path) = (desk.clone(), scratch.path().join("control.sock"));
+        let path = scratch.path().join("control.sock");
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("an event loop");
             LocalSet::new().block_on(&runtime, async move {
                 let host = Host::live(&Roots::default());
-                let _control = Control::start(&path, &host, Rc::new(theirs)).expect("the folder is ours");
+                let _control = Control::start(&path, &host, make()).expect("the folder is ours");
                 ready.send(()).expect("it is waited for");
                 _ = stopped.await;
             });
         });
         is_ready.recv_timeout(Duration::from_secs(20)).expect("the socket is served");
-        Self { scratch, desk, stop: Some(stop), thread: Some(thread) }
+        Self { scratch, desk: Noting::default(), stop: Some(stop), thread: Some(thread) }
     }
 
     /// Where the socket is.

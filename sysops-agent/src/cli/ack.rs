@@ -24,7 +24,7 @@ pub fn run(args: &Args, ack: &AckArgs) -> u8 {
     let request = if ack.undo {
         Request::Unack { alert }
     } else {
-        Request::Ack { alert, note: ack.note.clone().unwrap_or_else(String::new) }
+        Request::Ack { alert, note: ack.note.clone().unwrap_or_default() }
     };
     match ask::one(args, &request) {
         Ok(Answer::Alert(alert)) => {

@@ -110,11 +110,9 @@ fn number(value: f64) -> String {
 
 /// Metric and labels in the words that `silence add` takes.
 fn what(alert: &Listed) -> String {
-    let mut text = shown(&alert.metric, 64);
-    for (name, value) in &alert.labels {
-        text += &format!(" {}={}", shown(name, 64), shown(value, 128));
-    }
-    text
+    let labels = alert.labels.iter().map(|(name, value)| format!("{}={}", shown(name, 64), shown(value, 128)));
+    let words: Vec<String> = std::iter::once(shown(&alert.metric, 64)).chain(labels).collect();
+    words.join(" ")
 }
 
 /// One alert in a line, after what was done to it.

@@ -32,7 +32,7 @@ pub fn socket(args: &Args) -> Result<Option<PathBuf>, Problems> {
     let tables = others.iter().filter_map(|key| key.path.split('.').next());
     let absent = tables.map(|table| Absent { table, feature: "" }).chain(all.absent).collect();
     let declared = Declared { keys: ours, absent, checks: Vec::new() };
-    let environment = |name: &str| Some(settings::environment(name).unwrap_or_else(String::new));
+    let environment = |name: &str| Some(settings::environment(name).unwrap_or_default());
     let settings = settings::load(args.config_file(), &declared, &environment)?;
     Ok(control::path(&settings.values, Path::new(&settings.values.get(&keys::DATA_DIR))))
 }

@@ -93,7 +93,7 @@ pub async fn run(args: &Args, test: &TestAlertArgs) -> u8 {
         (Some(Err(error)), path) => ask::refuse(&path.unwrap_or_default(), &error),
         (Some(Ok(heard)), _) => {
             // What the agent left out is known only by the configuration, which may need what the agent alone has in its environment.
-            report.rest(settings.ok().as_ref(), test, heard);
+            report.rest(settings.ok().as_ref(), test, &heard);
             report.finish(true)
         }
     }
@@ -134,7 +134,7 @@ impl Report {
         }
         match self.try_each(args, &settings, test).await {
             Ok(sent_to) => {
-                self.rest(Some(&settings), test, Heard { sent_to, end: End::Answered });
+                self.rest(Some(&settings), test, &Heard { sent_to, end: End::Answered });
                 self.finish(false)
             }
             Err(error) => {
@@ -194,14 +194,17 @@ impl Report {
     }
 
     /// What is known of channels that gave no word: of those that it went to, and of those of the configuration.
-    fn rest(&mut self, settings: Option<&Settings>, test: &TestAlertArgs, heard: Heard) {
+    fn rest(&mut self, settings: Option<&Settings>, test: &TestAlertArgs, heard: &Heard) {
         let waited = WAIT.as_secs();
         let silent = match heard.end {
             End::Deadline => format!("none within {waited} s; the outbox goes on"),
             End::Answered => "none; the log of the agent says more".to_owned(),
         };
-        for channel in heard.sent_to.iter().filter(|name| !self.has(name)).cloned().collect::<Vec<_>>() {
-            self.add(Row { channel, result: "no answer", answer: silent.clone(), secs: None });
+        for channel in &heard.sent_to {
+            if self.has(channel) {
+                continue;
+            }
+            self.add(Row { channel: channel.clone(), result: "no answer", answer: silent.clone(), secs: None });
         }
         let Some(settings) = settings else { return };
         for entry in channel::ALL.iter().filter(|entry| test.channel.is_empty() || test.names(entry)) {

@@ -15,8 +15,8 @@ use super::protocol::{Answer, Request, parse_answer};
 /// Time for the agent to answer: it does so between two cycles.
 const WAIT: Duration = Duration::from_secs(15);
 
-/// The same where it waits for far ends.
-const WAIT_TEST: Duration = Duration::from_secs(75);
+/// The same where it waits for far ends, for a minute at most.
+const WAIT_TEST: Duration = Duration::from_secs(60 + WAIT.as_secs());
 
 /// Longest answer: some 100,000 alerts.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
@@ -32,7 +32,7 @@ pub enum AskError {
     Denied,
     /// It does not answer.
     #[error("it does not answer: {0}")]
-    Silent(io::Error),
+    Silent(String),
     /// What it said is no answer: it is another program, or another version.
     #[error("it answers what is not understood: {0}")]
     Strange(String),
@@ -57,7 +57,7 @@ pub fn ask(path: &Path, request: &Request) -> Result<Answers, AskError> {
     match stream.write_all(line.as_bytes()) {
         // It has answered before it was asked, with why it will not be.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-        other => other.map_err(AskError::Silent)?,
+        other => other.map_err(silent)?,
     }
     Ok(Answers { lines: BufReader::new(stream.take(ANSWER_BYTES_MAX)) })
 }
@@ -75,8 +75,17 @@ fn connected(path: &Path, wait: Duration) -> Result<UnixStream, AskError> {
         Ok(socket) => Ok(socket.into()),
         Err(Errno::NOENT | Errno::CONNREFUSED | Errno::NOTDIR) => Err(AskError::NoAgent),
         Err(Errno::ACCESS | Errno::PERM) => Err(AskError::Denied),
-        Err(errno) => Err(AskError::Silent(errno.into())),
+        Err(errno) => Err(silent(errno.into())),
     }
+}
+
+/// What the kernel says of a wait that is over, in words.
+fn silent(error: io::Error) -> AskError {
+    AskError::Silent(match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "no word has come in time".to_owned(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => "it has gone in the middle of it".to_owned(),
+        _ => error.to_string(),
+    })
 }
 
 impl Answers {
@@ -86,9 +95,9 @@ impl Answers {
     /// When none comes, or it says that the agent cannot.
     pub fn next_answer(&mut self) -> Result<Answer, AskError> {
         let mut line = Vec::new();
-        self.lines.read_until(b'\n', &mut line).map_err(AskError::Silent)?;
+        self.lines.read_until(b'\n', &mut line).map_err(silent)?;
         if line.last() != Some(&b'\n') {
-            return Err(AskError::Silent(io::ErrorKind::UnexpectedEof.into()));
+            return Err(silent(io::ErrorKind::UnexpectedEof.into()));
         }
         parse_answer(&line).map_err(AskError::Strange)?.map_err(AskError::Refused)
     }

@@ -105,7 +105,10 @@ pub fn start(values: &Values, data_dir: &Path, host: &Host, desk: Rc<dyn Desk>) 
         Err(error) => {
             let remedy = match error {
                 Unavailable::Taken { .. } => "give each agent an agent.data_dir of its own",
-                _ => "make agent.data_dir a directory that the agent may write to, or set agent.control_socket",
+                Unavailable::NoSocket { .. } => "take it away, or set agent.control_socket",
+                Unavailable::System { .. } => {
+                    "make agent.data_dir a directory that the agent may write to, or set agent.control_socket"
+                }
             };
             tracing::warn!(
                 "no control socket, so that `sysops-agent alerts` and others reach no one: {}: {remedy}",

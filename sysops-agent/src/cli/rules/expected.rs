@@ -31,7 +31,7 @@ impl Expected {
 
     /// In one line, for people.
     pub(super) fn line(&self) -> String {
-        let severity = self.severity.map(|severity| severity.name());
+        let severity = self.severity.map(Severity::name);
         line(
             self.standing,
             severity,
@@ -59,19 +59,13 @@ fn line(
     labels: &BTreeMap<String, String>,
     summary: Option<&str>,
 ) -> String {
-    let mut line = standing.name().to_owned();
-    for (name, value) in [("severity", severity), ("rule", rule), ("metric", metric)] {
-        if let Some(value) = value {
-            line += &format!(" {name}={}", shown(value, 200));
-        }
-    }
-    for (name, value) in labels {
-        line += &format!(" {}={}", shown(name, 64), shown(value, 200));
-    }
-    if let Some(summary) = summary {
-        line += &format!(" summary={:?}", shown(summary, 500));
-    }
-    line
+    let fields = [("severity", severity), ("rule", rule), ("metric", metric)];
+    let fields = fields.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    let labels = labels.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let named = fields.chain(labels).map(|(name, value)| format!("{}={}", shown(name, 64), shown(value, 200)));
+    let summary = summary.map(|summary| format!("summary={:?}", shown(summary, 500)));
+    let words: Vec<String> = std::iter::once(standing.name().to_owned()).chain(named).chain(summary).collect();
+    words.join(" ")
 }
 
 /// True when each of `expected` is another one of `live`, and no other is live. What is pending is no alert yet: it may be
