@@ -1,4 +1,5 @@
 //! Discord against a far end that reads messages as Discord does: limits, mentions, Markdown, rate limits, refusals.
+#![expect(clippy::panic, reason = "a test fails by panic")]
 
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
