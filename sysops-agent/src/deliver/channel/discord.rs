@@ -219,10 +219,16 @@ impl Discord {
         }
         let code = said["code"].as_u64().unwrap_or(0);
         match verdict(Ok(answer)) {
-            Ok(_) => Ok(Receipt::new(&said["id"].as_str().map_or_else(
-                || "taken".to_owned(),
-                |id| format!("message {}", id.chars().filter(char::is_ascii_digit).collect::<String>()),
-            ))),
+            // With wait=true Discord answers with the message that it has made.
+            Ok(_) => match said["id"].as_str().and_then(|id| id.parse::<u64>().ok()) {
+                Some(id) => Ok(Receipt::new(&format!("message {id}"))),
+                None => Err(SendError::Retry {
+                    reason:
+                        "the server answered, but not with a message as Discord does: is the URL that of a webhook?"
+                            .to_owned(),
+                    after: None,
+                }),
+            },
             Err(SendError::Refused { reason }) => Err(SendError::Refused {
                 reason: format!("{reason}: set alerting.discord.webhook_url to a webhook that exists"),
             }),
