@@ -222,11 +222,9 @@ impl Discord {
             // With wait=true Discord answers with the message that it has made.
             Ok(_) => match said["id"].as_str().and_then(|id| id.parse::<u64>().ok()) {
                 Some(id) => Ok(Receipt::new(&format!("message {id}"))),
-                None => Err(SendError::Retry {
-                    reason:
-                        "the server answered, but not with a message as Discord does: is the URL that of a webhook?"
-                            .to_owned(),
-                    after: None,
+                None => Err(SendError::Refused {
+                    reason: "the server takes it, but answers not as Discord: see alerting.discord.webhook_url"
+                        .to_owned(),
                 }),
             },
             Err(SendError::Refused { reason }) => Err(SendError::Refused {
