@@ -31,6 +31,23 @@ pub fn made<const N: usize>(name: &str, set: [(&str, Value); N]) -> Box<dyn Chan
     build(name, &values(set)).expect("the values are right")
 }
 
+/// The channel `name`, enabled, with these keys of its table.
+///
+/// # Errors
+/// What the channel finds wrong with them.
+///
+/// # Panics
+/// When there is no such channel or key.
+pub fn of<'a>(name: &str, set: impl IntoIterator<Item = (&'a str, Value)>) -> Result<Box<dyn Channel>, String> {
+    let entry = channel::ALL.iter().find(|entry| entry.name == name).expect("it is in the list");
+    let mut values = Values::default();
+    for (key, value) in set.into_iter().chain([("enabled", Value::Bool(true))]) {
+        let path = format!("alerting.{name}.{key}");
+        values.set(entry.keys.iter().find(|spec| spec.path == path).expect("one of its keys"), value);
+    }
+    build(name, &values)
+}
+
 /// Text as a value.
 #[must_use]
 pub fn text(text: impl Into<String>) -> Value {

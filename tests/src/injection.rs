@@ -245,7 +245,6 @@ pub fn corpus() -> Vec<String> {
         "\\",
         "*",
         "_",
-        "😀",
         "e\u{301}",
         "\u{202e}",
         "[x](http://e/)",
@@ -254,9 +253,10 @@ pub fn corpus() -> Vec<String> {
     let generated =
         repeated.iter().flat_map(|text| [3000 / text.len(), 9000 / text.len()].map(|times| text.repeat(times)));
     let shifted = (0..6).map(|shift| format!("{}{}", "x".repeat(shift), "\\&<`*".repeat(2000)));
+    let wide = ["😀".repeat(900)];
     let long = [format!("x{}", "ü\n".repeat(1 << 19)), "w".repeat(1 << 20)];
     let written = WRITTEN.iter().map(|text| (*text).to_owned());
-    written.chain(generated).chain(shifted).chain(long).collect()
+    written.chain(generated).chain(shifted).chain(wide).chain(long).collect()
 }
 
 /// An alert that carries `text` wherever text from outside can stand.

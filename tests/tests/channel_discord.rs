@@ -1,4 +1,5 @@
 //! Discord against a far end that reads messages as Discord does: limits, mentions, Markdown, rate limits, refusals.
+#![expect(clippy::panic, reason = "a test fails by panic")]
 
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
@@ -199,6 +200,7 @@ async fn a_webhook_that_is_gone_is_refused_with_what_to_do() {
         ("401 Unauthorized", json!({ "message": "Invalid Webhook Token", "code": 50027 }), "a webhook that exists"),
         ("404 Not Found", json!({ "message": CANARY, "code": 10015 }), "a webhook that exists"),
         ("400 Bad Request", json!({ "message": "forum", "code": 220_001 }), "?thread_id="),
+        ("200 OK", json!("<html>log in</html>"), "answers not as Discord"),
     ];
     for (line, body, words) in cases {
         let far_end = FarEnd::start([Answer::json(line, &body), Answer::json(line, &body)]).await;

@@ -9,9 +9,8 @@ use sysops_agent::deliver::channel::Channel;
 use sysops_agent::model::Notice;
 use sysops_agent::spec::Value;
 use sysops_tests::certificates::Authority;
-use sysops_tests::channels::{CANARY, build, made, samples, send, text};
+use sysops_tests::channels::{CANARY, of, samples, send, text};
 use sysops_tests::http_far_end::{Answer, FarEnd, Request};
-use sysops_tests::values::values;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
@@ -31,40 +30,19 @@ fn written(folder: &std::path::Path, name: &str, contents: &str) -> String {
 
 /// The channel `name` at `url`, with the canary wherever a secret can stand.
 fn at(name: &str, url: &str, ca: Option<&str>) -> Box<dyn Channel> {
-    let ca = ca.map(|path| text(path));
-    let path = format!("{url}/{CANARY}?token={CANARY}");
-    let (switch, timeout, set) = match name {
-        "discord" => {
-            ("alerting.discord.enabled", "alerting.discord.timeout_secs", ("alerting.discord.webhook_url", text(path)))
+    let with_path = text(format!("{url}/{CANARY}?token={CANARY}"));
+    let own = match name {
+        "telegram" => {
+            vec![("bot_token", text(format!("1:{CANARY}"))), ("api_url", text(url)), ("chat_id", text("1"))]
         }
-        "slack" => {
-            ("alerting.slack.enabled", "alerting.slack.timeout_secs", ("alerting.slack.webhook_url", text(path)))
+        "webhook" => {
+            let headers = [("Authorization".to_owned(), format!("Bearer {CANARY}"))].into();
+            vec![("url", with_path), ("hmac_secret", text(CANARY)), ("headers", Value::TextMap(headers))]
         }
-        "telegram" => (
-            "alerting.telegram.enabled",
-            "alerting.telegram.timeout_secs",
-            ("alerting.telegram.bot_token", text(format!("1:{CANARY}"))),
-        ),
-        _ => ("alerting.webhook.enabled", "alerting.webhook.timeout_secs", ("alerting.webhook.url", text(path))),
+        _ => vec![("webhook_url", with_path)],
     };
-    let mut all = values([(switch, Value::Bool(true)), (timeout, Value::Int(1)), set]);
-    let entry = sysops_agent::deliver::channel::ALL.iter().find(|entry| entry.name == name).expect("it is in the list");
-    let mut put = |key: &str, value: Value| {
-        let spec = entry.keys.iter().find(|spec| spec.path == format!("alerting.{name}.{key}")).expect("a key");
-        all.set(spec, value);
-    };
-    if let Some(ca) = ca {
-        put("ca_file", ca);
-    }
-    if name == "telegram" {
-        put("api_url", text(url));
-        put("chat_id", text("1"));
-    }
-    if name == "webhook" {
-        put("hmac_secret", text(CANARY));
-        put("headers", Value::TextMap([("Authorization".to_owned(), format!("Bearer {CANARY}"))].into()));
-    }
-    build(name, &all).expect("the values are right")
+    let ca = ca.map(|path| ("ca_file", text(path)));
+    of(name, own.into_iter().chain(ca).chain([("timeout_secs", Value::Int(1))])).expect("the values are right")
 }
 
 fn notice() -> Notice {
@@ -185,33 +163,24 @@ async fn a_client_certificate_is_shown_to_who_asks_for_it() {
     authority.client(&certificate, &key);
     let (certificate, key) = (certificate.display().to_string(), key.display().to_string());
     let far_end = FarEnd::over_tls(authority.server("127.0.0.1", true), thanks).await;
-    let enabled = || ("alerting.webhook.enabled", Value::Bool(true));
-    let (url, ca_file) = (text(&far_end.url), text(&ca));
-    let with = [
-        enabled(),
-        ("alerting.webhook.url", url.clone()),
-        ("alerting.webhook.ca_file", ca_file.clone()),
-        ("alerting.webhook.cert_file", text(&certificate)),
-        ("alerting.webhook.key_file", text(&key)),
-    ];
-    send(&mut *made("webhook", with), &notice()).await.expect("its certificate is taken");
-    let without = [enabled(), ("alerting.webhook.url", url.clone()), ("alerting.webhook.ca_file", ca_file)];
-    send(&mut *made("webhook", without), &notice()).await.expect_err("it has none to show");
+    let webhook = |more: &[(&'static str, &str)]| {
+        let more = more.iter().map(|(key, value)| (*key, text(*value)));
+        of("webhook", more.chain([("url", text(&far_end.url)), ("timeout_secs", Value::Int(5))]))
+    };
+    let with = webhook(&[("ca_file", &ca), ("cert_file", &certificate), ("key_file", &key)]);
+    send(&mut *with.expect("the files are right"), &notice()).await.expect("its certificate is taken");
+    let without = webhook(&[("ca_file", &ca)]);
+    send(&mut *without.expect("the file is right"), &notice()).await.expect_err("it has none to show");
     assert_eq!(far_end.seen().len(), 1);
-    for (cert, key, words) in [
-        (Some(&certificate), None, "alerting.webhook.cert_file: needs key_file"),
-        (None, Some(&key), "alerting.webhook.key_file: needs cert_file"),
-        (Some(&ca), Some(&certificate), "alerting.webhook.key_file: "),
-        (Some(&key), Some(&key), "alerting.webhook.cert_file: "),
-    ] {
-        let mut all = values([enabled(), ("alerting.webhook.url", url.clone())]);
-        let keys = sysops_agent::deliver::channel::webhook::ENTRY.keys;
-        for (name, file) in [("alerting.webhook.cert_file", cert), ("alerting.webhook.key_file", key)] {
-            let spec = keys.iter().find(|spec| spec.path == name).expect("a key");
-            file.into_iter().for_each(|file| all.set(spec, text(file)));
-        }
-        let error = build("webhook", &all).err().unwrap_or_default();
-        assert!(error.starts_with(words), "{error}");
+    let cases: [(&[(&'static str, &str)], &str); 4] = [
+        (&[("cert_file", &certificate)], "cert_file: needs key_file"),
+        (&[("key_file", &key)], "key_file: needs cert_file"),
+        (&[("cert_file", &ca), ("key_file", &certificate)], "key_file: "),
+        (&[("cert_file", &key), ("key_file", &key)], "cert_file: "),
+    ];
+    for (files, words) in cases {
+        let error = webhook(files).err().unwrap_or_default();
+        assert!(error.starts_with(&format!("alerting.webhook.{words}")), "{error}");
     }
     std::fs::remove_dir_all(folder).expect("it is there");
 }

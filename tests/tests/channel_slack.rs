@@ -1,4 +1,5 @@
 //! Slack against a far end that reads messages as Slack does: blocks, mrkdwn, mentions, and its one-word answers.
+#![expect(clippy::panic, reason = "a test fails by panic")]
 
 use proptest::prelude::*;
 use sysops_agent::deliver::channel::{Channel, SendError};
@@ -129,7 +130,7 @@ async fn a_group_is_told_with_how_many_more() {
 #[tokio::test]
 async fn each_word_means_what_slack_says() {
     let cases = [
-        ("200 OK", "<html>log in</html>", "Retry", "not with Slack's \"ok\""),
+        ("200 OK", "<html>log in</html>", "Refused", "without Slack's \"ok\""),
         ("403 Forbidden", "action_prohibited", "Refused", "an administrator"),
         ("403 Forbidden", "invalid_token", "Refused", "alerting.slack.webhook_url"),
         ("404 Not Found", "No service", "Refused", "alerting.slack.webhook_url"),

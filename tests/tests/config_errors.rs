@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sysops_agent::cli::validate;
+use sysops_agent::deliver::channel;
 use sysops_agent::settings::{Absent, Declared, keys, later, load, parse};
 use sysops_agent::spec::{Complaint, Key, KeySpec, Secret, Values};
 
@@ -32,8 +33,9 @@ fn declared() -> Declared {
         TOKEN.spec(),
         HEADERS.spec(),
     ];
+    let chats = channel::discord::ENTRY.keys.iter().chain(channel::slack::ENTRY.keys);
     Declared {
-        keys: keys::ALL.iter().chain(later::ALL).copied().chain(own).collect(),
+        keys: keys::ALL.iter().chain(later::ALL).chain(chats).copied().chain(own).collect(),
         absent: vec![Absent { table: "bus", feature: "bus" }],
         checks: vec![keys::check, hook],
     }

@@ -40,7 +40,6 @@ enum AnyClient {
 }
 
 /// What came back.
-#[derive(Debug)]
 pub struct Answer {
     /// The status.
     pub status: StatusCode,
@@ -190,6 +189,13 @@ impl Endpoint {
     /// An error and its causes in one line. hyper and the TLS libraries name hosts at most, never paths or headers.
     fn failed(&self, error: &dyn std::error::Error) -> HttpError {
         HttpError::Failed { endpoint: self.to_string(), reason: with_causes(error) }
+    }
+}
+
+impl fmt::Debug for Answer {
+    /// The status alone: a server may quote a URL or a header back.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answer").field("status", &self.status).finish_non_exhaustive()
     }
 }
 

@@ -220,7 +220,7 @@ mod tests {
         for text in
             ["*a*", "a `b`", "# a", "x\n- a", "1. a", "@here", "<@&1>", "https://x", "[a](b)", ":fire:", "||a||"]
         {
-            assert_eq!(read(text).marks.is_empty(), false, "{text}");
+            assert!(!read(text).marks.is_empty(), "{text}");
         }
     }
 

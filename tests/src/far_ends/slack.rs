@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn its_mrkdwn_is_read() {
         for text in ["<!channel>", "<@U1>", "*a*", "`a`", "<http://e|ok>", "http://e", ":fire:"] {
-            assert_eq!(marks(text).is_empty(), false, "{text}");
+            assert!(!marks(text).is_empty(), "{text}");
         }
         assert_eq!(marks("&lt;!channel&gt; a*b &amp;lt;"), [""; 0]);
         assert_eq!(read_mrkdwn("&amp;lt;", false, false, &mut Vec::new()).text, "&lt;");
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn what_breaks_its_rules_has_its_word() {
-        let word = |body: Value| take(&body).map(|_| "ok").unwrap_or_else(|(word, _)| word);
+        let word = |body: Value| take(&body).map_or_else(|(word, _)| word, |_| "ok");
         let section = |text: Value| json!({ "blocks": [{ "type": "section", "text": text }] });
         assert_eq!(word(json!({ "text": "a" })), "ok");
         assert_eq!(word(json!([])), "invalid_payload");

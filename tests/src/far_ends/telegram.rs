@@ -320,9 +320,10 @@ fn found(chars: &[char], entities: &[Entity]) -> Vec<Entity> {
         is_taken[entity.range.0..entity.range.1].fill(true);
     }
     let mut found = Vec::new();
+    let mut next = 0;
     for at in 0..chars.len() {
         let is_first = at == 0 || chars[at - 1].is_whitespace() || !chars[at - 1].is_alphanumeric();
-        if is_taken[at] || !is_first {
+        if at < next || is_taken[at] || !is_first {
             continue;
         }
         let word: String = chars[at..].iter().take_while(|c| !ends_url(**c)).collect();
@@ -337,8 +338,8 @@ fn found(chars: &[char], entities: &[Entity]) -> Vec<Entity> {
             _ if is_domain(&word) => "url",
             _ => continue,
         };
-        let end = at + word.chars().count();
-        found.push(Entity { kind: kind.to_owned(), range: (at, end), text: word, url: None });
+        next = at + word.chars().count();
+        found.push(Entity { kind: kind.to_owned(), range: (at, next), text: word, url: None });
     }
     found
 }

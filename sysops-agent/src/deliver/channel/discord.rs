@@ -220,10 +220,14 @@ impl Discord {
         }
         let code = said["code"].as_u64().unwrap_or(0);
         match verdict(Ok(answer)) {
-            Ok(_) => Ok(Receipt::new(&said["id"].as_str().map_or_else(
-                || "taken".to_owned(),
-                |id| format!("message {}", id.chars().filter(char::is_ascii_digit).collect::<String>()),
-            ))),
+            // With wait=true Discord answers with the message that it has made.
+            Ok(_) => match said["id"].as_str().and_then(|id| id.parse::<u64>().ok()) {
+                Some(id) => Ok(Receipt::new(&format!("message {id}"))),
+                None => Err(SendError::Refused {
+                    reason: "the server takes it, but answers not as Discord: see alerting.discord.webhook_url"
+                        .to_owned(),
+                }),
+            },
             Err(SendError::Refused { reason }) => Err(SendError::Refused {
                 reason: format!("{reason}: set alerting.discord.webhook_url to a webhook that exists"),
             }),

@@ -217,10 +217,7 @@ fn judge(answer: Result<Answer, HttpError>) -> Result<Receipt, SendError> {
         "action_prohibited" | "posting_to_general_channel_denied" => {
             refused("an administrator has forbidden the webhook to post there")
         }
-        _ if status.is_success() => Err(SendError::Retry {
-            reason: format!("the server answered {status}, but not with Slack's \"ok\": is the URL that of a webhook?"),
-            after: answer.retry_after,
-        }),
+        _ if status.is_success() => refused("without Slack's \"ok\": see alerting.slack.webhook_url"),
         _ => match verdict(Ok(answer)) {
             Err(SendError::Refused { reason }) => Err(SendError::Refused {
                 reason: format!("{reason}: set alerting.slack.webhook_url to a webhook that exists"),

@@ -196,11 +196,7 @@ impl Telegram {
                 let number = said["result"]["message_id"].as_i64();
                 Ok(Receipt::new(&number.map_or_else(|| "ok".to_owned(), |number| format!("message {number}"))))
             }
-            200 => Err(SendError::Retry {
-                reason: "the server answered 200 OK, but not as Telegram does: see alerting.telegram.api_url"
-                    .to_owned(),
-                after: None,
-            }),
+            200 => refused("but not as Telegram does: see alerting.telegram.api_url"),
             401 | 404 => refused("it knows no such bot: set alerting.telegram.bot_token"),
             403 => refused("the bot may not write there: add it to the chat, or start it there again"),
             400 if words.contains("chat not found") || words.contains("chat_id") => {
