@@ -1,7 +1,7 @@
 //! What people ask of the running agent by its control socket: the book and the outbox, as they are between two cycles.
 
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -18,7 +18,8 @@ pub(super) struct Desk {
     pub(super) host: Host,
     pub(super) hostname: Rc<RefCell<String>>,
     pub(super) book: Rc<RefCell<Book>>,
-    pub(super) outbox: Rc<RefCell<Outbox>>,
+    /// It goes before the desk does: whoever ends it must have it alone.
+    pub(super) outbox: Weak<RefCell<Outbox>>,
     /// Rung when the book has changed, so that it is kept at once.
     pub(super) changed: Rc<Notify>,
 }
@@ -68,7 +69,8 @@ impl control::Desk for Desk {
         resolved: bool,
         by: &str,
     ) -> Result<(Vec<String>, UnboundedReceiver<Outcome>), String> {
-        let outbox = self.outbox.borrow();
+        let outbox = self.outbox.upgrade().ok_or("the agent is ending")?;
+        let outbox = outbox.borrow();
         let enabled = outbox.channels();
         if let Some(unknown) = channels.iter().flatten().find(|name| !enabled.contains(name)) {
             return Err(format!("channel {unknown} is not enabled, but {}", enabled.join(", ")));
@@ -79,6 +81,6 @@ impl control::Desk for Desk {
     }
 
     fn outbox(&self) -> OutboxStatus {
-        self.outbox.borrow().status()
+        self.outbox.upgrade().map(|outbox| outbox.borrow().status()).unwrap_or_default()
     }
 }

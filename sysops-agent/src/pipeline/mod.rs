@@ -146,7 +146,7 @@ impl Pipeline {
             host: self.host.clone(),
             hostname: Rc::clone(&self.called),
             book: Rc::clone(&self.parts.book),
-            outbox: Rc::clone(&self.parts.outbox),
+            outbox: Rc::downgrade(&self.parts.outbox),
             changed: Rc::clone(&self.changed),
         };
         // The old one goes first: of a path there is one socket.

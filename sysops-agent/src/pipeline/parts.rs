@@ -197,14 +197,8 @@ impl Parts {
                 running.exporter.stop().await;
             }
         };
-        let outbox = Rc::into_inner(self.outbox).map(RefCell::into_inner);
-        let drained = async {
-            // Whoever asks by the control socket has gone before.
-            if let Some(outbox) = outbox {
-                outbox.drain(deadline).await;
-            }
-        };
-        _ = tokio::join!(drained, tokio::time::timeout(deadline, exporters));
+        let outbox = Rc::into_inner(self.outbox).expect("the desk has it weakly, and nobody else").into_inner();
+        _ = tokio::join!(outbox.drain(deadline), tokio::time::timeout(deadline, exporters));
     }
 }
 
