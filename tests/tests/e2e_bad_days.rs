@@ -69,8 +69,9 @@ fn a_full_disk_under_data_dir_is_said_once() {
     }
     wait_for_rounds(&agent, 2);
     let said = agent.stderr();
-    assert_eq!(said.matches("No space left on device").count(), 1, "{said}");
-    assert!(said.contains("kmsg.position: cannot write"), "{said}");
+    assert_eq!(said.matches("kmsg.position: cannot write").count(), 1, "{said}");
+    assert_eq!(said.matches("outbox: No space left on device").count(), 1, "{said}");
+    assert_eq!(said.matches("No space left on device").count(), 2, "{said}");
 }
 
 #[test]
