@@ -152,14 +152,17 @@ fn a_disk_that_cannot_be_written_to_is_used_as_soon_as_it_can() {
     });
 }
 
-/// Calls to write and to sync fail with EIO while the file `$FAULT` is there; one in two is written in half before.
+/// Calls to write and to sync fail with EIO while the file `$FAULT` is there, those to sync while `$NO_SYNC` is; one write in two is
+/// done in half before. Each sync that failed is a byte in `$LOG`.
 const SHIM: &str = r#"
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <unistd.h>
-static int broken(void) { const char *fault = getenv("FAULT"); return fault && access(fault, F_OK) == 0; }
+static int there(const char *name) { const char *path = getenv(name); return path && access(path, F_OK) == 0; }
+static int broken(void) { return there("FAULT"); }
 ssize_t pwrite64(int fd, const void *bytes, size_t count, off_t at) {
     static ssize_t (*real)(int, const void *, size_t, off_t);
     static unsigned calls;
@@ -172,11 +175,50 @@ ssize_t pwrite64(int fd, const void *bytes, size_t count, off_t at) {
 int fdatasync(int fd) {
     static int (*real)(int);
     if (!real) real = dlsym(RTLD_NEXT, "fdatasync");
-    if (!broken()) return real(fd);
+    if (!broken() && !there("NO_SYNC")) return real(fd);
+    int log = getenv("LOG") ? open(getenv("LOG"), O_CREAT | O_APPEND | O_WRONLY, 0600) : -1;
+    if (log >= 0 && write(log, "x", 1) == 1) close(log);
     errno = EIO;
     return -1;
 }
 "#;
+
+/// Compiles it.
+fn shim(scratch: &Scratch) -> String {
+    let (source, shim) = (scratch.file("shim.c", SHIM), scratch.path().join("shim.so"));
+    shell(&format!("cc -shared -fPIC -o {} {} -ldl", shim.display(), source.display()));
+    shim.display().to_string()
+}
+
+#[test]
+fn what_the_disk_has_not_synced_is_not_accepted() {
+    if !require(require::programs(&["cc"])) {
+        return;
+    }
+    run(async {
+        let scratch = Scratch::new();
+        let shim = shim(&scratch);
+        let no_sync = scratch.file("no-sync", "");
+        let log = scratch.path().join("log");
+        // Nobody listens there, so that all waits.
+        let task = Task { data: scratch.path().join("data"), url: "http://127.0.0.1:9/".to_owned(), first: 0, end: 40 };
+        let (no_sync_path, log_path) = (no_sync.display().to_string(), log.display().to_string());
+        let environment = [("LD_PRELOAD", &*shim), ("NO_SYNC", &no_sync_path), ("LOG", &log_path)];
+        let (mut child, lines) = task.start("child", &environment);
+        until("it was tried twice", LONG, || std::fs::metadata(&log).is_ok_and(|log| log.len() >= 2)).await;
+        let said: Vec<String> = lines.try_iter().collect();
+        assert!(said.iter().all(|line| !line.starts_with("accepted")), "{said:?}");
+        std::fs::remove_file(&no_sync).expect("ours");
+        let said = tokio::task::spawn_blocking(move || lines.iter().find(|line| line == "accepted 39")).await;
+        assert!(said.is_ok_and(|line| line.is_some()));
+        child.kill().expect("our child");
+        child.wait().expect("our child");
+        let far_end = FarEnd::start([]).await;
+        let outbox = open(&task.data, &far_end);
+        until("all come after the kill", LONG, || far_end.seen().len() == 40).await;
+        outbox.drain(Duration::from_secs(5)).await;
+    });
+}
 
 #[test]
 fn what_a_disk_failed_to_write_is_written_when_it_works_again() {
@@ -185,20 +227,19 @@ fn what_a_disk_failed_to_write_is_written_when_it_works_again() {
     }
     run(async {
         let scratch = Scratch::new();
-        let (source, shim) = (scratch.file("shim.c", SHIM), scratch.path().join("shim.so"));
-        shell(&format!("cc -shared -fPIC -o {} {} -ldl", shim.display(), source.display()));
+        let shim = shim(&scratch);
         let fault = scratch.file("fault", "");
         let far_end = FarEnd::start([]).await;
         let data = scratch.path().join("data");
         let task = Task { data: data.clone(), url: far_end.url.clone(), first: 0, end: 200 };
-        let (shim, fault_path) = (shim.display().to_string(), fault.display().to_string());
+        let fault_path = fault.display().to_string();
         let (mut child, lines) = task.start("child", &[("LD_PRELOAD", &shim), ("FAULT", &fault_path)]);
         // The first burst is not on disk, and delivered all the same.
         until("the first is delivered", LONG, || !far_end.seen().is_empty()).await;
         std::fs::remove_file(&fault).expect("ours");
         let said = tokio::task::spawn_blocking(move || lines.iter().collect::<Vec<_>>()).await.expect("it reads");
         assert!(child.wait().is_ok_and(|status| status.success()));
-        assert_eq!(said.last().map(String::as_str), Some("delivered"), "{said:?}");
+        assert!(said.contains(&"delivered".to_owned()), "{said:?}");
         assert_eq!(far_end.seen().len(), 200);
         let outbox = open(&data, &far_end);
         assert_eq!(outbox.status().records, 0, "what was delivered is known");

@@ -217,7 +217,7 @@ fn run(shared: &Shared, spool: &mut Spool, dir: &Path, job: &mut Job) -> std::io
         Record::Done { number: *number, channel: channel.clone() }.encode(&mut bytes);
     }
     if !bytes.is_empty() {
-        let (segment, base) = spool.append(&bytes, !job.notices.is_empty(), || shared.lock().queue.seen.all())?;
+        let (segment, base) = spool.append(&bytes, !job.notices.is_empty(), || shared.lock().queue.accepted())?;
         let mut state = shared.lock();
         for (waiting, (offset, length)) in job.notices.drain(..).zip(offsets) {
             let place = Place { segment, offset: base + offset, length };
@@ -319,7 +319,7 @@ fn tidy(shared: &Shared, spool: &mut Spool, dir: &Path, oldest: u64) -> std::io:
         let length = u32::try_from(bytes.len() - start).unwrap_or(u32::MAX);
         moved.push((seq, number, place, lines, fits.then_some((start as u64, length))));
     }
-    let (segment, base) = spool.append(&bytes, true, || shared.lock().queue.seen.all())?;
+    let (segment, base) = spool.append(&bytes, true, || shared.lock().queue.accepted())?;
     let mut state = shared.lock();
     for (seq, number, old, lines, new) in moved {
         let Some((offset, length)) = new else {
