@@ -13,7 +13,7 @@ use sysops_agent::model::{Batch, Reading};
 use sysops_agent::spec::Value;
 use sysops_tests::feed::{run, until};
 use sysops_tests::frozen_mount::FrozenMount;
-use sysops_tests::http_far_end::FarEnd;
+use sysops_tests::http_far_end::{Answer, FarEnd};
 use sysops_tests::outbox_child::{self, Task, notice};
 use sysops_tests::own_namespace::is_inside;
 use sysops_tests::require::{self, require};
@@ -229,7 +229,8 @@ fn what_a_disk_failed_to_write_is_written_when_it_works_again() {
         let scratch = Scratch::new();
         let shim = shim(&scratch);
         let fault = scratch.file("fault", "");
-        let far_end = FarEnd::start([]).await;
+        // Silence holds the second one up until the disk works.
+        let far_end = FarEnd::start([Answer::status("204 No Content"), Answer::Hang, Answer::Hang]).await;
         let data = scratch.path().join("data");
         let task = Task { data: data.clone(), url: far_end.url.clone(), first: 0, end: 200 };
         let fault_path = fault.display().to_string();
@@ -240,11 +241,11 @@ fn what_a_disk_failed_to_write_is_written_when_it_works_again() {
         let said = tokio::task::spawn_blocking(move || lines.iter().collect::<Vec<_>>()).await.expect("it reads");
         assert!(child.wait().is_ok_and(|status| status.success()));
         assert!(said.contains(&"delivered".to_owned()), "{said:?}");
-        assert_eq!(far_end.seen().len(), 200);
+        assert_eq!(far_end.seen().len(), 202);
         let outbox = open(&data, &far_end);
         assert_eq!(outbox.status().records, 0, "what was delivered is known");
         outbox.send(&notice(199));
         outbox.drain(Duration::from_secs(5)).await;
-        assert_eq!(far_end.seen().len(), 200, "and its ids are");
+        assert_eq!(far_end.seen().len(), 202, "and its ids are");
     });
 }

@@ -48,6 +48,7 @@ struct Waiting {
 pub(super) fn write(shared: &Shared, dir: &Path) {
     let mut pause = PAUSE_MIN;
     let mut spool = None;
+    let mut is_last = false;
     loop {
         let written = match &mut spool {
             None => open(shared, dir).map(|opened| spool = Some(opened)),
@@ -65,7 +66,8 @@ pub(super) fn write(shared: &Shared, dir: &Path) {
                 say(shared, &error);
                 let state = shared.lock();
                 let waited = shared.work.wait_timeout_while(state, pause, |state| !state.ending);
-                if waited.unwrap_or_else(PoisonError::into_inner).0.ending {
+                // At the end the disk has one more chance.
+                if waited.unwrap_or_else(PoisonError::into_inner).0.ending && std::mem::replace(&mut is_last, true) {
                     break;
                 }
                 pause = (pause * 2).min(PAUSE_MAX);
