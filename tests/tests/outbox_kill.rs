@@ -52,7 +52,7 @@ fn answers(count: u64) -> (Vec<Answer>, usize) {
 }
 
 /// Kills the outbox until it was killed often enough, then lets it end. Gives how often it was killed.
-fn kill_and_kill(task: &mut Task, kills: u64) -> u64 {
+fn kill_and_kill(mut task: Task, kills: u64) -> u64 {
     let mut killed = 0;
     loop {
         let (mut child, lines) = task.start("child", &[]);
@@ -93,13 +93,14 @@ fn kill_and_kill(task: &mut Task, kills: u64) -> u64 {
 #[test]
 fn the_account() {
     let (alerts, kills) = (size("SYSOPS_ALERTS", 400), size("SYSOPS_KILLS", 12));
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let (answers, faults) = answers(alerts);
     let far_end = runtime.block_on(FarEnd::start(answers));
     let scratch = Scratch::new();
-    let mut task = Task { data: scratch.path().to_owned(), url: far_end.url.clone(), first: 0, end: alerts };
-    let killed = kill_and_kill(&mut task, kills);
+    let task = Task { data: scratch.path().to_owned(), url: far_end.url.clone(), first: 0, end: alerts };
+    // The far end answers meanwhile.
+    let killed = runtime.block_on(async { tokio::task::spawn_blocking(move || kill_and_kill(task, kills)).await });
+    let killed = killed.expect("it was killed as it should be");
 
     let (mut came, mut order) = (BTreeMap::<String, u64>::new(), BTreeMap::<u64, Vec<u64>>::new());
     for request in far_end.seen() {

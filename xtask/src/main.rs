@@ -52,7 +52,7 @@ static COMMANDS: &[Command] = &[
     Command {
         name: "bench",
         args: "[PART…]",
-        about: "cost beside node_exporter, delays, forks, block I/O, table of processes, probes",
+        about: "cost beside node_exporter, delays, forks, block I/O, table of processes, probes, delivery",
         run: bench::main,
     },
     Command {

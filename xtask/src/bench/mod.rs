@@ -3,6 +3,7 @@
 mod agent;
 mod block_io;
 mod cost;
+mod delivery;
 pub(crate) mod fd_load;
 mod forks;
 mod http;
@@ -35,6 +36,7 @@ const PARTS: &[Part] = &[
     ("block", block_io::measure),
     ("process", process_table::measure),
     ("probes", probes::measure),
+    ("delivery", delivery::measure),
 ];
 
 /// The command.

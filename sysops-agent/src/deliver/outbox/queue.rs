@@ -125,7 +125,7 @@ pub(super) struct Queue {
     /// Digests of the ids of entries.
     ids: HashSet<u64>,
     /// Digests of the ids that were accepted last.
-    pub(super) seen: Seen,
+    seen: Seen,
     /// The newest entry there ever was.
     pub(super) last: u64,
     /// Those that are for the disk and not there yet.
@@ -153,6 +153,14 @@ impl Queue {
         !self.ids.contains(&id) && self.seen.add(id)
     }
 
+    /// Ids that may be remembered on disk: not those of notices that are not there yet. Whoever sends such a one again after a crash
+    /// must not be told that it was accepted.
+    pub(super) fn accepted(&self) -> Vec<u64> {
+        let undurable: HashSet<u64> =
+            self.undurable.iter().filter_map(|seq| self.entries.get(seq)).map(|entry| entry.id).collect();
+        self.seen.all().filter(|id| !undurable.contains(id)).collect()
+    }
+
     /// Takes in what is new. Its `pending` lines exist.
     pub(super) fn add(&mut self, seq: u64, entry: Entry) {
         self.last = self.last.max(seq);
@@ -165,13 +173,13 @@ impl Queue {
         }
         self.text_bytes += entry.json.as_ref().map_or(0, |json| json.len() as u64);
         for alert in &entry.alerts {
-            self.by_alert.entry(*alert).or_default().push_back(seq);
+            insert(self.by_alert.entry(*alert).or_default(), seq);
         }
         for (index, line) in self.lines.iter_mut().enumerate() {
             if entry.pending & 1 << index != 0 {
                 line.waiting += 1;
                 line.bytes += u64::from(entry.bytes);
-                line.ranks[usize::from(entry.rank).min(RANKS - 1)].push_back(seq);
+                insert(&mut line.ranks[usize::from(entry.rank).min(RANKS - 1)], seq);
             }
         }
         self.entries.insert(seq, entry);
@@ -469,6 +477,12 @@ impl Queue {
             }
         }
     }
+}
+
+/// At its place; what a slow disk gave late is older than what came meanwhile.
+fn insert(list: &mut VecDeque<u64>, seq: u64) {
+    let place = if list.back().is_none_or(|last| *last < seq) { list.len() } else { list.partition_point(|other| *other < seq) };
+    list.insert(place, seq);
 }
 
 enum Due {

@@ -36,7 +36,7 @@ impl Seen {
     }
 
     /// All, oldest first.
-    pub(super) fn all(&self) -> Vec<u64> {
-        self.order.iter().copied().collect()
+    pub(super) fn all(&self) -> impl Iterator<Item = u64> {
+        self.order.iter().copied()
     }
 }

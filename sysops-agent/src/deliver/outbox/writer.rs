@@ -48,6 +48,7 @@ struct Waiting {
 pub(super) fn write(shared: &Shared, dir: &Path) {
     let mut pause = PAUSE_MIN;
     let mut spool = None;
+    let mut is_last = false;
     loop {
         let written = match &mut spool {
             None => open(shared, dir).map(|opened| spool = Some(opened)),
@@ -65,7 +66,8 @@ pub(super) fn write(shared: &Shared, dir: &Path) {
                 say(shared, &error);
                 let state = shared.lock();
                 let waited = shared.work.wait_timeout_while(state, pause, |state| !state.ending);
-                if waited.unwrap_or_else(PoisonError::into_inner).0.ending {
+                // At the end the disk has one more chance.
+                if waited.unwrap_or_else(PoisonError::into_inner).0.ending && std::mem::replace(&mut is_last, true) {
                     break;
                 }
                 pause = (pause * 2).min(PAUSE_MAX);
@@ -221,7 +223,7 @@ fn run(shared: &Shared, spool: &mut Spool, dir: &Path, job: &mut Job) -> std::io
         Record::Done { number: *number, channel: channel.clone() }.encode(&mut bytes);
     }
     if !bytes.is_empty() {
-        let (segment, base) = spool.append(&bytes, !job.notices.is_empty(), || shared.lock().queue.seen.all())?;
+        let (segment, base) = spool.append(&bytes, !job.notices.is_empty(), || shared.lock().queue.accepted())?;
         let mut state = shared.lock();
         for (waiting, (offset, length)) in job.notices.drain(..).zip(offsets) {
             let place = Place { segment, offset: base + offset, length };
@@ -323,7 +325,7 @@ fn tidy(shared: &Shared, spool: &mut Spool, dir: &Path, oldest: u64) -> std::io:
         let length = u32::try_from(bytes.len() - start).unwrap_or(u32::MAX);
         moved.push((seq, number, place, lines, fits.then_some((start as u64, length))));
     }
-    let (segment, base) = spool.append(&bytes, true, || shared.lock().queue.seen.all())?;
+    let (segment, base) = spool.append(&bytes, true, || shared.lock().queue.accepted())?;
     let mut state = shared.lock();
     for (seq, number, old, lines, new) in moved {
         let Some((offset, length)) = new else {
