@@ -11,6 +11,7 @@ use sysops_agent::spec::Value;
 use sysops_tests::certificates::Authority;
 use sysops_tests::channels::{CANARY, of, samples, send, text};
 use sysops_tests::http_far_end::{Answer, FarEnd, Request};
+use sysops_tests::require::require;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
@@ -43,6 +44,10 @@ fn at(name: &str, url: &str, ca: Option<&str>) -> Box<dyn Channel> {
     };
     let ca = ca.map(|path| ("ca_file", text(path)));
     of(name, own.into_iter().chain(ca).chain([("timeout_secs", Value::Int(1))])).expect("the values are right")
+}
+
+fn missing() -> Option<String> {
+    (!cfg!(feature = "default")).then(|| "needs the agent with the feature tls-rustls".to_owned())
 }
 
 fn notice() -> Notice {
@@ -78,6 +83,9 @@ impl Log {
 
 #[tokio::test]
 async fn no_token_is_in_any_error_or_log_whatever_fails() {
+    if !require(missing()) {
+        return;
+    }
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE).with_ansi(false);
@@ -137,6 +145,9 @@ async fn no_token_is_in_any_error_or_log_whatever_fails() {
 
 #[tokio::test]
 async fn an_authority_of_ones_own_is_trusted_and_no_other() {
+    if !require(missing()) {
+        return;
+    }
     let folder = folder("authority");
     let authority = Authority::new();
     let ca = written(&folder, "ca.pem", &authority.pem());
@@ -156,6 +167,9 @@ async fn an_authority_of_ones_own_is_trusted_and_no_other() {
 
 #[tokio::test]
 async fn a_client_certificate_is_shown_to_who_asks_for_it() {
+    if !require(missing()) {
+        return;
+    }
     let folder = folder("client");
     let authority = Authority::new();
     let ca = written(&folder, "ca.pem", &authority.pem());
