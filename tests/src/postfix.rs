@@ -75,6 +75,13 @@ impl Postfix {
         Some(Self { server, port, implicit_port, ca_file: folder.join("ca.pem"), folder })
     }
 
+    /// The certificate of an authority that the server's does not come from.
+    #[must_use]
+    pub fn other_authority(&self) -> PathBuf {
+        authority(&self.folder, "other");
+        self.folder.join("other.pem")
+    }
+
     /// What was delivered to `user`@example.com, once it is `count` mails.
     ///
     /// # Panics
@@ -99,16 +106,21 @@ impl Postfix {
 
 /// An authority, and a server's certificate of it for localhost.
 fn certificates(folder: &Path) {
-    let openssl = |arguments: &str| {
-        let output = Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output().expect("it runs");
-        assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-    };
-    let key = "-newkey rsa:2048 -nodes";
-    let authority = "-days 30 -subj /CN=authority -addext basicConstraints=critical,CA:TRUE";
-    openssl(&format!("req -x509 {key} -keyout ca.key -out ca.pem {authority}"));
-    openssl(&format!("req {key} -keyout key.pem -out request.pem -subj /CN=localhost"));
+    authority(folder, "ca");
+    openssl(folder, "req -newkey rsa:2048 -nodes -keyout key.pem -out request.pem -subj /CN=localhost");
     fs::write(folder.join("names"), "subjectAltName=DNS:localhost\n").expect("written");
-    openssl("x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -extfile names -out cert.pem");
+    let signed = "-CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -extfile names -out cert.pem";
+    openssl(folder, &format!("x509 -req -in request.pem {signed}"));
+}
+
+fn authority(folder: &Path, name: &str) {
+    let more = "-days 30 -subj /CN=authority -addext basicConstraints=critical,CA:TRUE";
+    openssl(folder, &format!("req -x509 -newkey rsa:2048 -nodes -keyout {name}.key -out {name}.pem {more}"));
+}
+
+fn openssl(folder: &Path, arguments: &str) {
+    let output = Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output().expect("it runs");
+    assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn configure(folder: &Path, usr: &Path, [port, implicit_port]: [u16; 2]) {

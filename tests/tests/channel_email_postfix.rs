@@ -73,12 +73,7 @@ async fn a_real_server_that_refuses_is_quoted_and_the_password_is_not() {
     let relay = refused(&postfix, &[("alerting.email.to", relay)]).await;
     assert!(relay.contains("554 5.7.1 <someone@elsewhere.example>: Relay access denied"), "{relay}");
     // Another authority; and a name that is not in the certificate.
-    let other = postfix.ca_file.with_file_name("other.pem");
-    let made = std::process::Command::new("openssl")
-        .args("req -x509 -newkey rsa:2048 -nodes -keyout other.key -out other.pem -days 2 -subj /CN=other".split(' '))
-        .current_dir(postfix.ca_file.parent().expect("a folder"))
-        .output();
-    assert!(made.expect("openssl runs").status.success());
+    let other = postfix.other_authority();
     let other = refused(&postfix, &[("alerting.email.ca_file", text(&other.display().to_string()))]).await;
     assert!(other.contains("STARTTLS") && other.contains("certificate"), "{other}");
     let name = refused(&postfix, &[("alerting.email.smtp_host", text("127.0.0.1"))]).await;

@@ -6,6 +6,10 @@ mod html;
 #[cfg(feature = "email")]
 mod message;
 #[cfg(feature = "email")]
+#[cfg_attr(
+    not(any(feature = "tls-rustls", feature = "tls-native")),
+    expect(deprecated, reason = "without TLS lettre names its parameters still, and none are ever made")
+)]
 mod smtp;
 
 use std::time::Duration;

@@ -24,9 +24,6 @@ use crate::spec::Secret;
 /// How long a server may take to say goodbye. The mail is delivered by then, or not.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// A certificates' file that is larger is something else.
-const CA_BYTES_MAX: u64 = 1 << 20;
-
 /// What the configuration says of the server.
 pub(super) struct Wanted {
     pub(super) host: String,
@@ -328,8 +325,9 @@ fn tls(wanted: &Wanted) -> Result<TlsParameters, String> {
 }
 
 #[cfg(not(any(feature = "tls-rustls", feature = "tls-native")))]
-fn tls(_: &Wanted) -> Result<TlsParameters, String> {
-    Err("alerting.email.smtp_tls: needs a build with the feature tls-rustls or tls-native".to_owned())
+fn tls(wanted: &Wanted) -> Result<TlsParameters, String> {
+    let key = if wanted.ca_file.is_some() { "ca_file" } else { "smtp_tls" };
+    Err(format!("alerting.email.{key}: needs a build with the feature tls-rustls or tls-native"))
 }
 
 #[cfg(any(feature = "tls-rustls", feature = "tls-native"))]
@@ -337,6 +335,8 @@ fn tls(_: &Wanted) -> Result<TlsParameters, String> {
 fn read_ca(path: &str) -> io::Result<String> {
     use std::io::Read as _;
 
+    /// A certificates' file that is larger is something else.
+    const CA_BYTES_MAX: u64 = 1 << 20;
     let mut text = String::new();
     std::fs::File::open(path)?.take(CA_BYTES_MAX).read_to_string(&mut text)?;
     Ok(text)
