@@ -22,6 +22,7 @@ pub mod mail_reader;
 pub mod memory_cgroup;
 pub mod notify_socket;
 pub mod one_probe;
+pub mod outbox_child;
 pub mod own_namespace;
 pub mod postfix;
 pub mod require;

@@ -149,7 +149,7 @@ fn configure(folder: &Path, usr: &Path, [port, implicit_port]: [u16; 2]) {
          rewrite unix - - n - - trivial-rewrite\n"
     );
     for (name, program) in [("bounce", "bounce"), ("defer", "bounce"), ("trace", "bounce"), ("error", "error")] {
-        master.push_str(&format!("{name} unix - - n - 0 {program}\n"));
+        master.extend([name, " unix - - n - 0 ", program, "\n"]);
     }
     master.push_str("cleanup unix n - n - 0 cleanup\nproxymap unix - - n - - proxymap\n");
     master.push_str("anvil unix - - n - 1 anvil\ntlsmgr unix - - n 1000? 1 tlsmgr\n");

@@ -38,7 +38,8 @@ async fn each_way_and_format_gives_one_record_with_its_fields() {
     for (format, way) in ways {
         let mut channel = syslog(format, way.clone());
         for text in &texts {
-            let notice = injection::notice(text);
+            let mut notice = injection::notice(text);
+            notice.alerts[0].context.cause = Some(text.clone());
             let alert = notice.head();
             channel.send(&notice).await.expect("it is taken");
             count += 1;

@@ -204,8 +204,8 @@ async fn hostile_text_is_data_in_the_body_and_nowhere_else() {
     let far_end = FarEnd::start([]).await;
     let outbox = Outbox::start(&settings(&far_end)).expect("the settings are right");
     let corpus = injection::corpus();
-    for text in &corpus {
-        outbox.send(&injection::notice(text));
+    for (index, text) in corpus.iter().enumerate() {
+        outbox.send(&Notice { id: format!("1234-{index}"), ..injection::notice(text) });
     }
     let seen = far_end.wait_for(corpus.len()).await;
     for (request, text) in seen.iter().zip(&corpus) {

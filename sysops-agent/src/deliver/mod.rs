@@ -4,6 +4,7 @@
 pub mod channel;
 pub mod export;
 pub mod http;
+mod nats;
 pub mod outbox;
 pub mod own_text;
 mod spool;

@@ -5,7 +5,7 @@
 mod jetstream;
 
 use super::{Channel, Entry};
-use crate::deliver::export::nats::{
+use crate::deliver::nats::{
     COMPRESSION, CREDENTIAL_FILE, ENABLED, INCLUDE_ALERTS, PASSWORD, SUBJECT_PREFIX, TOKEN, URL, URLS, USER,
 };
 use crate::model::Severity;

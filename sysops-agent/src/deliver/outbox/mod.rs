@@ -260,6 +260,14 @@ impl Outbox {
             let work = worker::work(Arc::clone(&self.shared), line, worker, channel, before);
             self.workers[line] = Some(tokio::spawn(work));
         }
+        let state = self.shared.lock();
+        for (line, worker) in self.workers.iter_mut().enumerate() {
+            if state.queue.lines[line].worker.is_none()
+                && let Some(before) = worker.take()
+            {
+                tokio::spawn(worker::retire(Arc::clone(&self.shared), line, before));
+            }
+        }
     }
 
     /// Takes a notice for every channel that it is for. Never waits. One whose id was taken before is not taken again.

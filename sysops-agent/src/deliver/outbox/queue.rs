@@ -92,6 +92,13 @@ pub(super) enum Kept {
     Never,
 }
 
+impl Kept {
+    /// On disk, or on its way there.
+    fn is_on_disk(self) -> bool {
+        matches!(self, Self::Disk(_) | Self::Writing)
+    }
+}
+
 /// What a line is to do.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Pick {
@@ -380,21 +387,24 @@ impl Queue {
         self.entries.get_mut(&seq).map(|entry| entry.kept = Kept::Disk(place)).is_some()
     }
 
-    /// Gives up what matters least until `excess` bytes are free, of what is on disk or of what is in memory only. The channel
-    /// that holds most comes first, so that one that is stuck does not cost the others; then the lowest rank, then the oldest.
-    pub(super) fn give_up(&mut self, on_disk: bool, mut excess: u64) -> Vec<(usize, u64)> {
+    /// Has the channels that hold most give up what matters least, oldest first and nothing critical, until `excess` bytes are free
+    /// of what is on disk or on its way there; so one that is stuck does not cost the others. What is left to channels that hold
+    /// less than `fair` counts as free: they are about to deliver it.
+    pub(super) fn give_up_of_most(&mut self, mut excess: u64, fair: u64) -> Vec<(usize, u64)> {
         let mut given = Vec::new();
         let mut spent = vec![false; self.lines.len()];
         while excess > 0 {
             let most = (0..self.lines.len()).filter(|line| !spent[*line] && self.lines[*line].durable);
             let Some(line) = most.max_by_key(|line| self.lines[*line].bytes) else { break };
-            let Some(seq) = self.least(line, on_disk) else {
+            let Some(seq) = self.least(line, 0..usize::from(CRITICAL), true) else {
                 spent[line] = true;
                 continue;
             };
             let bytes = self.entries.get(&seq).map_or(0, |entry| u64::from(entry.bytes));
             self.finish(line, seq);
-            if !self.entries.contains_key(&seq) {
+            let pending = self.entries.get(&seq).map_or(0, |entry| entry.pending);
+            let is_held = |(line, one): (usize, &Line)| pending & 1 << line != 0 && one.bytes >= fair;
+            if !self.lines.iter().enumerate().any(is_held) {
                 excess = excess.saturating_sub(bytes);
             }
             given.push((line, seq));
@@ -402,18 +412,46 @@ impl Queue {
         given
     }
 
-    fn least(&mut self, line: usize, on_disk: bool) -> Option<u64> {
+    /// Gives up what matters least, oldest first and whoever waits for it, until `excess` bytes are free: of what is on disk or on
+    /// its way there, or of what is in memory only.
+    pub(super) fn give_up(&mut self, on_disk: bool, mut excess: u64) -> Vec<(usize, u64)> {
+        let mut victims = Vec::new();
+        for rank in 0..RANKS {
+            for (seq, entry) in &self.entries {
+                if excess == 0 {
+                    break;
+                }
+                let is_sent = self.lines.iter().any(|line| line.on_its_way.contains(seq));
+                if usize::from(entry.rank) == rank && entry.kept.is_on_disk() == on_disk && !is_sent {
+                    victims.push(*seq);
+                    excess = excess.saturating_sub(u64::from(entry.bytes));
+                }
+            }
+        }
+        let mut given = Vec::new();
+        for seq in victims {
+            for line in 0..self.lines.len() {
+                if self.finish(line, seq) {
+                    given.push((line, seq));
+                }
+            }
+        }
+        given
+    }
+
+    fn least(&mut self, line: usize, ranks: std::ops::Range<usize>, on_disk: bool) -> Option<u64> {
         self.forget_stale(line);
         let fits = |seq: &u64| {
-            let is_there = self.entries.get(seq).is_some_and(|entry| matches!(entry.kept, Kept::Disk(_)) == on_disk);
-            is_there && self.waits(line, *seq) && !self.lines[line].on_its_way.contains(seq)
+            self.entries.get(seq).is_some_and(|entry| entry.kept.is_on_disk() == on_disk)
+                && self.waits(line, *seq)
+                && !self.lines[line].on_its_way.contains(seq)
         };
-        self.lines[line].ranks.iter().find_map(|rank| rank.iter().copied().find(|seq| fits(seq)))
+        self.lines[line].ranks[ranks].iter().find_map(|rank| rank.iter().copied().find(|seq| fits(seq)))
     }
 
     /// The least of a line that keeps nothing.
     pub(super) fn least_of(&mut self, line: usize) -> Option<u64> {
-        self.least(line, false)
+        self.least(line, 0..RANKS, false)
     }
 
     /// Lists keep what was finished out of their order until it comes to the front, or is most of them.

@@ -117,13 +117,12 @@ fn count(outbox: &Outbox, name: &str) -> f64 {
 }
 
 async fn until(done: impl Fn() -> bool) {
-    tokio::time::timeout(Duration::from_secs(7 * 86_400), async {
-        while !done() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    })
-    .await
-    .expect("within a week of a clock that leaps, or the test runs for too long");
+    let start = tokio::time::Instant::now();
+    while !done() {
+        let waited = start.elapsed();
+        assert!(waited < Duration::from_secs(7 * 86_400), "not within a week, by a clock that leaps");
+        tokio::time::sleep(Duration::from_millis(5) + waited / 50).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -220,10 +219,12 @@ async fn who_refuses_the_agent_is_asked_seldom_loses_nothing_and_is_asked_at_onc
         status.channels[0].refused && status.channels[0].last_error.as_deref() == Some("wrong token"),
         "{status:?}"
     );
-    assert_eq!((status.channels[0].waiting, status.channels[0].next_try_secs), (2, Some(299)), "{status:?}");
+    assert!(status.channels[0].next_try_secs.is_some_and(|secs| (280..=300).contains(&secs)), "{status:?}");
+    assert_eq!(status.channels[0].waiting, 2);
     outbox.reload(plan(vec![fake.made("fake"), well.made("well")]));
+    let reloaded = tokio::time::Instant::now();
     until(|| fake.took().len() == 2).await;
-    assert!(fake.asked()[2] - asked[1] < Duration::from_secs(1));
+    assert!(fake.asked()[2] - reloaded < Duration::from_secs(1));
     assert_eq!(well.took().len(), 2);
     let told = std::iter::from_fn(|| outcomes.try_recv().ok());
     let told: Vec<_> = told.filter(|outcome| outcome.channel == "fake").map(|outcome| outcome.result).collect();
@@ -434,10 +435,17 @@ async fn a_full_spool_gives_up_what_matters_least_of_the_channel_that_is_stuck()
             notice.alerts[0].message.clone_from(&long);
             outbox.send(&notice);
             ids.push(notice.id);
+            if number % 20 == 19 {
+                outbox.wait_durable(outbox.sent()).await;
+                let all = || well.took().len() == ids.len();
+                assert!(
+                    tokio::time::timeout(Duration::from_secs(30), until(all)).await.is_ok(),
+                    "{:?}",
+                    outbox.status()
+                );
+                assert!(outbox.status().bytes <= 4 << 20, "{:?}", outbox.status());
+            }
         }
-        outbox.wait_durable(outbox.sent()).await;
-        until(|| well.took().len() == ids.len()).await;
-        assert!(outbox.status().bytes <= 4 << 20, "{:?}", outbox.status());
     }
     let status = outbox.status();
     let [of_stuck, of_well] = &status.channels[..] else { panic!("{status:?}") };

@@ -24,18 +24,10 @@ pub(super) async fn work(
     mut channel: Box<dyn Channel>,
     before: Option<JoinHandle<()>>,
 ) {
-    if let Some(mut before) = before
-        && tokio::time::timeout(HAND_OVER, &mut before).await.is_err()
-    {
-        // What it had begun comes again under the same id.
-        before.abort();
-        let _ = before.await;
+    if let Some(before) = before {
+        retire(Arc::clone(&shared), line, before).await;
     }
-    let wake = {
-        let mut state = shared.lock();
-        state.queue.lines[line].on_its_way.clear();
-        Arc::clone(&state.queue.lines[line].wake)
-    };
+    let wake = Arc::clone(&shared.lock().queue.lines[line].wake);
     loop {
         match next(&shared, line, worker) {
             Some(Pick::Send { seq, with, json }) => {
@@ -56,6 +48,16 @@ pub(super) async fn work(
             None => return,
         }
     }
+}
+
+/// Lets the worker of the configuration before finish what it has begun, within reason. What it has not finished then comes again
+/// under the same id.
+pub(super) async fn retire(shared: Arc<Shared>, line: usize, mut worker: JoinHandle<()>) {
+    if tokio::time::timeout(HAND_OVER, &mut worker).await.is_err() {
+        worker.abort();
+        let _ = worker.await;
+    }
+    shared.lock().queue.lines[line].on_its_way.clear();
 }
 
 /// What is to be done, or `None` at the end.

@@ -16,7 +16,10 @@ use crate::model::time;
 const JOB_BYTES: u64 = 1 << 20;
 
 /// How much more than its JSON a record takes, at most in the usual case.
-const RECORD_BYTES: u64 = 256;
+const RECORD_BYTES: usize = 256;
+
+/// What a new segment takes before its first notice, at most.
+const SEGMENT_BYTES: u64 = 36 << 10;
 
 /// Pauses between tries of a disk that takes nothing.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
@@ -157,7 +160,7 @@ fn next_job(shared: &Shared, healthy: bool) -> Option<Job> {
     for seq in &queue.undurable {
         let Some(entry) = queue.entries.get_mut(seq).filter(|entry| entry.kept == Kept::Memory) else { continue };
         let Some(json) = entry.json.clone() else { continue };
-        bytes += json.len() as u64 + RECORD_BYTES;
+        bytes += (json.len() + RECORD_BYTES) as u64;
         if bytes > most && !job.notices.is_empty() {
             break;
         }
@@ -199,6 +202,13 @@ fn run(shared: &Shared, spool: &mut Spool, dir: &Path, job: &mut Job) -> std::io
     for place in job.released.drain(..) {
         spool.release(place);
     }
+    let more: usize = job.notices.iter().map(|waiting| waiting.json.len() + RECORD_BYTES).sum();
+    make_room(shared, spool, dir, (more + job.done.len() * RECORD_BYTES) as u64)?;
+    {
+        // What was given up at once need not be written.
+        let state = shared.lock();
+        job.notices.retain(|waiting| state.queue.entries.contains_key(&waiting.seq));
+    }
     let mut bytes = Vec::new();
     let mut offsets = Vec::new();
     for waiting in &job.notices {
@@ -211,7 +221,6 @@ fn run(shared: &Shared, spool: &mut Spool, dir: &Path, job: &mut Job) -> std::io
         Record::Done { number: *number, channel: channel.clone() }.encode(&mut bytes);
     }
     if !bytes.is_empty() {
-        make_room(shared, spool, dir, bytes.len() as u64)?;
         let (segment, base) = spool.append(&bytes, !job.notices.is_empty(), || shared.lock().queue.seen.all())?;
         let mut state = shared.lock();
         for (waiting, (offset, length)) in job.notices.drain(..).zip(offsets) {
@@ -246,12 +255,17 @@ fn put_back(shared: &Shared, job: Job) {
     }
 }
 
-/// Keeps the files within their bound: what waits may take three quarters of it, so that a quarter is there to be tidied up.
+/// Keeps the files within their bound: what waits may take three quarters of it at most, so that a quarter is there to be tidied up.
 fn make_room(shared: &Shared, spool: &mut Spool, dir: &Path, more: u64) -> std::io::Result<()> {
+    let more = more + SEGMENT_BYTES;
     let most = spool.bytes_max();
     let mut state = shared.lock();
+    let waited_for = state.queue.lines.iter().filter(|line| line.waiting > 0).count() as u64;
+    let excess = (state.queue.disk_bytes + more).saturating_sub(most / 8 * 5);
+    let mut given = state.queue.give_up_of_most(excess, most / 2 / waited_for.max(1));
     let excess = (state.queue.disk_bytes + more).saturating_sub(most / 4 * 3);
-    for (line, seq) in state.queue.give_up(true, excess) {
+    given.extend(state.queue.give_up(true, excess));
+    for (line, seq) in given {
         state.lost(line, seq, Loss::NoRoom);
     }
     let released = std::mem::take(&mut state.queue.released);

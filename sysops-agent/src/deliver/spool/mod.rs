@@ -259,10 +259,10 @@ impl Spool {
         record::notice(bytes, number)
     }
 
-    /// Bytes of all files, and what is reserved.
+    /// Bytes of all files, and what may be reserved.
     pub(crate) fn bytes(&self) -> u64 {
-        let reserved = self.current.as_ref().map_or(0, |current| current.reserved.saturating_sub(current.end));
-        self.segments.iter().map(|segment| segment.bytes).sum::<u64>() + reserved + self.parked.bytes()
+        let reserve = self.current.as_ref().map_or(0, |current| current.reserve);
+        self.segments.iter().map(|segment| segment.bytes).sum::<u64>() + reserve + self.parked.bytes()
     }
 
     /// How much they may be.

@@ -92,8 +92,8 @@ pub(super) struct Current {
     /// Where the next record goes.
     pub(super) end: u64,
     /// Up to where the disk has given room.
-    pub(super) reserved: u64,
-    reserve: u64,
+    reserved: u64,
+    pub(super) reserve: u64,
 }
 
 impl Current {

@@ -52,10 +52,10 @@ fn full(out: &mut String, alert: &Alert, is_one_of_many: bool) {
     if is_one_of_many {
         let (word, metric) = (text::word(alert), escape(&shown(&alert.metric, 64)));
         // Writing into a String does not fail, here and below.
-        let _ = write!(
+        let _ = writeln!(
             out,
             "<p style=\"margin:14px 0 0\"><span style=\"background:{};color:#ffffff;padding:1px 7px;font-size:13px;\
-             font-weight:600\">{word}</span> <b>{metric}</b></p>\n",
+             font-weight:600\">{word}</span> <b>{metric}</b></p>",
             colour(alert)
         );
     }
@@ -88,9 +88,9 @@ fn row(out: &mut String, fact: &Fact) {
 
 fn line(out: &mut String, alert: &Alert) {
     let message = format!("{} {}: {}", text::word(alert), shown(&alert.metric, 64), shown(&alert.message, 200));
-    let _ = write!(
+    let _ = writeln!(
         out,
-        "<p style=\"margin:0;padding:5px 0;border-top:1px solid #eaeef2;overflow-wrap:anywhere\">{}</p>\n",
+        "<p style=\"margin:0;padding:5px 0;border-top:1px solid #eaeef2;overflow-wrap:anywhere\">{}</p>",
         escape(&message)
     );
 }

@@ -15,11 +15,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::deliver::channel::{Channel, Receipt, SendError, Sending};
-use crate::deliver::export::nats::SUBJECT_PREFIX;
-use crate::deliver::export::nats::access::Access;
-use crate::deliver::export::nats::encoding::Encoder;
-use crate::deliver::export::nats::subject::{check_prefix, subject};
-use crate::deliver::export::telemetry;
+use crate::deliver::nats::SUBJECT_PREFIX;
+use crate::deliver::nats::access::Access;
+use crate::deliver::nats::encoding::Encoder;
+use crate::deliver::nats::subject::{check_prefix, subject};
 use crate::model::{Alert, Notice, shown};
 use crate::spec::Values;
 
@@ -114,7 +113,6 @@ impl Publisher {
     pub(super) fn new(values: &Values) -> Result<Self, String> {
         let prefix = values.get(&SUBJECT_PREFIX);
         check_prefix(&prefix)?;
-        Access::from_values(values)?.sign(ConnectOptions::new())?;
         let (values, encoder) = (values.clone(), Encoder::new(values)?);
         Ok(Self { values, prefix, encoder, connection: Arc::default(), closing: None })
     }
@@ -124,7 +122,9 @@ impl Publisher {
             closing.abort();
         }
         let subject = subject(&self.prefix, &alert.hostname, "alerts");
-        let message = self.encoder.encode(&telemetry::alert(alert));
+        let document = serde_json::to_vec(alert)
+            .map_err(|error| SendError::Permanent { reason: format!("the alert as JSON: {error}") })?;
+        let message = self.encoder.encode(&document);
         let mut headers = message.headers();
         headers.insert(async_nats::header::NATS_MESSAGE_ID, header_value(&alert.id).as_str());
         let mut held = self.connection.lock().await;
@@ -174,12 +174,12 @@ impl Connection {
         let client = match timeout(CONNECT, options.connect(access.servers)).await {
             Ok(Ok(client)) => client,
             Ok(Err(error)) => {
-                let reason = format!("{address}: {error}");
                 return Err(match error.kind() {
                     ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
-                        SendError::Refused { reason: format!("{reason}: check who the agent is in [nats]") }
+                        let mend = "check token, user and password, or credential_file in [nats]";
+                        SendError::Refused { reason: format!("{address} refuses this user: {mend}") }
                     }
-                    _ => SendError::Retry { reason, after: None },
+                    _ => SendError::Retry { reason: format!("{address}: {error}"), after: None },
                 });
             }
             Err(_) => {

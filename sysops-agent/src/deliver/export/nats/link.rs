@@ -12,9 +12,9 @@ use async_nats::{Client, ClientError, ConnectOptions, Event, Request, ServerAddr
 use tokio::sync::mpsc;
 use tokio::time::{sleep_until, timeout};
 
-use super::access::Access;
 use super::publisher::Shared;
 use super::queue::{Kind, Message, Reason};
+use crate::deliver::nats::access::Access;
 
 /// How often the server is asked for a sign of life; after two without answer the connection is given up.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -339,8 +339,8 @@ fn jittered(delay: Duration, attempt: usize) -> Duration {
 mod tests {
     use bytes::Bytes;
 
-    use super::super::encoding::Encoded;
     use super::*;
+    use crate::deliver::nats::encoding::Encoded;
 
     #[test]
     fn attempts_are_spread() {

@@ -12,16 +12,16 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
-use super::access::Access;
-use super::encoding::{Encoded, Encoder};
 use super::link::Link;
 use super::queue::{Kind, Message, Queue, Reason};
-use super::subject::{check_prefix, subject};
 use super::{
     BATCH_SIZE, HEARTBEAT_INTERVAL, INVENTORY_INTERVAL, MAX_RECONNECT_ATTEMPTS, METRICS_INTERVAL, RECONNECT_DELAY,
-    SUBJECT_PREFIX,
 };
 use crate::deliver::export::{Context, Exporter, telemetry};
+use crate::deliver::nats::SUBJECT_PREFIX;
+use crate::deliver::nats::access::Access;
+use crate::deliver::nats::encoding::{Encoded, Encoder};
+use crate::deliver::nats::subject::{check_prefix, subject};
 use crate::model::Batch;
 use crate::spec::Values;
 

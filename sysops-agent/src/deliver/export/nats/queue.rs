@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 
-use super::encoding::Encoded;
 use super::{CONNECTED, DROPPED, PUBLISHED};
+use crate::deliver::nats::encoding::Encoded;
 use crate::model::Batch;
 
 /// What a message is about; its name is the last token of the subject.
@@ -95,13 +95,12 @@ impl Queue {
     /// one that still waits, as only the newest is of use.
     pub(super) fn push(&mut self, message: Message) {
         let kind = message.kind;
-        if matches!(kind, Kind::Heartbeat | Kind::Inventory) {
-            if let Some(older) = self.waiting.iter().position(|waiting| waiting.kind == kind)
-                && let Some(older) = self.waiting.remove(older)
-            {
-                self.bytes -= older.encoded.payload.len();
-                self.drop_one(kind, Reason::Superseded);
-            }
+        if matches!(kind, Kind::Heartbeat | Kind::Inventory)
+            && let Some(older) = self.waiting.iter().position(|waiting| waiting.kind == kind)
+            && let Some(older) = self.waiting.remove(older)
+        {
+            self.bytes -= older.encoded.payload.len();
+            self.drop_one(kind, Reason::Superseded);
         }
         self.bytes += message.encoded.payload.len();
         self.waiting.push_back(message);
