@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use sysops_tests::agent;
+use sysops_tests::feed::repository_file;
 use sysops_tests::require::require;
 use sysops_tests::servers::Scratch;
 
@@ -129,6 +130,22 @@ alerts = [ { rule = "few_free", severity = "warn" } ]
     );
     let (status, out, err) = run(&scratch, &text);
     assert_eq!((status, out.as_str(), err.as_str()), (0, "SUCCESS database\nSUCCESS memory\n", ""));
+}
+
+#[test]
+fn the_documented_example_holds() {
+    if !require(agent::missing()) {
+        return;
+    }
+    let document = repository_file("docs/ALERTING.md");
+    let example = |begins: &str| {
+        let mut blocks = document.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+        blocks.find(|block| block.starts_with(begins)).expect("it is documented").to_owned()
+    };
+    let scratch = Scratch::new();
+    let _ = scratch.file("config.toml", &example("[[rule]]\n"));
+    let (status, out, err) = run(&scratch, &example("rules = "));
+    assert_eq!((status, out.as_str(), err.as_str()), (0, "SUCCESS disk of the database\n", ""));
 }
 
 #[test]

@@ -57,7 +57,7 @@ pub fn ask(path: &Path, request: &Request) -> Result<Answers, AskError> {
     match stream.write_all(line.as_bytes()) {
         // It has answered before it was asked, with why it will not be.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-        other => other.map_err(silent)?,
+        other => other.map_err(|error| silent(&error))?,
     }
     Ok(Answers { lines: BufReader::new(stream.take(ANSWER_BYTES_MAX)) })
 }
@@ -75,12 +75,12 @@ fn connected(path: &Path, wait: Duration) -> Result<UnixStream, AskError> {
         Ok(socket) => Ok(socket.into()),
         Err(Errno::NOENT | Errno::CONNREFUSED | Errno::NOTDIR) => Err(AskError::NoAgent),
         Err(Errno::ACCESS | Errno::PERM) => Err(AskError::Denied),
-        Err(errno) => Err(silent(errno.into())),
+        Err(errno) => Err(silent(&errno.into())),
     }
 }
 
 /// What the kernel says of a wait that is over, in words.
-fn silent(error: io::Error) -> AskError {
+fn silent(error: &io::Error) -> AskError {
     AskError::Silent(match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "no word has come in time".to_owned(),
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => "it has gone in the middle of it".to_owned(),
@@ -95,9 +95,9 @@ impl Answers {
     /// When none comes, or it says that the agent cannot.
     pub fn next_answer(&mut self) -> Result<Answer, AskError> {
         let mut line = Vec::new();
-        self.lines.read_until(b'\n', &mut line).map_err(silent)?;
+        self.lines.read_until(b'\n', &mut line).map_err(|error| silent(&error))?;
         if line.last() != Some(&b'\n') {
-            return Err(silent(io::ErrorKind::UnexpectedEof.into()));
+            return Err(silent(&io::ErrorKind::UnexpectedEof.into()));
         }
         parse_answer(&line).map_err(AskError::Strange)?.map_err(AskError::Refused)
     }
