@@ -20,6 +20,7 @@ pub mod store;
 pub mod analyze;
 
 pub mod alert;
+pub mod control;
 pub mod deliver;
 pub mod settings;
 

@@ -25,6 +25,12 @@ fn run(args: &Args) -> u8 {
         Action::Command(Command::Config(command)) => return cli::config::run(command, args),
         Action::Command(Command::Completions { shell }) => return cli::completions::run(shell),
         Action::Command(Command::Man) => return cli::man::run(),
+        Action::Command(Command::Alerts { all, json }) => return cli::alerts::run(args, all, json),
+        Action::Command(Command::Ack(ack)) => return cli::ack::run(args, &ack),
+        Action::Command(Command::Silence(command)) => return cli::silence::run(args, &command),
+        Action::Command(Command::Outbox { json }) => return cli::outbox::run(args, json),
+        Action::Command(Command::Rules(command)) => return cli::rules::run(&command),
+        Action::Command(Command::TestAlert(test)) => return on_a_loop(cli::test_alert::run(args, &test)),
         Action::Run | Action::InventoryDump | Action::Command(_) => {}
     }
     let settings = match args.settings() {
@@ -33,9 +39,13 @@ fn run(args: &Args) -> u8 {
     };
     let log = cli::logging::start(args.log_level, &settings, &settings::environment);
     let host = Host::live(&Roots { root: args.host_root.clone() });
+    on_a_loop(work(args.action(), host, settings, log))
+}
+
+fn on_a_loop(work: impl Future<Output = u8>) -> u8 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime {
-        Ok(runtime) => LocalSet::new().block_on(&runtime, work(args.action(), host, settings, log)),
+        Ok(runtime) => LocalSet::new().block_on(&runtime, work),
         Err(error) => {
             output::say(&format_args!("error: no event loop: {error}"));
             exit::UNAVAILABLE

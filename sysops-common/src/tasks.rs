@@ -1,5 +1,5 @@
-//! The table of all processes, as the kernel's task iterator writes it: one [`Process`] for each process, one [`Thread`]
-//! for each further thread, and an [`End`]. Adding the threads up is left to the agent.
+//! The table of all processes, as the kernel's task iterator writes it: one [`Process`] or [`Unread`] for each process, one
+//! [`Thread`] for each further thread, and an [`End`]. Adding the threads up is left to the agent.
 
 use crate::offset::Offset;
 use crate::plain::plain;
@@ -113,6 +113,8 @@ pub mod kind {
     pub const THREAD: u32 = 2;
     /// A [`super::End`].
     pub const END: u32 = 3;
+    /// A [`super::Unread`].
+    pub const UNREAD: u32 = 4;
 }
 
 /// A process, as its first thread shows it. What has no address (memory of a kernel thread, files of a zombie) is 0.
@@ -183,6 +185,16 @@ pub struct Thread {
     pub io: Io,
 }
 
+/// A process that could not be read, as it was on its way out.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unread {
+    /// [`kind::UNREAD`].
+    pub kind: u32,
+    /// Process id.
+    pub tgid: u32,
+}
+
 /// The last record.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,7 +207,7 @@ pub struct End {
     pub records: u64,
 }
 
-plain!(Offsets, Times, Process, Thread, End);
+plain!(Offsets, Times, Process, Thread, Unread, End);
 
 /// More files than the program counts.
 pub const NOT_COUNTED: u32 = u32::MAX;
@@ -252,3 +264,4 @@ impl Offsets {
 
 const _: () = assert!(size_of::<Offsets>() == 88);
 const _: () = assert!(size_of::<Process>() == 232 && size_of::<Thread>() == 96 && size_of::<End>() == 16);
+const _: () = assert!(size_of::<Unread>() == 8);

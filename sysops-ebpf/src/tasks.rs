@@ -8,7 +8,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
 use sysops_common::offset::Offset;
 use sysops_common::task::COMM_LEN;
-use sysops_common::tasks::{End, FD_WORDS, IO_MEMBERS, Io, NOT_COUNTED, Offsets, Process, Thread, Times, kind};
+use sysops_common::tasks::{End, FD_WORDS, IO_MEMBERS, Io, NOT_COUNTED, Offsets, Process, Thread, Times, Unread, kind};
 use sysops_ebpf::counters::{Fate, count};
 use sysops_ebpf::memory::offset;
 
@@ -21,6 +21,8 @@ struct Desk {
     process: Process,
     thread: Thread,
     open: [u64; FD_WORDS],
+    /// Records of this reading that found room. The kernel's own number also counts a task that ended before it was told.
+    records: u64,
 }
 
 #[map]
@@ -51,33 +53,40 @@ pub unsafe extern "C" fn on_task(ctx: *const Context) -> i32 {
     // SAFETY: the kernel hands over a context whose members are valid; the verifier checks what is done with them.
     let (meta, task) = unsafe { ((*ctx).meta, core::ptr::read_volatile(&raw const (*ctx).task)) };
     // SAFETY: as above.
-    let seq = unsafe { (*meta).seq };
+    let (seq, number) = unsafe { ((*meta).seq, (*meta).seq_num) };
+    let Some(desk) = DESK.get_ptr_mut(0) else { return 0 };
+    // SAFETY: the map's one value. The agent reads the table in one thread at a time, so no one else is at it.
+    let desk = unsafe { &mut *desk };
     if task == 0 {
-        // SAFETY: as above. The number is that of the last task, from 0 on; there is no machine without one.
-        let records = unsafe { (*meta).seq_num } + 1;
-        write(seq, &End { kind: kind::END, reserved: 0, records });
+        write(seq, &End { kind: kind::END, reserved: 0, records: desk.records });
         count(Fate::Received);
-    } else if tell(seq, task).is_none() {
-        // The agent counts the records, and misses this one.
-        count(Fate::ReadFault);
+        return 0;
+    }
+    if number == 0 {
+        desk.records = 0;
+    }
+    match tell(seq, task, desk) {
+        Some(true) => desk.records += 1,
+        Some(false) => {}
+        None => count(Fate::ReadFault),
     }
     0
 }
 
+/// True when the record found room. Of a process that could not be read its id alone is told; the agent misses a thread
+/// that could not.
 #[inline(always)]
-fn tell(seq: u64, task: u64) -> Option<()> {
+fn tell(seq: u64, task: u64, desk: &mut Desk) -> Option<bool> {
     let (tgid, signal) = (load::<u32>(task, &OFFSETS.tgid)?, follow(task, &OFFSETS.signal)?);
-    let desk = DESK.get_ptr_mut(0)?;
-    // SAFETY: the map's one value. The agent reads the table in one thread at a time, so no one else is at it.
-    let desk = unsafe { &mut *desk };
-    if load::<u32>(task, &OFFSETS.pid)? == tgid {
-        fill_process(task, tgid, signal, desk)?;
-        write(seq, &desk.process);
-    } else {
+    if load::<u32>(task, &OFFSETS.pid)? != tgid {
         fill_thread(task, tgid, signal, &mut desk.thread)?;
-        write(seq, &desk.thread);
+        return Some(write(seq, &desk.thread));
     }
-    Some(())
+    if fill_process(task, tgid, signal, desk).is_none() {
+        count(Fate::ReadFault);
+        return Some(write(seq, &Unread { kind: kind::UNREAD, tgid }));
+    }
+    Some(write(seq, &desk.process))
 }
 
 #[inline(always)]
@@ -227,7 +236,7 @@ fn follow(base: u64, field: &'static Offset) -> Option<u64> {
 
 /// Appends a record. What does not fit any more is told again in the next part: the kernel sees to that.
 #[inline(always)]
-fn write<T>(seq: u64, record: &T) {
+fn write<T>(seq: u64, record: &T) -> bool {
     // SAFETY: the record has as many bytes, and `seq` is the kernel's own.
-    let _ = unsafe { bpf_seq_write(seq as *mut _, core::ptr::from_ref(record).cast(), size_of::<T>() as u32) };
+    unsafe { bpf_seq_write(seq as *mut _, core::ptr::from_ref(record).cast(), size_of::<T>() as u32) == 0 }
 }

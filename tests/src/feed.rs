@@ -27,6 +27,8 @@ pub static LATENCY: Metric<2> = Metric::histogram(
     &[0.000_001, 0.001, 1.0],
     &["device", "operation"],
 );
+/// How often the readings were asked for before.
+pub static COUNT: Metric<0> = Metric::gauge("aa_count", Unit::Count, "Readings so far.", &[]);
 /// A label value of any text.
 pub static TEXT: Metric<1> = Metric::gauge("zz_text_bytes", Unit::Bytes, "Hostile label values.", &["text"]);
 
@@ -45,6 +47,8 @@ pub struct Hand {
     pub inventory: RefCell<Option<Rc<serde_json::Value>>>,
     /// Not healthy.
     pub degraded: Cell<bool>,
+    /// How often the readings were asked for; where it is set, they hold the number of the time.
+    pub count: Cell<Option<u32>>,
 }
 
 impl Hand {
@@ -59,7 +63,7 @@ impl Hand {
             (TEXT.desc(), format!("{HOSTILE}\0"), 7.0, vec![]),
         ];
         let inventory = serde_json::json!({"hostname": "h", "cpu": {"sockets": 2}});
-        Self { rows: RefCell::new(rows), inventory: RefCell::new(Some(Rc::new(inventory))), degraded: Cell::new(false) }
+        Self { rows: RefCell::new(rows), inventory: RefCell::new(Some(Rc::new(inventory))), ..Self::default() }
     }
 }
 
@@ -69,6 +73,10 @@ impl Readings for Hand {
     }
 
     fn visit(&self, each: &mut dyn FnMut(Series<'_>)) {
+        if let Some(count) = self.count.get() {
+            self.count.set(Some(count + 1));
+            each(Series { metric: COUNT.desc(), key: "", value: SeriesValue::Number(f64::from(count)) });
+        }
         for (metric, key, value, counts) in self.rows.borrow().iter() {
             let value = if counts.is_empty() {
                 SeriesValue::Number(*value)
@@ -175,6 +183,19 @@ pub async fn until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) 
         }
     });
     assert!(reached.await.is_ok(), "not within {limit:?}: {what}");
+}
+
+/// The same for what has to be asked.
+///
+/// # Panics
+/// After 20 s.
+pub async fn until_async<F: Future<Output = bool>>(what: &str, mut done: impl FnMut() -> F) {
+    let reached = tokio::time::timeout(Duration::from_secs(20), async {
+        while !done().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    assert!(reached.await.is_ok(), "not within 20 s: {what}");
 }
 
 /// An alert that can be told from others by its number.

@@ -1,10 +1,12 @@
 //! What cross-layer tests share: one file for each thing. The tests themselves are in `tests/tests`.
 
 pub mod agent;
+pub mod alert_bench;
 pub mod busy;
 pub mod certificates;
 pub mod channels;
 pub mod credentials;
+pub mod desk;
 pub mod events;
 pub mod falsified_btf;
 pub mod far_ends;
@@ -16,14 +18,19 @@ pub mod injection;
 pub mod leaderless;
 pub mod leak_corpus;
 pub mod loop_device;
+pub mod mail_reader;
 pub mod memory_cgroup;
 pub mod notify_socket;
 pub mod one_probe;
+pub mod outbox_child;
 pub mod own_namespace;
+pub mod postfix;
 pub mod require;
+pub mod rsyslog;
 pub mod schema;
 pub mod servers;
 pub mod silent_mount;
+pub mod smtp_far_end;
 pub mod source;
 pub mod subscriber;
 pub mod user;

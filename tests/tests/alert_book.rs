@@ -1,83 +1,18 @@
 //! Limits and book together: whatever values and clocks do, every notice has its reason, and every reason its notice.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use proptest::prelude::*;
-use sysops_agent::alert::Book;
-use sysops_agent::analyze::{Analyzer, threshold::Threshold};
-use sysops_agent::host::Clock;
-use sysops_agent::model::event::{HungTask, OomKill};
-use sysops_agent::model::{
-    Alert, Batch, Desc, Detail, Event, Metric, Reading, Readings, Series, SeriesValue, Severity, Source, Status, Unit,
-};
+use sysops_agent::model::event::HungTask;
+use sysops_agent::model::{Alert, Detail, Event, Severity, Status};
 use sysops_agent::spec::{Value, Values};
+use sysops_tests::alert_bench::{Bench, MOUNTS, oom_kill};
 use sysops_tests::values::values;
-
-static DISK: Metric<3> = Metric::gauge("disk_usage_percent", Unit::Percent, "", &["device", "mountpoint", "fstype"]);
-
-const KEYS: [&str; 3] = ["/dev/a\0/\0ext4\0", "/dev/b\0/data\0ext4\0", "/dev/c\0/srv\0xfs\0"];
-const MOUNTS: [&str; 3] = ["/", "/data", "/srv"];
-
-/// Values of the three file systems; one without a value is not there.
-struct Now([Option<f64>; 3]);
-
-impl Readings for Now {
-    fn time(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH
-    }
-
-    fn visit(&self, each: &mut dyn FnMut(Series<'_>)) {
-        let metric: &'static Desc = DISK.desc();
-        for (key, value) in KEYS.into_iter().zip(self.0) {
-            if let Some(value) = value {
-                each(Series { metric, key, value: SeriesValue::Number(value) });
-            }
-        }
-    }
-}
-
-struct Bench {
-    clock: Clock,
-    threshold: Threshold,
-    book: Book,
-}
-
-impl Bench {
-    fn new(values: &Values) -> Self {
-        Self { clock: Clock::fixed(), threshold: Threshold::new(values), book: Book::new(values, "web-1") }
-    }
-
-    /// One cycle, `secs` after the last.
-    fn cycle(&mut self, secs: u64, disks: [Option<f64>; 3]) -> Vec<Alert> {
-        self.clock.advance(Duration::from_secs(secs));
-        let now = self.clock.now();
-        self.threshold.judge(&Now(disks), &mut |finding| self.book.finding(finding, &now));
-        self.book.tick(&now)
-    }
-
-    /// Cycles of 10 s with one value for the first file system.
-    fn run(&mut self, cycles: usize, value: f64) -> Vec<Alert> {
-        (0..cycles).flat_map(|_| self.cycle(10, [Some(value), None, None])).collect()
-    }
-
-    fn now(&self) -> Duration {
-        self.clock.now().monotonic
-    }
-
-    fn counter(&self, name: &str, label: &str) -> f64 {
-        let mut batch = Batch::default();
-        self.book.collect(&mut batch);
-        let found = batch.iter().find(|(entry, key)| entry.metric.name == name && key.trim_end_matches('\0') == label);
-        let (Reading::Counter(value) | Reading::Gauge(value)) = found.expect("it is collected").0.reading else {
-            unreachable!("{name} is a counter or a gauge")
-        };
-        value
-    }
-}
 
 fn unlimited() -> Values {
     values([
+        ("alerting.flap_count", Value::Int(0)),
         ("alerting.min_interval_secs", Value::Int(0)),
         ("alerting.dedup_window_secs", Value::Int(0)),
         ("alerting.max_alerts_per_hour", Value::Int(10_000)),
@@ -188,33 +123,16 @@ fn a_wall_clock_that_jumps_makes_no_burst_and_no_stall() {
     }
 }
 
-fn oom_kill(pid: u32) -> Event {
-    let detail = Detail::OomKill(OomKill { oom_memcg: Some("/a".to_owned()), ..OomKill::default() });
-    Event {
-        schema: Event::SCHEMA,
-        time: "2026-02-22T16:30:00.000000000Z".to_owned(),
-        source: vec![Source::TpBtf, Source::Kmsg],
-        pid: Some(pid),
-        tid: Some(pid),
-        comm: Some("hog".to_owned()),
-        uid: Some(0),
-        cgroup: Some("/a/b".to_owned()),
-        detail,
-        monotonic_ns: 0,
-    }
-}
-
 #[test]
 fn every_kill_is_an_alert_of_its_own_and_one_hung_task_is_one() {
     let mut bench = Bench::new(&Values::default());
-    let now = bench.clock.now();
-    let kills: Vec<_> = (0..20).filter_map(|pid| bench.book.event(&oom_kill(pid), &now)).collect();
+    let kills: Vec<_> = (0..20).filter_map(|pid| bench.event(&oom_kill(pid))).collect();
     assert_eq!(kills.len(), 20);
     assert_eq!(told(&kills[..1]), [CRITICAL]);
     let hung = Event { detail: Detail::HungTask(HungTask::default()), ..oom_kill(1) };
-    assert!(bench.book.event(&hung, &now).is_some());
+    assert!(bench.event(&hung).is_some());
     bench.clock.advance(Duration::from_secs(120));
-    assert!(bench.book.event(&hung, &bench.clock.now()).is_none(), "the kernel says it every 120 s");
+    assert!(bench.event(&hung).is_none(), "the kernel says it every 120 s");
 }
 
 #[test]
@@ -246,8 +164,7 @@ fn a_limit_of_zero_is_off() {
 #[test]
 fn a_flood_is_summed_up_and_nothing_of_it_is_lost_without_a_word() {
     let mut bench = Bench::new(&Values::default());
-    let now = bench.clock.now();
-    let passed = (0..100).filter_map(|pid| bench.book.event(&oom_kill(pid), &now)).count();
+    let passed = (0..100).filter_map(|pid| bench.event(&oom_kill(pid))).count();
     assert_eq!(passed, 60);
     let (mut notices, mut waited) = (Vec::new(), 0);
     while notices.is_empty() {

@@ -4,6 +4,8 @@
 
 use std::process::Command;
 
+use sysops_agent::settings::keys;
+use sysops_agent::spec::Values;
 use sysops_tests::source::root;
 
 const UNIT: &str = "deploy/systemd/sysops-agent.service";
@@ -27,6 +29,15 @@ fn the_unit_says_what_is_promised() {
         assert_eq!(value(&unit, key), Some(CAPABILITIES), "{UNIT}: {key}");
     }
     assert!(value(&unit, "WatchdogSec").is_some(), "{UNIT}: no WatchdogSec");
+}
+
+#[test]
+fn the_control_socket_has_its_place() {
+    let unit = read(UNIT);
+    // The default data_dir is what StateDirectory makes and ProtectSystem=strict leaves writable.
+    let data_dir = Values::default().get(&keys::DATA_DIR);
+    assert_eq!(value(&unit, "StateDirectory").map(|name| format!("/var/lib/{name}")), Some(data_dir));
+    assert!(value(&unit, "RestrictAddressFamilies").is_some_and(|families| families.contains("AF_UNIX")), "{UNIT}");
 }
 
 #[test]

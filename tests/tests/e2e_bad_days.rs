@@ -47,6 +47,13 @@ fn events(agent: &Agent, pid: u32) -> usize {
     agent.stdout().lines().filter(|line| line.contains("  oom_kill ") && line.contains(&shown)).count()
 }
 
+/// The incident in what it has shown of the kill of `pid`.
+fn incident(agent: &Agent, pid: u32) -> Option<String> {
+    let shown = format!("[{pid}] uid ");
+    let shown = agent.stdout().lines().find(|line| line.contains(&shown))?.to_owned();
+    Some(shown.split_once("incident ")?.1.split([',', ' ']).next()?.to_owned())
+}
+
 fn wait_for_rounds(agent: &Agent, more: usize) {
     let before = rounds(agent);
     agent.wait_until("rounds go by", |agent| rounds(agent) >= before + more);
@@ -69,8 +76,9 @@ fn a_full_disk_under_data_dir_is_said_once() {
     }
     wait_for_rounds(&agent, 2);
     let said = agent.stderr();
-    assert_eq!(said.matches("No space left on device").count(), 1, "{said}");
-    assert!(said.contains("kmsg.position: cannot write"), "{said}");
+    for file in ["kmsg.position", "alerts.state"] {
+        assert_eq!(said.matches(&format!("{file}: cannot write: No space left on device")).count(), 1, "{said}");
+    }
 }
 
 #[test]
@@ -210,11 +218,16 @@ fn two_agents_at_once_do_not_disturb_each_other() {
     let second = Agent::start(&shared, &["live"]);
     second.wait_until_ready();
     let pids = [kill_one("two-agents-1"), kill_one("two-agents-2")];
-    for agent in [&first, &second] {
+    let agents = [&first, &second];
+    for agent in agents {
         for pid in pids {
             agent.wait_until("each tells of each", |agent| events(agent, pid) == 1);
         }
         assert!(!agent.stderr().contains("ERROR"), "{}", agent.stderr());
+    }
+    for pid in pids {
+        let [one, other] = agents.map(|agent| incident(agent, pid));
+        assert!(one.is_some() && one == other, "an incident has one name on a machine: {one:?}, {other:?}");
     }
 }
 

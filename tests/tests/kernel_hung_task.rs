@@ -52,9 +52,9 @@ fn a_frozen_file_system_is_one_event_on_every_rung() {
     let mut hung = mount.hang();
     let pid = hung.id();
     let mut seen: Vec<Vec<Event>> = Vec::new();
+    // Two reports of the kernel at least, to all of them, so that telling it twice would be seen.
+    let twice = host.clock.now();
     for (kernel, _) in &mut kernels {
-        // Two reports of the kernel at least, so that telling it twice would be seen.
-        let twice = host.clock.now();
         seen.push(take_until(kernel, &host, Duration::from_secs(20), |events| {
             began(events, pid) > 0 && host.clock.now().since(&twice) > Duration::from_secs(4)
         }));

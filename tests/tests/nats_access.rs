@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use sysops_agent::deliver::export::{Exporter, nats};
 use sysops_agent::spec::Value;
 use sysops_tests::credentials;
-use sysops_tests::feed::{Hand, alert, reported, repository_file, run, start, text, until};
+use sysops_tests::feed::{Hand, reported, repository_file, run, start, text, until};
 use sysops_tests::servers::{self, Scratch, free_port};
 use sysops_tests::subscriber::{Wire, first, subscribe};
 
@@ -187,9 +187,8 @@ fn without_an_inbox_messages_still_arrive() {
         let inbox = subscribe(options, server.port, "sysops.>").await;
         let exporter = publish(format!("nats://a:a@127.0.0.1:{}", server.port), &[]).expect("right settings");
         until_published(&*exporter).await;
-        exporter.alert(&alert(3));
-        first(&inbox, "the alert", |got| got.document["message"] == "alert 3").await;
-        until("it is counted", LONG, || published(&*exporter, "alerts") == Some(1.0)).await;
+        first(&inbox, "the metrics", |got| got.subject.ends_with(".metrics")).await;
+        until("they are counted", LONG, || published(&*exporter, "metrics") == Some(1.0)).await;
         assert_eq!(reported(&*exporter, "nats_connected", &[]), Some(1.0));
         exporter.stop().await;
     });
@@ -205,8 +204,7 @@ fn the_permissions_that_the_document_shows_are_enough() {
     let log = Log::catch();
     run(async {
         let exporter = publish(format!("nats://a:a@127.0.0.1:{}", server.port), &[]).expect("right settings");
-        exporter.alert(&alert(1));
-        for kind in ["metrics", "alerts", "inventory", "heartbeat"] {
+        for kind in ["metrics", "inventory", "heartbeat"] {
             until(kind, LONG, || published(&*exporter, kind) == Some(1.0)).await;
         }
         exporter.stop().await;
@@ -220,9 +218,8 @@ fn it_gives_up_when_it_is_told_to() {
         let port = free_port();
         let exporter = publish(local(port), &[("nats.max_reconnect_attempts", Value::Int(2))]).expect("right settings");
         until("it gives up", LONG, || exporter.problem().is_some_and(|problem| problem.contains("given up"))).await;
-        exporter.alert(&alert(1));
-        until("what comes later is counted", LONG, || {
-            reported(&*exporter, "nats_dropped_total", &["alerts", "gave_up"]) == Some(1.0)
+        until("what waited is counted", LONG, || {
+            reported(&*exporter, "nats_dropped_total", &["heartbeat", "gave_up"]) == Some(1.0)
         })
         .await;
         let started = Instant::now();
@@ -231,7 +228,6 @@ fn it_gives_up_when_it_is_told_to() {
 
         // Given up in the middle of a stop.
         let exporter = publish(local(port), &[("nats.max_reconnect_attempts", Value::Int(2))]).expect("right settings");
-        exporter.alert(&alert(2));
         let started = Instant::now();
         exporter.stop().await;
         assert!(started.elapsed() < Duration::from_millis(1900), "{:?}", started.elapsed());

@@ -27,12 +27,6 @@ pub(crate) fn main(args: &[String]) -> Result<()> {
 /// # Errors
 /// When one is not; it has been written anew.
 pub(crate) fn check() -> Result<()> {
-    program::show(workspace::cargo().args([
-        "test",
-        "--locked",
-        "--package",
-        "sysops-tests",
-        "--test",
-        "generated_docs",
-    ]))
+    // Of the whole workspace, or else what it depends on would have other features and be built for it alone.
+    program::show(workspace::cargo().args(["test", "--locked", "--workspace", "--test", "generated_docs"]))
 }

@@ -18,6 +18,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("python3", "python3"),
     ("fio", "fio"),
     ("cc", "gcc"),
+    ("openssl", "openssl"),
 ];
 
 /// Servers that tests start by hand. Their packages are unpacked and not installed: a package starts its service.
@@ -26,6 +27,18 @@ const SERVERS: &[(&str, &str)] = &[
     ("promtool", "prometheus"),
     ("prometheus", "prometheus"),
     ("prometheus-node-exporter", "prometheus-node-exporter"),
+    ("postfix", "postfix"),
+    ("saslpasswd2", "sasl2-bin"),
+    ("rsyslogd", "rsyslog"),
+];
+
+/// Libraries and plug-ins of these servers, below `usr/lib`; what stands before `-linux-gnu` is the machine's.
+const LIBRARIES: &[(&str, &str)] = &[
+    ("libsasl2.so.2", "libsasl2-2"),
+    ("sasl2/libplain.so", "libsasl2-modules"),
+    ("sasl2/libsasldb.so", "libsasl2-modules-db"),
+    ("libestr.so.0", "libestr0"),
+    ("libfastjson.so.4", "libfastjson4"),
 ];
 
 /// The command.
@@ -40,9 +53,10 @@ pub(crate) fn main(args: &[String]) -> Result<()> {
 /// When a test fails. What could not be installed is said, and the tests that need it say what they miss.
 pub(crate) fn all(args: &[String]) -> Result<()> {
     get_tools();
-    // Some tests run the agent as an operator does; cargo builds a binary for the tests of its own package only.
-    program::step("agent for the tests", || {
-        program::show(workspace::cargo().args(["build", "--locked", "--package", "sysops-agent"]))
+    // Some tests run the agent as an operator does; cargo builds a binary for the tests of its own package only. It is built
+    // with the tests: alone it and what it depends on would have other features, and all of it be built twice.
+    program::step("agent and tests: build", || {
+        program::show(workspace::cargo().args(["build", "--locked", "--workspace", "--tests", "--bin", "sysops-agent"]))
     })?;
     program::step("tests", || {
         if has_nextest() {
@@ -67,6 +81,15 @@ pub(crate) fn get_tools() {
             program::say(format!("{name}: unpacking package {package} to target/tools"));
             if let Err(error) = apt::unpack(package, &tools()) {
                 program::say(format!("{name}: cannot be had: {error:#}"));
+            }
+        }
+    }
+    for (file, package) in LIBRARIES {
+        let file = format!("usr/lib/{}-linux-gnu/{file}", std::env::consts::ARCH);
+        if !tools().join(&file).exists() && !PathBuf::from("/").join(&file).exists() {
+            program::say(format!("{file}: unpacking package {package} to target/tools"));
+            if let Err(error) = apt::unpack(package, &tools()) {
+                program::say(format!("{file}: cannot be had: {error:#}"));
             }
         }
     }

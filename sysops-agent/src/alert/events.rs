@@ -41,6 +41,7 @@ pub fn alert(event: &Event, hostname: &str, now: &Tick) -> Option<Alert> {
         value: 1.0,
         fingerprint: fingerprint(kind, kind, labels.iter().map(|(name, value)| (name.as_str(), value.as_str()))),
         labels,
+        starts_at: event.time.parse().map_or(now.wall, |time: jiff::Timestamp| time.into()),
         ..Alert::new(hostname, now.wall, severity, kind, message)
     })
 }
@@ -301,6 +302,8 @@ mod tests {
                 "hostname": "web-1", "timestamp": "2026-02-22T16:30:00Z", "severity": "critical",
                 "metric": "oom_kill", "value": 1.0, "threshold": 0.0, "message": alert.message,
                 "labels": { "pid": "92", "comm": "dd", "cgroup": "/web.slice/app.service" },
+                "id": "", "fingerprint": "f0f0307622ba4bb7", "change": "fired", "rule": "oom_kill",
+                "starts_at": "2026-02-22T16:30:00Z",
             })
         );
     }

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use crate::model::{Alert, Event, Status};
+use crate::model::{Alert, Change, Event, Status};
 
 /// Hangs whose end is waited for. Of more than that, people are told the beginning only.
 const OPEN_MAX: usize = 4096;
 
 /// A hang: thread, and how often it had run.
-type Hang = (u32, u64);
+pub(super) type Hang = (u32, u64);
 
 /// Hangs that are not over.
 #[derive(Debug, Default)]
@@ -41,8 +41,20 @@ impl Hangs {
             other.told = true;
             return None;
         }
-        let Alert { labels, severity, .. } = open.alert;
-        Some(Alert { labels, severity, fingerprint, status: Status::Resolved, ..alert })
+        let Alert { id, labels, severity, starts_at, .. } = open.alert;
+        let id = format!("{id}-over");
+        let (status, change) = (Status::Resolved, Change::Resolved);
+        Some(Alert { id, labels, severity, fingerprint, starts_at, status, change, ..alert })
+    }
+
+    /// Hangs that people were told of, for the next life of the agent.
+    pub(super) fn state(&self) -> Vec<(Hang, Alert)> {
+        let told = self.open.iter().filter(|(_, open)| open.told);
+        told.map(|(hang, open)| (*hang, open.alert.clone())).collect()
+    }
+
+    pub(super) fn restore(&mut self, told: Vec<(Hang, Alert)>) {
+        self.open = told.into_iter().take(OPEN_MAX).map(|(hang, alert)| (hang, Open { alert, told: true })).collect();
     }
 
     /// The alerts that fire.

@@ -1,15 +1,27 @@
-//! Findings and kernel events become alerts with a life of their own: held, fired once, escalated, resolved, and kept
-//! within limits. No network and no clock: time is the tick that is passed in.
+//! Findings and kernel events become alerts with a life of their own: held, fired once, grouped, silenced, escalated, resolved, and
+//! kept within limits. No network and no clock: time is the tick that is passed in.
 
 pub mod book;
+mod care;
+mod context;
+mod desk;
 pub mod events;
+mod flaps;
+mod groups;
 mod hangs;
+mod happened;
+mod inhibit;
+mod mutes;
+mod page;
+pub mod state;
+mod subject;
 pub mod throttle;
 
 pub use book::Book;
+pub use state::State;
 
 use crate::model::{Desc, Metric, Unit};
-use crate::spec::KeySpec;
+use crate::spec::{Complaint, KeySpec, Values};
 
 /// What can be configured.
 pub static KEYS: &[&KeySpec] = &[
@@ -17,7 +29,27 @@ pub static KEYS: &[&KeySpec] = &[
     throttle::PER_HOUR.spec(),
     throttle::DEDUP_WINDOW.spec(),
     throttle::EMERGENCY_BYPASS.spec(),
+    groups::BY.spec(),
+    groups::WAIT.spec(),
+    groups::INTERVAL.spec(),
+    care::REPEAT.spec(),
+    care::ESCALATE_AFTER.spec(),
+    care::ESCALATE_MIN.spec(),
+    care::ESCALATE_CHANNELS.spec(),
+    flaps::FLAPS.spec(),
+    flaps::WINDOW.spec(),
+    inhibit::RULES.spec(),
+    mutes::WINDOWS.spec(),
 ];
+
+/// What is wrong with values that are right one by one.
+#[must_use]
+pub fn check(values: &Values) -> Vec<Complaint> {
+    let mut complaints = Vec::new();
+    inhibit::check(values, &mut complaints);
+    mutes::check(values, &mut complaints);
+    complaints
+}
 
 /// What the book tells about itself.
 pub static METRICS: &[&Desc] = &[FIRED.desc(), RESOLVED.desc(), SUPPRESSED.desc(), ACTIVE.desc()];

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::Severity;
 use crate::spec::{Key, Values};
 
@@ -50,24 +52,30 @@ pub enum Reason {
     MinInterval,
     /// `max_alerts_per_hour` are used up.
     HourlyLimit,
+    /// A silence or a maintenance window holds.
+    Silenced,
+    /// Another alert explains it.
+    Inhibited,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Duplicate, Self::MinInterval, Self::HourlyLimit];
+    pub const ALL: [Self; 5] = [Self::Duplicate, Self::MinInterval, Self::HourlyLimit, Self::Silenced, Self::Inhibited];
 
-    /// `duplicate`, `min_interval`, `hourly_limit`.
+    /// `duplicate`, `min_interval`, `hourly_limit`, `silenced`, `inhibited`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Duplicate => "duplicate",
             Self::MinInterval => "min_interval",
             Self::HourlyLimit => "hourly_limit",
+            Self::Silenced => "silenced",
+            Self::Inhibited => "inhibited",
         }
     }
 }
 
-/// The limits, and what was told within them. All times are monotonic.
+/// The limits, and what was told within them. All times are the book's.
 #[derive(Debug)]
 pub struct Throttle {
     min_interval: Duration,
@@ -82,11 +90,19 @@ pub struct Throttle {
 }
 
 /// What `max_alerts_per_hour` held back since the last summary. Of repeats people know already.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Held {
     since: Option<Duration>,
     by_metric: BTreeMap<String, u64>,
     worst: Option<Severity>,
+}
+
+/// What was told within the limits, and held back by them, as it is kept over restarts.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct State {
+    told: Vec<(u64, Duration, Severity)>,
+    hour: VecDeque<Duration>,
+    held: Held,
 }
 
 /// What was held back, for one notice.
@@ -147,6 +163,21 @@ impl Throttle {
         }
         self.told.insert(fingerprint, (now, severity));
         Ok(())
+    }
+
+    /// Lets an alert be told again that goes on, if the hour has room for it.
+    pub fn admit_again(&mut self, severity: Severity, now: Duration) -> bool {
+        (self.emergency_bypass && severity == Severity::Emergency) || self.take_slot(now)
+    }
+
+    pub(super) fn state(&self) -> State {
+        let told = self.told.iter().map(|(fingerprint, (at, severity))| (*fingerprint, *at, *severity)).collect();
+        State { told, hour: self.hour.clone(), held: self.held.clone() }
+    }
+
+    pub(super) fn restore(&mut self, state: State) {
+        self.told = state.told.into_iter().map(|(fingerprint, at, severity)| (fingerprint, (at, severity))).collect();
+        (self.hour, self.held) = (state.hour, state.held);
     }
 
     /// Counts an alert that `max_alerts_per_hour` held back.

@@ -37,7 +37,7 @@ struct Counter {
     remedy: fn(&[&str]) -> &'static str,
 }
 
-static COUNTERS: [Counter; 3] = [
+static COUNTERS: [Counter; 5] = [
     Counter {
         metric: "kernel_probe_dropped_total",
         outcome: "",
@@ -69,6 +69,30 @@ static COUNTERS: [Counter; 3] = [
         outcome: "",
         lost: |f, _, count| write!(f, "{count:.0} records of the kernel's log were overwritten before they were read"),
         remedy: |_| "make the log larger (log_buf_len= on the kernel's command line), or find what floods it",
+    },
+    Counter {
+        metric: "outbox_lost_total",
+        outcome: "",
+        lost: |f, labels, count| {
+            let [channel, reason] = *labels else { return Ok(()) };
+            write!(f, "{count:.0} alerts that waited for {channel} were lost: {reason}")
+        },
+        remedy: |labels| match labels.last() {
+            Some(&"no_room") => {
+                "see why the channel takes nothing (sysops-agent outbox), or raise alerting.outbox_max_bytes"
+            }
+            Some(&"memory_full") => "give agent.data_dir a disk that can be written to: memory holds no more",
+            Some(&"queue_full") => "see why standard output is not read",
+            _ => "look after the disk of agent.data_dir",
+        },
+    },
+    Counter {
+        metric: "outbox_damaged_total",
+        outcome: "",
+        lost: |f, _, count| {
+            write!(f, "{count:.0} records of the outbox were damaged and skipped: each may have been an alert")
+        },
+        remedy: |_| "look after the disk of agent.data_dir",
     },
 ];
 

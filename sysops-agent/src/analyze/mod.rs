@@ -2,6 +2,7 @@
 //! What a finding comes to is left to `alert`.
 
 pub mod loss;
+pub mod rules;
 pub mod threshold;
 
 use crate::model::{Finding, Readings};
@@ -26,4 +27,4 @@ pub struct Entry {
 }
 
 /// All analyzers.
-pub static ALL: &[&Entry] = &[&threshold::ENTRY, &loss::ENTRY];
+pub static ALL: &[&Entry] = &[&threshold::ENTRY, &rules::ENTRY, &loss::ENTRY];

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value, json};
 
 use super::{Component, TABLES, keys, metrics};
-use crate::model::{Desc, Kind, Unit};
+use crate::model::{Desc, Kind};
 use crate::settings::write;
 use crate::spec::{Fallback, KeySpec, Shape};
 
@@ -45,13 +45,27 @@ pub fn agent_toml() -> String {
             table = key.table();
             out.push('\n');
             comment(&mut out, about(table).unwrap_or_default());
-            // Writing to a String cannot fail, here and below.
-            let _ = writeln!(out, "[{table}]");
+            if !table.is_empty() {
+                // Writing to a String cannot fail, here and below.
+                let _ = writeln!(out, "[{table}]");
+            }
         }
-        let _ = write!(out, "\n{}", prose(key).lines().fold(String::new(), |text, line| text + "# " + line + "\n"));
-        let _ = writeln!(out, "#{} = {}", key.name(), write::sample(key));
+        match key.shape {
+            // A list at the top is written as tables of their own, which may stand anywhere in a file.
+            Shape::TableList(inner) if table.is_empty() => {
+                let _ = writeln!(out, "#[[{}]]", key.name());
+                inner.iter().for_each(|key| sample(&mut out, key));
+            }
+            _ => sample(&mut out, key),
+        }
     }
     out
+}
+
+/// A key as it may be set, commented out.
+fn sample(out: &mut String, key: &KeySpec) {
+    let _ = write!(out, "\n{}", prose(key).lines().fold(String::new(), |text, line| text + "# " + line + "\n"));
+    let _ = writeln!(out, "#{} = {}", key.name(), write::sample(key));
 }
 
 /// JSON schema (draft 2020-12) of the configuration, for editors.
@@ -68,7 +82,7 @@ pub fn schema() -> String {
     for key in keys() {
         let mut path = String::new();
         let mut node = &mut root;
-        for name in key.table().split('.') {
+        for name in key.table().split('.').filter(|name| !name.is_empty()) {
             path = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
             let table = json!({
                 "type": "object", "description": about(&path).unwrap_or_default(),
@@ -89,17 +103,25 @@ pub fn configuration() -> String {
     for key in keys() {
         if key.table() != table {
             table = key.table();
-            let _ = write!(out, "\n## `[{table}]`\n\n");
+            let title = if table.is_empty() { "Lists at the top".to_owned() } else { format!("`[{table}]`") };
+            let _ = write!(out, "\n## {title}\n\n");
             if let Some(about) = about(table) {
                 let _ = write!(out, "{about}\n\n");
             }
             out.push_str("| key | takes | default | |\n|---|---|---|---|\n");
         }
-        let default = write::fallback(&key.fallback).map_or_else(|| "not set".to_owned(), |text| format!("`{text}`"));
-        let cells = [format!("`{}`", key.name()), key.shape.to_string(), default, prose(key)];
-        let _ = writeln!(out, "| {} |", cells.map(|cell| markdown_cell(&cell)).join(" | "));
+        row(&mut out, &format!("`{}`", key.name()), key);
+        if let Shape::TableList(inner) = key.shape {
+            inner.iter().for_each(|one| row(&mut out, &format!("`{}` of each `{}`", one.name(), key.name()), one));
+        }
     }
     out
+}
+
+fn row(out: &mut String, name: &str, key: &KeySpec) {
+    let default = write::fallback(&key.fallback).map_or_else(|| "not set".to_owned(), |text| format!("`{text}`"));
+    let cells = [name.to_owned(), key.shape.to_string(), default, prose(key)];
+    let _ = writeln!(out, "| {} |", cells.map(|cell| markdown_cell(&cell)).join(" | "));
 }
 
 /// docs/METRICS.md.
@@ -117,7 +139,7 @@ pub fn metrics_markdown() -> String {
         let cells = [
             format!("`{}`", metric.name),
             type_name(metric.kind).to_owned(),
-            unit_name(metric.unit).to_owned(),
+            metric.unit.name().to_owned(),
             labels.join(", "),
             metric.help.to_owned(),
         ];
@@ -131,7 +153,7 @@ pub fn metrics_markdown() -> String {
 pub fn metrics_json() -> String {
     let one = |(component, metric): (Component, &Desc)| {
         json!({
-            "name": metric.name, "type": type_name(metric.kind), "unit": unit_name(metric.unit),
+            "name": metric.name, "type": type_name(metric.kind), "unit": metric.unit.name(),
             "labels": metric.labels, "help": metric.help, "component": component.name
         })
     };
@@ -149,7 +171,7 @@ fn pretty(value: &Value) -> String {
 pub fn metrics_text() -> String {
     let mut rows = vec![["NAME".to_owned(), "TYPE".into(), "UNIT".into(), "LABELS".into(), "HELP".into()]];
     rows.extend(metrics().into_iter().map(|(_, metric)| {
-        let (kind, unit) = (type_name(metric.kind).to_owned(), unit_name(metric.unit).to_owned());
+        let (kind, unit) = (type_name(metric.kind).to_owned(), metric.unit.name().to_owned());
         [metric.name.to_owned(), kind, unit, metric.labels.join(","), metric.help.to_owned()]
     }));
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -257,19 +279,6 @@ fn type_name(kind: Kind) -> &'static str {
         Kind::Gauge => "gauge",
         Kind::Counter => "counter",
         Kind::Histogram(_) => "histogram",
-    }
-}
-
-fn unit_name(unit: Unit) -> &'static str {
-    match unit {
-        Unit::Count => "count",
-        Unit::Percent => "percent",
-        Unit::Ratio => "ratio",
-        Unit::Seconds => "seconds",
-        Unit::Bytes => "bytes",
-        Unit::BytesPerSecond => "bytes/s",
-        Unit::PerSecond => "1/s",
-        Unit::Bool => "yes/no",
     }
 }
 

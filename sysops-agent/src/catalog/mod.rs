@@ -7,7 +7,7 @@ use crate::deliver::{channel, export, outbox};
 use crate::model::Desc;
 use crate::settings::{Absent, Declared, keys, later};
 use crate::spec::{Check, Complaint, KeySpec, Values};
-use crate::{alert, analyze, collect, correlate, inventory, kernel, logs, schedule, store};
+use crate::{alert, analyze, collect, control, correlate, inventory, kernel, logs, schedule, store};
 
 /// A part of the agent and what it declares.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +25,7 @@ pub struct Component {
 /// Components that stand in no list of their own layer: one line for each.
 pub static OTHERS: &[Component] = &[
     Component { layer: "settings", name: "agent", metrics: &[], keys: keys::ALL },
+    Component { layer: "control", name: "socket", metrics: &[], keys: control::KEYS },
     Component { layer: "settings", name: "later", metrics: &[], keys: later::ALL },
     Component { layer: "kernel", name: "probes", metrics: kernel::METRICS, keys: kernel::KEYS },
     Component { layer: "inventory", name: "inventory", metrics: &[], keys: inventory::KEYS },
@@ -36,10 +37,12 @@ pub static OTHERS: &[Component] = &[
 ];
 
 /// Components' looks at their own values: one line for each.
-pub static CHECKS: &[Check] = &[keys::check, channels];
+pub static CHECKS: &[Check] = &[keys::check, alert::check, control::check, rules, channels];
 
 /// Tables of parts that were left out of this build.
 pub static ABSENT: &[Absent] = &[
+    #[cfg(not(feature = "email"))]
+    Absent { table: "alerting.email", feature: "email" },
     #[cfg(not(feature = "nats"))]
     Absent { table: "nats", feature: "nats" },
     #[cfg(not(feature = "prometheus"))]
@@ -56,6 +59,7 @@ pub static TABLES: &[(&str, &str)] = &[
     ("collector", "How often each collector reads."),
     ("inventory", "What the machine is: hardware, system, devices."),
     ("thresholds", "Limits at which a reading becomes an alert."),
+    ("", "Rules of your own: each a table `[[rule]]`."),
     ("kernel", "All probes together."),
     ("kernel.oom_kill", "The probe of processes that the kernel kills for memory."),
     ("kernel.hung_task", "The probe of tasks that sleep and cannot be woken."),
@@ -75,6 +79,7 @@ pub static TABLES: &[(&str, &str)] = &[
     ("alerting.slack", "Alerts to Slack."),
     ("alerting.telegram", "Alerts to Telegram."),
     ("alerting.email", "Alerts by mail."),
+    ("alerting.nats", "Alerts to the NATS server of `[nats]`."),
 ];
 
 /// All components: first what reads, then what carries, then the rest.
@@ -152,6 +157,13 @@ pub fn keys() -> Vec<&'static KeySpec> {
 #[must_use]
 pub fn declared() -> Declared {
     Declared { keys: keys(), absent: ABSENT.to_vec(), checks: CHECKS.to_vec() }
+}
+
+/// What is wrong with the user's rules.
+fn rules(values: &Values) -> Vec<Complaint> {
+    let metrics: Vec<&Desc> = metrics().into_iter().map(|(_, metric)| metric).collect();
+    let channels: Vec<&str> = channel::ALL.iter().map(|entry| entry.name).collect();
+    analyze::rules::check(values, &metrics, &channels)
 }
 
 /// What channels find wrong with their values when they are made of them.

@@ -29,7 +29,7 @@ mod tests {
     fn every_shell_learns_every_subcommand() {
         for &shell in Shell::value_variants() {
             let script = String::from_utf8(script(shell)).expect("UTF-8");
-            for name in ["doctor", "events", "host-root", "inventory-dump"] {
+            for name in ["doctor", "events", "host-root", "inventory-dump", "test-alert", "silence"] {
                 assert!(script.contains(name), "{shell}: no {name}");
             }
         }

@@ -1,5 +1,8 @@
 //! The command line: one file for each subcommand. What it asks for is an [`Action`]; who does it is left to `main`.
 
+pub mod ack;
+pub mod alerts;
+pub mod ask;
 pub mod completions;
 pub mod config;
 pub mod doctor;
@@ -12,9 +15,15 @@ pub mod logging;
 pub mod man;
 pub mod metrics;
 pub mod once;
+pub mod outbox;
 pub mod output;
 pub mod overview;
+pub mod rules;
 pub mod run;
+pub mod silence;
+pub mod span;
+pub mod table;
+pub mod test_alert;
 pub mod validate;
 
 use std::ffi::OsString;
@@ -115,6 +124,31 @@ pub enum Command {
     Leaks(LeaksArgs),
     /// Show readings, events and alerts as they happen.
     Live,
+    /// List the alerts of the agent that runs: firing first, worst first.
+    Alerts {
+        /// Also those that are in breach, but not yet for long enough.
+        #[arg(long)]
+        all: bool,
+        /// Print one JSON document.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say that you take care of an alert: nobody else is told of it again.
+    Ack(ack::AckArgs),
+    /// Keep alerts from people for a while.
+    #[command(subcommand)]
+    Silence(silence::SilenceCommand),
+    /// Send a test through the channels, and say what the far ends answer.
+    TestAlert(test_alert::TestAlertArgs),
+    /// Say how the outbox and each channel do, and what keeps alerts waiting.
+    Outbox {
+        /// Print one JSON document.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Try rules before they are needed.
+    #[command(subcommand)]
+    Rules(rules::RulesCommand),
     /// List every metric with type, unit and labels.
     Metrics {
         /// How to print it.

@@ -4,8 +4,10 @@
 pub mod channel;
 pub mod export;
 pub mod http;
+mod nats;
 pub mod outbox;
 pub mod own_text;
+mod spool;
 pub mod text;
 
 pub use outbox::Outbox;

@@ -122,7 +122,10 @@ impl Batch {
         self.push(metric.desc(), &labels, Reading::Histogram { first, len, sum });
     }
 
-    fn push(&mut self, metric: &'static Desc, labels: &[&str], reading: Reading) {
+    /// Adds a reading by the declaration alone, for who has no [`Metric`] at hand: the test of a rule. `labels` are as many as
+    /// the metric has.
+    pub fn push(&mut self, metric: &'static Desc, labels: &[&str], reading: Reading) {
+        debug_assert_eq!(labels.len(), metric.labels.len(), "{}: one value for each label", metric.name);
         let start = self.text.len();
         for label in labels {
             if label.as_bytes().contains(&0) {

@@ -10,11 +10,9 @@ use super::alert::{Severity, hexadecimal, rfc3339};
 use super::matcher::Matcher;
 
 /// How an alert stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Standing {
-    /// In breach, not yet for long enough.
-    Pending,
     /// It is so, and people are told.
     Firing,
     /// It is so, and someone has said that they take care of it.
@@ -23,18 +21,20 @@ pub enum Standing {
     Silenced,
     /// It is so, and another alert explains it.
     Inhibited,
+    /// In breach, not yet for long enough.
+    Pending,
 }
 
 impl Standing {
-    /// `pending`, `firing`, `acknowledged`, `silenced`, `inhibited`.
+    /// `firing`, `acknowledged`, `silenced`, `inhibited`, `pending`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Self::Pending => "pending",
             Self::Firing => "firing",
             Self::Acknowledged => "acknowledged",
             Self::Silenced => "silenced",
             Self::Inhibited => "inhibited",
+            Self::Pending => "pending",
         }
     }
 }

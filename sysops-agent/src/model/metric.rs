@@ -33,6 +33,23 @@ pub enum Unit {
     Bool,
 }
 
+impl Unit {
+    /// For people and documents: `percent`, `bytes/s`, `1/s`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Count => "count",
+            Self::Percent => "percent",
+            Self::Ratio => "ratio",
+            Self::Seconds => "seconds",
+            Self::Bytes => "bytes",
+            Self::BytesPerSecond => "bytes/s",
+            Self::PerSecond => "1/s",
+            Self::Bool => "yes/no",
+        }
+    }
+}
+
 /// The declaration of a metric without its number of labels.
 #[derive(Debug)]
 pub struct Desc {

@@ -1,26 +1,36 @@
 //! Knows every layer: builds what the settings ask for, wires it, reloads, shuts down. One round of collectors is one
 //! look of the analyzers; a kernel event goes straight to the alert book.
 
+mod desk;
+mod facts;
 mod feed;
 mod inventory;
+mod ledger;
 pub mod losses;
 mod parts;
 mod signals;
 mod sources;
 mod watch;
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 use crate::collect;
+use crate::control::{self, Control};
+use crate::deliver::Outbox;
 use crate::host::{Host, Systemd};
 use crate::kernel::{self, Rung};
-use crate::model::{Alert, Batch, Event, Notice, Readings, Tick};
+use crate::model::{Alert, Audience, Batch, Event, Notice, Readings, Tick};
 use crate::schedule::{Finished, State};
 use crate::settings::{Problems, Settings, keys};
 use crate::store::{self, view::View};
+use desk::Desk;
 use feed::Shared;
+use ledger::Ledger;
 use losses::Losses;
 use parts::{Parts, Wanted, kernel_component, own_component};
 use signals::{Order, Signals};
@@ -64,8 +74,16 @@ pub struct Pipeline {
     observer: Box<dyn Observer>,
     reloaded: Reloaded,
     own: Batch,
+    ledger: Ledger,
     losses: Losses,
     rounds: u64,
+    /// What the outbox had made durable at the last look.
+    durable: u64,
+    /// The agent's name for this host.
+    called: Rc<RefCell<String>>,
+    /// Rung when someone has changed the book by the control socket.
+    changed: Rc<Notify>,
+    control: Option<Control>,
 }
 
 impl Pipeline {
@@ -84,9 +102,21 @@ impl Pipeline {
         // First of all: without a handler a SIGHUP would end the process.
         let signals = Signals::install()?;
         let shared = Rc::new(Shared::new(&host, &settings.values));
-        let parts = Parts::start(&host, Wanted { settings: &settings, hostname: &hostname(&settings) }, &shared)?;
+        let mut parts = Parts::start(&host, Wanted { settings: &settings, hostname: &hostname(&settings) }, &shared)?;
         observer.standings(&parts.sources.probes);
-        Ok(Self {
+        let (mut ledger, kept) = Ledger::open(&host, Path::new(&settings.values.get(&keys::DATA_DIR)));
+        if let Some(kept) = kept {
+            let (book, kills, outgoing) = ledger.take_over(kept);
+            parts.sources.remember(&kills);
+            let now = host.clock.now();
+            let mut the_book = parts.book.borrow_mut();
+            let over = the_book.restore(book, ledger.boot(), &now);
+            let state = the_book.state(ledger.boot(), &now);
+            drop(the_book);
+            ledger.keep(state, outgoing.into_iter().chain(over).collect(), &now);
+        }
+        let mut pipeline = Self {
+            ledger,
             losses: Losses::new(&settings),
             host,
             settings,
@@ -99,7 +129,29 @@ impl Pipeline {
             reloaded,
             own: Batch::default(),
             rounds: 0,
-        })
+            durable: 0,
+            called: Rc::new(RefCell::new(String::new())),
+            changed: Rc::default(),
+            control: None,
+        };
+        pipeline.open_desk();
+        Ok(pipeline)
+    }
+
+    /// Serves the control socket that the settings want, in the place of the one before.
+    fn open_desk(&mut self) {
+        *self.called.borrow_mut() = hostname(&self.settings);
+        let values = &self.settings.values;
+        let desk = Desk {
+            host: self.host.clone(),
+            hostname: Rc::clone(&self.called),
+            book: Rc::clone(&self.parts.book),
+            outbox: Rc::clone(&self.parts.outbox),
+            changed: Rc::clone(&self.changed),
+        };
+        // The old one goes first: of a path there is one socket.
+        self.control = None;
+        self.control = control::start(values, Path::new(&values.get(&keys::DATA_DIR)), &self.host, Rc::new(desk));
     }
 
     /// Runs until the order to stop, then drains.
@@ -121,14 +173,45 @@ impl Pipeline {
                     Order::Stop => break,
                 },
                 finished = self.parts.scheduler.next() => self.take_readings(finished),
-                value = self.parts.inventory.next() => *self.shared.inventory.borrow_mut() = Some(Rc::new(value)),
+                () = self.ledger.next(&self.host) => self.send_due(),
+                () = wait_durable(&self.parts.outbox, self.durable + 1), if self.ledger.is_sending() => self.note_durable(),
+                () = self.changed.notified() => self.tell(Vec::new()),
+                value = self.parts.inventory.next() => self.take_inventory(value),
                 () = watchdog.due() => watchdog.pet(&self.systemd, self.rounds, parts::between_rounds(&self.settings.values)),
             }
         }
         self.systemd.stopping();
+        self.control = None;
         let rest = self.parts.sources.end(&self.host);
         self.take_events(&rest);
-        self.parts.stop(DRAIN).await;
+        self.ledger.next_or(DRAIN / 4, &self.host).await;
+        self.send_due();
+        self.parts.stop(DRAIN / 2).await;
+        self.ledger.end(DRAIN / 4).await;
+    }
+
+    /// Hands the outbox what the ledger has let go.
+    fn send_due(&mut self) {
+        for notice in self.ledger.due(&self.host.clock.now()) {
+            let outbox = self.parts.outbox.borrow();
+            outbox.send(&notice);
+            self.ledger.sent(outbox.sent(), notice);
+        }
+        self.note_durable();
+    }
+
+    /// What the outbox has made durable needs no keeping here, and the kernel's log need not tell it again.
+    fn note_durable(&mut self) {
+        self.durable = self.parts.outbox.borrow().durable();
+        self.ledger.durable(self.durable);
+        if self.ledger.is_settled() {
+            self.parts.sources.settle();
+        }
+    }
+
+    fn take_inventory(&mut self, value: serde_json::Value) {
+        self.parts.book.borrow_mut().set_host(facts::of(&value));
+        *self.shared.inventory.borrow_mut() = Some(Rc::new(value));
     }
 
     fn take_readings(&mut self, first: Finished) {
@@ -147,18 +230,18 @@ impl Pipeline {
         self.ingest_own(tick);
         let store = self.shared.store.borrow();
         let view = View::new(&store);
+        let mut book = self.parts.book.borrow_mut();
         for analyzer in &mut self.parts.analyzers {
             analyzer.judge(&view, &mut |finding| {
                 self.losses.finding(finding, &tick);
-                self.parts.book.finding(finding, &tick);
+                book.finding(finding, &tick);
             });
         }
         self.losses.save();
         self.observer.round(&view, tick);
-        drop(store);
-        for alert in self.parts.book.tick(&tick) {
-            self.tell(alert);
-        }
+        let notices = book.tick(&view, &tick);
+        drop((book, store));
+        self.tell(notices);
         self.shared.health.set(self.parts.health());
         if self.rounds == 0 {
             tracing::info!("ready: {}", self.status());
@@ -181,22 +264,32 @@ impl Pipeline {
         }
         let now = self.host.clock.now();
         for event in self.parts.sources.take_told() {
-            self.parts.book.remember(&event, &now);
+            self.parts.book.borrow_mut().remember(&event, &now);
         }
+        let mut notices = Vec::new();
         for event in events {
             self.observer.event(event);
-            if let Some(alert) = self.parts.book.event(event, &now) {
-                self.tell(alert);
-            }
+            let store = self.shared.store.borrow();
+            notices.extend(self.parts.book.borrow_mut().event(event, &View::new(&store), &now));
+            self.ledger.handled(event);
         }
+        self.tell(notices);
     }
 
-    fn tell(&mut self, alert: Alert) {
-        self.observer.alert(&alert);
-        for running in &self.parts.exporters {
-            running.exporter.alert(&alert);
+    /// Keeps what has changed in the book, and sends notices on their way.
+    fn tell(&mut self, notices: Vec<Notice>) {
+        // What people get together, machines have got before.
+        for alert in notices.iter().filter(|one| one.audience != Audience::People).flat_map(|one| &one.alerts) {
+            self.observer.alert(alert);
         }
-        self.parts.outbox.send(&Notice::of(alert));
+        let mut book = self.parts.book.borrow_mut();
+        if book.take_changed() || !notices.is_empty() {
+            let now = self.host.clock.now();
+            let state = book.state(self.ledger.boot(), &now);
+            self.ledger.keep(state, notices, &now);
+        } else if self.ledger.is_settled() {
+            self.parts.sources.settle();
+        }
     }
 
     /// Reads the configuration again. What cannot be used is said, and everything goes on as it was.
@@ -222,7 +315,13 @@ impl Pipeline {
                 (self.reloaded)(Ok(&settings));
                 self.say_what_waits_for_a_restart(&settings);
                 self.observer.standings(&self.parts.sources.probes);
+                let sockets = control::KEYS.iter().copied().chain([keys::DATA_DIR.spec()]);
+                let same_socket = settings.values.agree_on(&self.settings.values, sockets);
                 self.settings = settings;
+                *self.called.borrow_mut() = hostname(&self.settings);
+                if !same_socket {
+                    self.open_desk();
+                }
                 tracing::info!("configuration read again");
             }
             Err(error) => tracing::error!("kept the last good configuration: {error:#}"),
@@ -250,6 +349,10 @@ impl Pipeline {
 #[must_use]
 pub fn hostname(settings: &Settings) -> String {
     settings.hostname_or(&crate::host::os::uname().nodename().to_string_lossy())
+}
+
+fn wait_durable(outbox: &RefCell<Outbox>, sent: u64) -> impl Future<Output = ()> + use<> {
+    outbox.borrow().wait_durable(sent)
 }
 
 /// Tells systemd that the agent lives, as long as collectors' rounds come to an end.

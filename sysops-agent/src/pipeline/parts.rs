@@ -1,7 +1,9 @@
 //! The parts of the pipeline that are built from settings: at start, and again after SIGHUP.
 
 use std::cell::{Cell, RefCell};
+use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -14,16 +16,13 @@ use crate::analyze::{self, Analyzer};
 use crate::collect;
 use crate::deliver::channel;
 use crate::deliver::export::{self, Context, Exporter, Health};
-use crate::deliver::outbox::{self, Outbox};
+use crate::deliver::outbox::{self, Outbox, Plan};
 use crate::host::Host;
 use crate::model::Batch;
 use crate::schedule::{Scheduler, State};
-use crate::settings::Settings;
+use crate::settings::{Settings, keys};
 use crate::spec::Values;
 use crate::store::Store;
-
-/// Time that alerts have which wait for channels of the configuration before.
-const DRAIN_REPLACED: Duration = Duration::from_secs(60);
 
 /// The store's component of the probes and the kernel's log; collectors have the first numbers, in their list's order.
 pub(super) fn kernel_component() -> usize {
@@ -40,8 +39,8 @@ pub(super) struct Parts {
     pub(super) scheduler: Scheduler,
     pub(super) sources: Sources,
     pub(super) analyzers: Vec<Box<dyn Analyzer>>,
-    pub(super) book: Book,
-    pub(super) outbox: Outbox,
+    pub(super) book: Rc<RefCell<Book>>,
+    pub(super) outbox: Rc<RefCell<Outbox>>,
     pub(super) exporters: Vec<Running>,
     pub(super) inventory: Inventory,
 }
@@ -68,8 +67,8 @@ impl Parts {
             scheduler: Scheduler::new(host, values, collect::ALL, None).context("no thread for the collectors")?,
             sources: Sources::start(host, settings)?,
             analyzers: analyzers(values),
-            book: book(values, hostname),
-            outbox: outbox(values)?,
+            book: Rc::new(RefCell::new(book(values, hostname))),
+            outbox: Rc::new(RefCell::new(open_outbox(host, values)?)),
             exporters: export::ALL
                 .iter()
                 .filter_map(|entry| start(entry, wanted, shared).transpose())
@@ -95,23 +94,19 @@ impl Parts {
             Some(Scheduler::new(host, values, collect::ALL, None).context("no thread for the collectors")?)
         };
         let channel_keys = channel::ALL.iter().flat_map(|entry| entry.keys).chain(outbox::KEYS).copied();
-        let outbox = if values.agree_on(old, channel_keys) { None } else { Some(outbox(values)?) };
-        if let Err(error) = self.reload_outward(host, wanted, before, shared).await {
-            if let Some(outbox) = outbox {
-                outbox.drain(Duration::ZERO).await;
-            }
-            return Err(error);
-        }
-        if let Some(outbox) = outbox {
-            let old = std::mem::replace(&mut self.outbox, outbox);
-            tokio::task::spawn_local(old.drain(DRAIN_REPLACED));
+        let channels = if values.agree_on(old, channel_keys) { None } else { Some(plan(values)?) };
+        self.reload_outward(host, wanted, before, shared).await?;
+        if let Some(channels) = channels {
+            self.outbox.borrow_mut().reload(channels);
         }
         if let Some(scheduler) = scheduler {
             self.scheduler = scheduler;
         }
         self.analyzers = analyzers(values);
-        self.book.reload(values, wanted.hostname);
-        self.book.expect_cycles_every(between_rounds(values));
+        let mut book = self.book.borrow_mut();
+        book.reload(values, wanted.hostname);
+        book.expect_cycles_every(between_rounds(values));
+        drop(book);
         self.inventory = Inventory::new(host, values, wanted.hostname);
         Ok(())
     }
@@ -181,8 +176,8 @@ impl Parts {
     pub(super) fn collect(&self, out: &mut Batch) {
         self.scheduler.collect(out);
         self.sources.collect(out);
-        self.book.collect(out);
-        self.outbox.collect(out);
+        self.book.borrow().collect(out);
+        self.outbox.borrow().collect(out);
         for running in &self.exporters {
             running.exporter.report(out);
         }
@@ -202,7 +197,14 @@ impl Parts {
                 running.exporter.stop().await;
             }
         };
-        _ = tokio::join!(self.outbox.drain(deadline), tokio::time::timeout(deadline, exporters));
+        let outbox = Rc::into_inner(self.outbox).map(RefCell::into_inner);
+        let drained = async {
+            // Whoever asks by the control socket has gone before.
+            if let Some(outbox) = outbox {
+                outbox.drain(deadline).await;
+            }
+        };
+        _ = tokio::join!(drained, tokio::time::timeout(deadline, exporters));
     }
 }
 
@@ -232,8 +234,14 @@ fn analyzers(values: &Values) -> Vec<Box<dyn Analyzer>> {
     analyze::ALL.iter().map(|entry| (entry.new)(values)).collect()
 }
 
-fn outbox(values: &Values) -> anyhow::Result<Outbox> {
-    Outbox::start(values).map_err(|errors| anyhow::anyhow!("{}", errors.join("; ")))
+fn open_outbox(host: &Host, values: &Values) -> anyhow::Result<Outbox> {
+    let clock = host.clock.clone();
+    let data_dir = values.get(&keys::DATA_DIR);
+    Ok(Outbox::open(plan(values)?, Path::new(&data_dir), Arc::new(move || clock.now().wall)))
+}
+
+fn plan(values: &Values) -> anyhow::Result<Plan> {
+    Plan::new(values).map_err(|errors| anyhow::anyhow!("{}", errors.join("; ")))
 }
 
 /// Starts an exporter if it is wanted.

@@ -26,6 +26,8 @@ pub struct Sources {
     ready: Vec<Event>,
     /// Were told in an earlier life of the agent.
     told: Vec<Event>,
+    /// Events that the watching thread has handed on.
+    taken: u64,
 }
 
 impl Sources {
@@ -46,6 +48,7 @@ impl Sources {
             readings: None,
             ready: Vec::new(),
             told: Vec::new(),
+            taken: 0,
         })
     }
 
@@ -72,6 +75,7 @@ impl Sources {
         let opened = Opened::new(host, settings);
         let [kills, hangs] = opened.gives();
         self.watch = Watch::start(host, opened.kernel, opened.kmsg, settings.values.get(&keys::COLLECT_INTERVAL))?;
+        self.taken = 0;
         self.correlator.set_sources(kills, hangs);
         (self.probes, self.log) = (opened.probes, opened.log);
         Ok(())
@@ -122,6 +126,18 @@ impl Sources {
         std::mem::take(&mut self.told)
     }
 
+    /// Takes note of kills that were handled in an earlier life of the agent: the log may tell them again.
+    pub(super) fn remember(&mut self, kills: &[Event]) {
+        kills.iter().for_each(|kill| self.correlator.remember(kill));
+    }
+
+    /// Says that what became of all events so far is on disk. Those that still wait for another source's word count, too.
+    pub(super) fn settle(&self) {
+        if self.correlator.next_deadline().is_none() {
+            self.watch.settle(self.taken);
+        }
+    }
+
     /// Ends the watching and gives all events that have not been told yet.
     pub(super) fn end(&mut self, host: &Host) -> Vec<Event> {
         self.take_the_rest(host);
@@ -141,7 +157,10 @@ impl Sources {
     /// Takes a word of the watching thread; true when it brought new readings.
     fn take(&mut self, word: Word, host: &Host) -> bool {
         match word {
-            Word::Event(event) => self.correlator.add(*event, host.clock.now()),
+            Word::Event(event) => {
+                self.taken += 1;
+                self.correlator.add(*event, host.clock.now());
+            }
             Word::Told(event) => {
                 self.correlator.remember(&event);
                 self.told.push(*event);

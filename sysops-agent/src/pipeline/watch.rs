@@ -19,6 +19,9 @@ use crate::model::{Batch, Event, Tick};
 /// Words that may wait for the main loop. A burst beyond it is dropped and counted: the agent must not grow with it.
 const INBOX: usize = 1024;
 
+/// How soon to look again whether what was handed on is on disk.
+const SETTLES_WITHIN: Duration = Duration::from_millis(250);
+
 /// What the thread says.
 pub(crate) enum Word {
     /// Something happened.
@@ -40,6 +43,7 @@ pub(crate) struct Readings {
 pub(crate) struct Watch {
     pub(crate) inbox: Receiver<Word>,
     lost: Arc<AtomicU64>,
+    settled: Arc<AtomicU64>,
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -49,14 +53,22 @@ impl Watch {
     pub(crate) fn start(host: &Host, kernel: Kernel, kmsg: Option<Kmsg>, interval: Duration) -> std::io::Result<Self> {
         let (words, inbox) = channel(INBOX);
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let lost = Arc::new(AtomicU64::new(0));
-        let mut sources = Sources { host: host.clone(), kernel, kmsg, words, lost: Arc::clone(&lost) };
+        let (lost, settled) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let mut sources = Sources {
+            host: host.clone(),
+            kernel,
+            kmsg,
+            words,
+            handed_on: 0,
+            lost: Arc::clone(&lost),
+            settled: Arc::clone(&settled),
+        };
         let end = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("watch".to_owned())
             .stack_size(512 << 10)
             .spawn(move || sources.run(&end, interval))?;
-        Ok(Self { inbox, lost, stop, thread: Some(thread) })
+        Ok(Self { inbox, lost, settled, stop, thread: Some(thread) })
     }
 
     /// Events that were dropped because the main loop did not take them.
@@ -64,7 +76,12 @@ impl Watch {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// Ends the thread. What it has handed on is in the inbox, and the log's position is saved behind it.
+    /// Says that what became of the first `events` events is on disk: the log's position may move behind them.
+    pub(crate) fn settle(&self, events: u64) {
+        self.settled.store(events, Ordering::Relaxed);
+    }
+
+    /// Ends the thread. What it has handed on is in the inbox, and the log's position is saved behind what is settled.
     pub(crate) fn stop(&mut self) {
         // 8 bytes, native endian: eventfd(2). It is never full, as nothing else is written to it.
         _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
@@ -85,7 +102,9 @@ struct Sources {
     kernel: Kernel,
     kmsg: Option<Kmsg>,
     words: Sender<Word>,
+    handed_on: u64,
     lost: Arc<AtomicU64>,
+    settled: Arc<AtomicU64>,
 }
 
 impl Sources {
@@ -99,19 +118,28 @@ impl Sources {
                 self.tell(now);
                 next = now.monotonic + interval;
             }
-            let due = [self.kernel.next_deadline(), self.kmsg.as_ref().and_then(Kmsg::next_deadline)];
+            let unsettled = (!self.is_settled()).then(|| now.monotonic + SETTLES_WITHIN);
+            let due = [self.kernel.next_deadline(), self.kmsg.as_ref().and_then(Kmsg::next_deadline), unsettled];
             let deadline = due.into_iter().flatten().fold(next, Duration::min);
             if !self.wait(stop, deadline.saturating_sub(now.monotonic)) {
                 break;
             }
         }
         self.hand_on(&mut events);
-        if let Some(kmsg) = &mut self.kmsg {
+        if self.is_settled()
+            && let Some(kmsg) = &mut self.kmsg
+        {
             kmsg.save_now();
         }
     }
 
-    /// Hands on what is there. The log's position is saved after that, so that what is not handed on is read again.
+    /// True when what became of all that was handed on is on disk.
+    fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Relaxed) >= self.handed_on
+    }
+
+    /// Hands on what is there. The log's position is saved when what became of it is on disk: what an agent that dies has not
+    /// brought so far is read again.
     fn hand_on(&mut self, events: &mut Vec<Event>) {
         for event in self.kernel.take_told() {
             _ = self.words.try_send(Word::Told(Box::new(event)));
@@ -128,11 +156,15 @@ impl Sources {
             }
         }
         for event in events.drain(..) {
-            if self.words.try_send(Word::Event(Box::new(event))).is_err() {
+            if self.words.try_send(Word::Event(Box::new(event))).is_ok() {
+                self.handed_on += 1;
+            } else {
                 self.lost.fetch_add(1, Ordering::Relaxed);
             }
         }
-        if let Some(kmsg) = &mut self.kmsg {
+        if self.is_settled()
+            && let Some(kmsg) = &mut self.kmsg
+        {
             kmsg.save(self.host.clock.now());
         }
     }

@@ -30,7 +30,8 @@ pub(super) fn check(
     if !checker.problems.is_empty() {
         return Err(Problems::new(name, checker.problems));
     }
-    let mut settings = checker.settings;
+    let Checker { source, places, mut settings, .. } = checker;
+    settings.lines = places.into_iter().map(|(path, at)| (path, source.line_of(at.start) + 1)).collect();
     settings.not_built.sort_unstable();
     settings.hostname = settings.values.get(&keys::HOSTNAME);
     Ok(settings)

@@ -1,7 +1,7 @@
 //! Keys of parts that come later. They are accepted and checked like all others, and reported once as not built
 //! yet. Who builds such a part moves its keys from here to the file of the part.
 
-use crate::spec::Fallback::{Absent, Bool, Float, Int, Text, TextList as List};
+use crate::spec::Fallback::{Absent, Bool, Float, Int, Text};
 use crate::spec::{Key, KeySpec, NotBuilt, Shape};
 
 type Later = Key<NotBuilt>;
@@ -29,16 +29,6 @@ pub static ALL: &[&KeySpec] = &[
     SYSLOG_PATH.spec(),
     GPU_XID.spec(),
     CUSTOM_PATTERNS.spec(),
-    EMAIL_ENABLED.spec(),
-    EMAIL_HOST.spec(),
-    EMAIL_PORT.spec(),
-    EMAIL_TLS.spec(),
-    EMAIL_USERNAME.spec(),
-    EMAIL_PASSWORD.spec(),
-    EMAIL_FROM.spec(),
-    EMAIL_TO.spec(),
-    EMAIL_SUBJECT.spec(),
-    EMAIL_SEVERITY.spec(),
 ];
 
 // GPU.
@@ -130,21 +120,3 @@ static CUSTOM_PATTERNS: Later = Key::later(
 static PATTERN: Later = Key::later("pattern", Shape::Text, Absent, "Regular expression that a line must match.");
 static PATTERN_SEVERITY: Later = Key::later("severity", SEVERITY, Text("warn"), "Severity of the alert.");
 static PATTERN_NAME: Later = Key::later("name", Shape::Text, Absent, "Name of the pattern in the alert.");
-
-// Channels.
-static EMAIL_ENABLED: Later = Key::later("alerting.email.enabled", Shape::Bool, Bool(false), "Send alerts by mail.");
-static EMAIL_HOST: Later =
-    Key::later("alerting.email.smtp_host", Shape::Text, Absent, "Mail server.").example("\"smtp.example.com\"");
-static EMAIL_PORT: Later =
-    Key::later("alerting.email.smtp_port", Shape::Int { min: 1, max: 65_535 }, Int(587), "Its port.");
-static EMAIL_TLS: Later = Key::later("alerting.email.smtp_tls", Shape::Bool, Bool(true), "Encrypt the connection.");
-static EMAIL_USERNAME: Later = Key::later("alerting.email.username", Shape::Text, Absent, "Name to log in with.")
-    .example("\"alerts@example.com\"");
-static EMAIL_PASSWORD: Later = Key::later_secret("alerting.email.password", "Password to log in with.");
-static EMAIL_FROM: Later =
-    Key::later("alerting.email.from", Shape::Text, Absent, "Sender.").example("\"SysOps Agent <alerts@example.com>\"");
-static EMAIL_TO: Later = Key::later("alerting.email.to", Shape::TextList, List(&[]), "Recipients.");
-static EMAIL_SUBJECT: Later =
-    Key::later("alerting.email.subject_prefix", Shape::Text, Text("[SysOps]"), "Begins the subject.");
-static EMAIL_SEVERITY: Later =
-    Key::later("alerting.email.min_severity", SEVERITY, Text("critical"), "Least severity that is mailed.");

@@ -13,6 +13,7 @@ mod show;
 mod suggest;
 pub mod write;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use problem::{Problem, Problems};
@@ -39,6 +40,8 @@ pub struct Settings {
     pub warnings: Vec<Problem>,
     /// What was set, as it was written: `${…}` not expanded.
     written: Values,
+    /// In which line each key and table stands that was found.
+    lines: BTreeMap<String, usize>,
 }
 
 impl Settings {
@@ -46,6 +49,12 @@ impl Settings {
     #[must_use]
     pub fn hostname_or(&self, nodename: &str) -> String {
         self.hostname.clone().unwrap_or_else(|| nodename.to_owned())
+    }
+
+    /// The line of the file in which a key or table stands: `rule[2].metric`, `rule[2]`. Lines count from 1.
+    #[must_use]
+    pub fn line_of(&self, path: &str) -> Option<usize> {
+        self.lines.get(path).copied()
     }
 
     /// What was set and does nothing, each kind in one line, for the log and for `--validate`.

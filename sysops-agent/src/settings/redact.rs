@@ -20,13 +20,19 @@ impl<'a> Redactor<'a> {
         let mut redactor = Self::default();
         for key in keys {
             redactor.add(key.path, key);
-            if let Shape::TableList(inner) = key.shape {
-                for key in inner {
-                    redactor.add("", key);
-                }
-            }
+            redactor.add_inner(key);
         }
         redactor
+    }
+
+    /// Keys of the tables in a list, which have no path of their own.
+    fn add_inner(&mut self, key: &'a KeySpec) {
+        if let Shape::TableList(inner) = key.shape {
+            for key in inner {
+                self.add("", key);
+                self.add_inner(key);
+            }
+        }
     }
 
     fn add(&mut self, path: &'a str, key: &'a KeySpec) {

@@ -12,7 +12,10 @@ const HIDDEN: &str = "***";
 /// The effective configuration: what was set as it was written, the rest as defaults.
 pub(super) fn show(settings: &Settings, declared: &Declared) -> String {
     let mut out = String::new();
-    for (table, keys) in by_table(&declared.keys) {
+    let mut tables = by_table(&declared.keys);
+    // What stands in no table comes before the first.
+    tables.sort_by_key(|(table, _)| !table.is_empty());
+    for (table, keys) in tables {
         if !out.is_empty() {
             out.push('\n');
         }

@@ -4,10 +4,12 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write as _};
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::model::{Alert, Notice, Severity, Status, cut, shown, time};
+use crate::deliver::text;
+use crate::model::{Alert, Change, Notice, Severity, Status, cut, shown, time};
 use crate::spec::{Key, Values};
 
 use super::{Channel, Entry, Receipt, SendError, Sending};
@@ -18,6 +20,7 @@ pub static ENTRY: Entry = Entry {
     keys: &[ENABLED.spec(), MIN_SEVERITY.spec()],
     min_severity: &MIN_SEVERITY,
     grouped: false,
+    durable: false,
     build,
 };
 
@@ -81,28 +84,41 @@ impl Channel for Console {
     }
 }
 
-/// `2026-02-22T16:30:00Z CRITICAL oom_kill web-1: The kernel killed … [cgroup=/a comm=java pid=42]`
+/// `2026-02-22T16:30:00Z CRITICAL oom_kill web-1: The kernel killed … (escalated, 20 min) [cgroup=/a comm=java pid=42]`
 fn line(alert: &Alert, colour: bool) -> String {
-    let (word, paint) = match (alert.status, alert.severity) {
-        (Status::Resolved, _) => ("RESOLVED", "\x1b[32m"),
-        (Status::Firing, Severity::Info) => ("INFO", "\x1b[36m"),
-        (Status::Firing, Severity::Warn) => ("WARN", "\x1b[33m"),
-        (Status::Firing, Severity::Critical) => ("CRITICAL", "\x1b[31m"),
-        (Status::Firing, Severity::Emergency) => ("EMERGENCY", "\x1b[1;31m"),
+    let paint = match (alert.status, alert.severity) {
+        (Status::Resolved, _) => "\x1b[32m",
+        (Status::Firing, Severity::Info) => "\x1b[36m",
+        (Status::Firing, Severity::Warn) => "\x1b[33m",
+        (Status::Firing, Severity::Critical) => "\x1b[31m",
+        (Status::Firing, Severity::Emergency) => "\x1b[1;31m",
     };
     let (paint, plain) = if colour { (paint, "\x1b[0m") } else { ("", "") };
     let mut line = format!(
-        "{} {paint}{word}{plain} {} {}: {}",
+        "{} {paint}{}{plain} {} {}: {}",
         time::rfc3339_secs(alert.timestamp),
+        text::word(alert),
         shown(&alert.metric, 64),
         shown(&alert.hostname, 255),
         shown(&alert.message, 700),
     );
+    // That it fired a moment ago is what a line says anyhow.
+    let change = match alert.change {
+        Change::Worsened => "worse",
+        Change::Escalated => "escalated",
+        Change::Reminded => "still",
+        Change::Resolved => "over",
+        Change::Fired | Change::Digest | Change::Test => "",
+    };
+    let length = alert.timestamp.duration_since(alert.starts_at).unwrap_or_default();
+    if !change.is_empty() && length >= Duration::from_secs(1) {
+        // Writing into a String does not fail, here and below.
+        let _ = write!(line, " ({change}, {})", text::span(length));
+    }
     if !alert.labels.is_empty() {
         line.push_str(" [");
         for (i, (name, value)) in alert.labels.iter().enumerate() {
             let space = if i == 0 { "" } else { " " };
-            // Writing into a String does not fail.
             let _ = write!(line, "{space}{}={}", shown(name, 64), shown(value, 128));
         }
         line.push(']');
@@ -127,7 +143,7 @@ mod tests {
             fingerprint: 1,
             ..Alert::new(
                 "web-1",
-                std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_771_777_800),
+                std::time::UNIX_EPOCH + Duration::from_secs(1_771_777_800),
                 Severity::Critical,
                 "oom_kill",
                 "The kernel killed dd.".to_owned(),
@@ -145,6 +161,12 @@ mod tests {
         assert_eq!(
             line(&resolved, true),
             "2026-02-22T16:30:00Z \x1b[32mRESOLVED\x1b[0m oom_kill web-1: The kernel killed dd.\n"
+        );
+        let starts_at = alert().timestamp - Duration::from_secs(1200);
+        let worse = Alert { change: Change::Worsened, labels: BTreeMap::new(), starts_at, ..alert() };
+        assert_eq!(
+            line(&worse, false),
+            "2026-02-22T16:30:00Z CRITICAL oom_kill web-1: The kernel killed dd. (worse, 20 min)\n"
         );
     }
 

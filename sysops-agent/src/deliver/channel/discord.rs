@@ -30,6 +30,7 @@ pub static ENTRY: Entry = Entry {
     ],
     min_severity: &MIN_SEVERITY,
     grouped: true,
+    durable: true,
     build,
 };
 

@@ -2,6 +2,8 @@
 
 pub mod console;
 pub mod discord;
+pub mod email;
+pub mod nats;
 mod pace;
 pub mod slack;
 pub mod syslog;
@@ -84,6 +86,8 @@ pub struct Entry {
     pub min_severity: &'static Key<String>,
     /// True when people read it: alerts of one group may come in one notice. Machines get each alert by itself.
     pub grouped: bool,
+    /// True when what waits for it outlives the agent: old alerts are of no use on a terminal.
+    pub durable: bool,
     /// Makes it.
     pub build: Build,
 }
@@ -92,8 +96,16 @@ pub struct Entry {
 pub type Build = fn(&Values) -> Result<Option<Box<dyn Channel>>, String>;
 
 /// All channels.
-pub static ALL: &[&Entry] =
-    &[&console::ENTRY, &discord::ENTRY, &slack::ENTRY, &telegram::ENTRY, &webhook::ENTRY, &syslog::ENTRY];
+pub static ALL: &[&Entry] = &[
+    &console::ENTRY,
+    &discord::ENTRY,
+    &slack::ENTRY,
+    &telegram::ENTRY,
+    &email::ENTRY,
+    &webhook::ENTRY,
+    &syslog::ENTRY,
+    &nats::ENTRY,
+];
 
 /// What an answer over HTTP means for the alert that was sent.
 ///
@@ -123,6 +135,7 @@ pub(crate) fn verdict(answer: Result<Answer, HttpError>) -> Result<Receipt, Send
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::deliver::export;
     use crate::model::Severity;
     use crate::spec::Fallback;
 
@@ -130,8 +143,13 @@ mod tests {
     fn every_channel_has_the_switch_and_the_severity_of_its_table() {
         for entry in ALL {
             let table = format!("alerting.{}.", entry.name);
-            assert!(entry.keys.iter().all(|key| key.path.starts_with(&table)), "{}", entry.name);
-            assert!(entry.keys.iter().any(|key| key.path == format!("{table}enabled")), "{}", entry.name);
+            // A channel that goes by the keys of an exporter of the same name has that one's switch.
+            let exporter = export::ALL.iter().find(|exporter| exporter.name == entry.name);
+            let shared = exporter.map_or(&[][..], |exporter| exporter.keys);
+            let is_own = |key: &&KeySpec| key.path.starts_with(&table);
+            assert!(entry.keys.iter().all(|key| is_own(key) || shared.contains(key)), "{}", entry.name);
+            let switch = if shared.is_empty() { format!("{table}enabled") } else { format!("{}.enabled", entry.name) };
+            assert!(entry.keys.iter().any(|key| key.path == switch), "{}", entry.name);
             let least = entry.min_severity.spec();
             assert!(entry.keys.contains(&least) && least.path == format!("{table}min_severity"), "{}", entry.name);
             assert!(matches!(least.fallback, Fallback::Text(name) if Severity::from_name(name).is_some()));

@@ -1,31 +1,71 @@
-//! Alerts to the machine's syslog daemon, RFC 5424 over its datagram socket. There is no acknowledgement: an alert is
-//! delivered when the socket took it.
+//! Alerts to a syslog daemon: this machine's by its datagram socket, or another machine's by UDP or TCP. There is no
+//! acknowledgement: an alert is delivered when the socket took it. How a record is written is `record`'s.
 
-use std::fmt::Write as _;
+mod record;
+
 use std::io;
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use crate::model::{Alert, Notice, Severity, Status, cut, shown, time};
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpStream, UdpSocket, lookup_host};
+use tokio::time::timeout;
+
+use crate::model::{Notice, Severity};
 use crate::spec::{Key, Values};
 
 use super::{Channel, Entry, Receipt, SendError, Sending};
+use record::{Format, Writer};
 
 /// The channel as the list knows it.
 pub static ENTRY: Entry = Entry {
     name: "syslog",
-    keys: &[ENABLED.spec(), FACILITY.spec(), TAG.spec(), PATH.spec(), MIN_SEVERITY.spec()],
+    keys: &[
+        ENABLED.spec(),
+        FACILITY.spec(),
+        TAG.spec(),
+        FORMAT.spec(),
+        PATH.spec(),
+        ADDRESS.spec(),
+        MIN_SEVERITY.spec(),
+    ],
     min_severity: &MIN_SEVERITY,
     grouped: false,
+    durable: true,
     build,
 };
 
-static ENABLED: Key<bool> = Key::switch("alerting.syslog.enabled", false, "Alerts to the local syslog daemon.");
+static ENABLED: Key<bool> = Key::switch("alerting.syslog.enabled", false, "Alerts to a syslog daemon.");
 static FACILITY: Key<String> = Key::choice("alerting.syslog.facility", &FACILITIES, "daemon", "The facility.");
 static TAG: Key<String> = Key::text("alerting.syslog.tag", "sysops-agent", "The name under which alerts are logged.");
-static PATH: Key<String> = Key::text("alerting.syslog.path", "/dev/log", "The daemon's datagram socket.");
+static FORMAT: Key<String> = Key::choice(
+    "alerting.syslog.format",
+    &["rfc5424", "rfc3164"],
+    "rfc5424",
+    "How a record is written: rfc5424 with what is known in fields, or rfc3164, which old daemons know, as one line of at most \
+     1024 bytes.",
+);
+static PATH: Key<String> = Key::text(
+    "alerting.syslog.path",
+    "/dev/log",
+    "The datagram socket of this machine's daemon. Not used when `address` is set.",
+);
+static ADDRESS: Key<Option<String>> = Key::optional(
+    "alerting.syslog.address",
+    "Another machine's daemon: `udp://host:514`, or `tcp://host:514` with octet counting (RFC 6587). Neither is encrypted.",
+)
+.example("\"tcp://logs.example.com:514\"");
 static MIN_SEVERITY: Key<String> =
     Key::choice("alerting.syslog.min_severity", Severity::NAMES, "info", "The least severity that is sent to syslog.");
+
+/// How long another machine may take to be found, to be connected to and to take a record.
+const REMOTE: Duration = Duration::from_secs(10);
+
+/// Where daemons listen.
+const PORT: u16 = 514;
 
 /// RFC 5424 table 1 with the names of syslog(3); a facility's code is its place. Codes 12 to 15 have no name there.
 static FACILITIES: [&str; 24] = [
@@ -33,20 +73,15 @@ static FACILITIES: [&str; 24] = [
     "audit", "alert", "clock", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
 ];
 
-/// rsyslog's own limit by default. Receivers must take 480 bytes and should take 2048.
-const BYTES_MAX: usize = 8 << 10;
-
-/// What labels may take of it, so that there is always room for the message.
-const LABELS_BYTES_MAX: usize = 4 << 10;
-
-/// What stands before a message in UTF-8.
-const BOM: char = '\u{feff}';
-
 struct Syslog {
-    path: PathBuf,
-    facility: usize,
-    tag: String,
-    socket: Option<UnixDatagram>,
+    writer: Writer,
+    way: Way,
+}
+
+enum Way {
+    Local(Local),
+    Udp { host: String, port: u16 },
+    Tcp { host: String, port: u16, stream: Option<TcpStream> },
 }
 
 fn build(values: &Values) -> Result<Option<Box<dyn Channel>>, String> {
@@ -56,19 +91,106 @@ fn build(values: &Values) -> Result<Option<Box<dyn Channel>>, String> {
     let facility = values.get(&FACILITY);
     let facility = FACILITIES.iter().position(|name| *name == facility);
     let facility = facility.ok_or("alerting.syslog.facility: not one of the facilities of syslog(3)")?;
-    // The daemon may start after the agent, and restart under it: the socket is opened when it is needed.
-    let path = PathBuf::from(values.get(&PATH));
-    Ok(Some(Box::new(Syslog { path, facility, tag: values.get(&TAG), socket: None })))
+    let way = match values.get(&ADDRESS) {
+        Some(address) => remote(&address)?,
+        // The daemon may start after the agent, and restart under it: the socket is opened when it is needed.
+        None => Way::Local(Local { path: PathBuf::from(values.get(&PATH)), socket: None }),
+    };
+    let format = match (values.get(&FORMAT).as_str(), &way) {
+        ("rfc3164", Way::Local(_)) => Format::Rfc3164Local,
+        ("rfc3164", _) => Format::Rfc3164,
+        _ => Format::Rfc5424,
+    };
+    Ok(Some(Box::new(Syslog { writer: Writer { format, facility, tag: values.get(&TAG) }, way })))
+}
+
+/// `tcp://host:514`, `udp://[::1]`.
+fn remote(address: &str) -> Result<Way, String> {
+    let wrong = || format!("alerting.syslog.address: expected udp://host:port or tcp://host:port, found {address:?}");
+    let (scheme, place) = address.split_once("://").ok_or_else(wrong)?;
+    let (host, port) = match place.strip_prefix('[') {
+        Some(place) => place.split_once(']').ok_or_else(wrong)?,
+        None => place.split_at(place.find(':').unwrap_or(place.len())),
+    };
+    let port = match port.strip_prefix(':') {
+        Some(port) => port.parse().map_err(|_| wrong())?,
+        None if port.is_empty() => PORT,
+        None => return Err(wrong()),
+    };
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
+    if host.is_empty() || !host.chars().all(is_name) {
+        return Err(wrong());
+    }
+    let host = host.to_owned();
+    match scheme {
+        "udp" => Ok(Way::Udp { host, port }),
+        "tcp" => Ok(Way::Tcp { host, port, stream: None }),
+        _ => Err(wrong()),
+    }
 }
 
 impl Channel for Syslog {
     fn send<'a>(&'a mut self, notice: &'a Notice) -> Sending<'a> {
-        let sent = self.write(&frame(notice.head(), self.facility, &self.tag));
-        Box::pin(std::future::ready(sent))
+        let record = self.writer.record(notice.head());
+        Box::pin(async move {
+            match &mut self.way {
+                Way::Local(local) => local.write(&record),
+                Way::Udp { host, port } => {
+                    let sent = in_time(udp(host, *port, record.as_bytes())).await;
+                    receipt(sent, &format!("udp://{host}:{port}"), "sent; UDP acknowledges nothing")
+                }
+                Way::Tcp { host, port, stream } => {
+                    let sent = in_time(tcp(host, *port, stream, &record)).await;
+                    receipt(sent, &format!("tcp://{host}:{port}"), "written to the connection; nothing acknowledges it")
+                }
+            }
+        })
     }
 }
 
-impl Syslog {
+fn receipt(sent: io::Result<()>, place: &str, words: &str) -> Result<Receipt, SendError> {
+    sent.map(|()| Receipt::new(words))
+        .map_err(|error| SendError::Retry { reason: format!("{place}: {error}"), after: None })
+}
+
+async fn in_time(work: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    timeout(REMOTE, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// The name is looked up each time: alerts are rare, and addresses change.
+async fn udp(host: &str, port: u16, record: &[u8]) -> io::Result<()> {
+    let to = lookup_host((host, port)).await?.next().ok_or(io::ErrorKind::NotFound)?;
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any).await?;
+    socket.connect(to).await?;
+    socket.send(record).await.map(|_| ())
+}
+
+/// A connection that the daemon has closed since takes bytes all the same, and loses them; so it is looked at first.
+async fn tcp(host: &str, port: u16, held: &mut Option<TcpStream>, record: &str) -> io::Result<()> {
+    let mut stream = match held.take().filter(is_open) {
+        Some(stream) => stream,
+        None => TcpStream::connect((host, port)).await?,
+    };
+    stream.write_all(format!("{} {record}", record.len()).as_bytes()).await?;
+    *held = Some(stream);
+    Ok(())
+}
+
+/// False when the far end has ended it; asked of the kernel, as the runtime may not have heard of it yet.
+fn is_open(stream: &TcpStream) -> bool {
+    let mut said = [0; 1];
+    let asked = rustix::net::recv(stream, &mut said, RecvFlags::PEEK | RecvFlags::DONTWAIT);
+    asked.map_or_else(|error| error == Errno::AGAIN, |(read, _)| read > 0)
+}
+
+/// This machine's daemon.
+struct Local {
+    path: PathBuf,
+    socket: Option<UnixDatagram>,
+}
+
+impl Local {
     fn write(&mut self, frame: &str) -> Result<Receipt, SendError> {
         let fresh = self.socket.is_none();
         match self.try_write(frame) {
@@ -101,153 +223,40 @@ impl Syslog {
     }
 }
 
-const EMSGSIZE: i32 = rustix::io::Errno::MSGSIZE.raw_os_error();
+const EMSGSIZE: i32 = Errno::MSGSIZE.raw_os_error();
 
 fn is_full(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error())
+    error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error())
 }
 
-fn connect(path: &std::path::Path) -> io::Result<UnixDatagram> {
+fn connect(path: &Path) -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
     socket.set_nonblocking(true)?;
     socket.connect(path)?;
     Ok(socket)
 }
 
-/// `<26>1 TIME HOST TAG PID METRIC [sysops@32473 …][labels@32473 …] BOM message`
-fn frame(alert: &Alert, facility: usize, tag: &str) -> String {
-    let mut out = format!(
-        "<{}>1 {} {} {} {} {} [sysops@32473",
-        facility * 8 + code(alert),
-        time::rfc3339_secs(alert.timestamp),
-        header(&alert.hostname, 255),
-        header(tag, 48),
-        std::process::id(),
-        header(&alert.metric, 32),
-    );
-    param(&mut out, "metric", &alert.metric);
-    param(&mut out, "severity", alert.severity.name());
-    let over = alert.status == Status::Resolved;
-    param(&mut out, "status", if over { "resolved" } else { "firing" });
-    param(&mut out, "value", &alert.value.to_string());
-    param(&mut out, "threshold", &alert.threshold.to_string());
-    out.push(']');
-    labels(&mut out, alert);
-    out.push(' ');
-    out.push(BOM);
-    out.push_str(if over { "resolved: " } else { "" });
-    message(&mut out, &alert.message);
-    out
-}
-
-/// RFC 5424 table 2. What is over is a notice.
-fn code(alert: &Alert) -> usize {
-    match (alert.status, alert.severity) {
-        (Status::Resolved, _) => 5,
-        (Status::Firing, Severity::Info) => 6,
-        (Status::Firing, Severity::Warn) => 4,
-        (Status::Firing, Severity::Critical) => 2,
-        (Status::Firing, Severity::Emergency) => 0,
-    }
-}
-
-/// A header field: printable ASCII without blanks, `-` for nothing.
-fn header(text: &str, chars_max: usize) -> String {
-    let printable = |c: char| if c.is_ascii_graphic() { c } else { '_' };
-    let field: String = text.chars().take(chars_max).map(printable).collect();
-    if field.is_empty() { "-".to_owned() } else { field }
-}
-
-fn labels(out: &mut String, alert: &Alert) {
-    let mut labels = String::from("[labels@32473");
-    for (name, value) in &alert.labels {
-        let before = labels.len();
-        let name: String = header(name, 32).replace(['=', ']', '"'], "_");
-        param(&mut labels, &name, value);
-        if labels.len() > LABELS_BYTES_MAX {
-            labels.truncate(before);
-            break;
-        }
-    }
-    if labels.contains(' ') {
-        out.push_str(&labels);
-        out.push(']');
-    }
-}
-
-/// ` name="value"` with `"`, `\` and `]` escaped, as RFC 5424 §6.3.3 wants it.
-fn param(out: &mut String, name: &str, value: &str) {
-    // Writing into a String does not fail.
-    let _ = write!(out, " {name}=\"");
-    for c in shown(value, 1024).chars() {
-        if matches!(c, '"' | '\\' | ']') {
-            out.push('\\');
-        }
-        out.push(c);
-    }
-    out.push('"');
-}
-
-/// The message in what room is left. A control character would forge a record where lines are records.
-fn message(out: &mut String, text: &str) {
-    let text = shown(text, BYTES_MAX);
-    let room = BYTES_MAX.saturating_sub(out.len());
-    if text.len() <= room {
-        out.push_str(&text);
-    } else {
-        out.push_str(cut(&text, room.saturating_sub('…'.len_utf8())));
-        out.push('…');
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
-    fn alert() -> Alert {
-        Alert {
-            value: 1.0,
-            threshold: 0.0,
-            labels: BTreeMap::from([("comm".to_owned(), "a]\"\\".to_owned()), ("pid".to_owned(), "92".to_owned())]),
-            status: Status::Firing,
-            fingerprint: 1,
-            ..Alert::new(
-                "web-1",
-                std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_771_777_800),
-                Severity::Critical,
-                "oom_kill",
-                "The kernel killed dd.".to_owned(),
-            )
+    #[test]
+    fn addresses_are_udp_or_tcp() {
+        let is = |text: &str| match remote(text) {
+            Ok(Way::Udp { host, port }) => format!("udp {host} {port}"),
+            Ok(Way::Tcp { host, port, .. }) => format!("tcp {host} {port}"),
+            Ok(Way::Local(_)) => "local".to_owned(),
+            Err(error) => error,
+        };
+        assert_eq!(is("udp://logs.example.com"), "udp logs.example.com 514");
+        assert_eq!(is("tcp://[::1]:6514"), "tcp ::1 6514");
+        for wrong in ["logs.example.com:514", "http://h", "tcp://", "tcp://u:p@h", "udp://h/x", "tcp://h:99999"] {
+            assert!(
+                is(wrong).starts_with("alerting.syslog.address: expected udp://host:port"),
+                "{wrong}: {}",
+                is(wrong)
+            );
         }
-    }
-
-    #[test]
-    fn a_frame_is_rfc_5424() {
-        let pid = std::process::id();
-        assert_eq!(
-            frame(&alert(), 3, "sysops-agent"),
-            format!(
-                "<26>1 2026-02-22T16:30:00Z web-1 sysops-agent {pid} oom_kill [sysops@32473 metric=\"oom_kill\" \
-                 severity=\"critical\" status=\"firing\" value=\"1\" threshold=\"0\"]\
-                 [labels@32473 comm=\"a\\]\\\"\\\\\" pid=\"92\"] \u{feff}The kernel killed dd."
-            )
-        );
-        let over = Alert { status: Status::Resolved, labels: BTreeMap::new(), hostname: String::new(), ..alert() };
-        let over = frame(&over, 16, "my agent");
-        assert!(over.starts_with(&format!("<133>1 2026-02-22T16:30:00Z - my_agent {pid} oom_kill [")), "{over}");
-        assert!(over.ends_with("threshold=\"0\"] \u{feff}resolved: The kernel killed dd."), "{over}");
-    }
-
-    #[test]
-    fn a_frame_is_bounded_and_cut_between_characters() {
-        let long = "ü\n".repeat(1 << 19);
-        let labels = (0..100).map(|i| (format!("l{i}"), long.clone())).collect();
-        let frame = frame(&Alert { message: long.clone(), hostname: long.clone(), labels, ..alert() }, 3, &long);
-        assert!(frame.len() <= BYTES_MAX && frame.len() > BYTES_MAX - 8, "{}", frame.len());
-        assert!(frame.ends_with('…') && !frame.contains('\n'));
-        assert_eq!(frame.matches("\"]").count(), 2, "both elements are closed");
     }
 
     #[test]

@@ -42,6 +42,7 @@ pub static ENTRY: Entry = Entry {
     ],
     min_severity: &MIN_SEVERITY,
     grouped: false,
+    durable: true,
     build,
 };
 

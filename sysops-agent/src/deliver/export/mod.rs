@@ -11,7 +11,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 
-use crate::model::{Alert, Batch, Desc, Readings, Tick};
+use crate::model::{Batch, Desc, Readings, Tick};
 use crate::spec::{KeySpec, Values};
 
 /// All exporters.
@@ -35,8 +35,6 @@ pub type Start = fn(&Values, &Context) -> Result<Option<Box<dyn Exporter>>, Stri
 
 /// A running exporter. Nothing here waits for the network but [`Exporter::stop`].
 pub trait Exporter {
-    /// Takes an alert along, where this exporter carries alerts.
-    fn alert(&self, _alert: &Alert) {}
     /// Adds the readings about itself.
     fn report(&self, out: &mut Batch);
     /// What keeps it from its work right now, in one sentence: for `doctor` and the agent's health.

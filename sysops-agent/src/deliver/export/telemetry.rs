@@ -1,4 +1,4 @@
-//! The JSON documents that machines get: metrics, heartbeat, alert (docs/schemas describes them, docs/TELEMETRY.md
+//! The JSON documents that machines get: metrics and heartbeat (docs/schemas describes them, docs/TELEMETRY.md
 //! explains them). Subjects, compression and the way there are left to `nats`.
 
 use std::io::Write as _;
@@ -7,7 +7,7 @@ use super::Health;
 use super::exposition::{as_f64, is_finite};
 use super::number::Number;
 use crate::model::time::rfc3339_secs;
-use crate::model::{Alert, Readings, Series, SeriesValue, Tick};
+use crate::model::{Readings, Series, SeriesValue, Tick};
 
 /// Version of the shapes; keys are only ever added within it.
 pub const SCHEMA: u32 = 1;
@@ -56,12 +56,6 @@ pub fn heartbeat(hostname: &str, now: Tick, health: Health) -> Vec<u8> {
     })
     .to_string()
     .into_bytes()
-}
-
-/// An alert: the same object that the webhook posts.
-#[must_use]
-pub fn alert(alert: &Alert) -> Vec<u8> {
-    serde_json::to_vec(alert).expect("an alert has text keys and no value that JSON cannot hold")
 }
 
 const END: &[u8] = b"]}";

@@ -4,11 +4,15 @@
 //! group: its stack is then deeper by the walk over the group, and the same from the decision outwards. Another decision of
 //! the same task comes from the same depth as the first, or from another way. All of it runs under one lock of the kernel,
 //! so the kills of two decisions never mix.
+//!
+//! A decision is named after the process that was chosen, which no two agents see differently and which is chosen once.
 
 use std::collections::VecDeque;
 
 use sysops_common::oom_kill::{Record, STACK_DEPTH, known};
 use sysops_common::task::known as task_known;
+
+use crate::host::Host;
 
 /// Most frames by which the walk over a group lies deeper, and in which both ways differ.
 const FRAMES_BETWEEN: usize = 4;
@@ -17,9 +21,14 @@ const FRAMES_SAME: usize = 3;
 /// Processes that are remembered as told.
 const TOLD_MAX: usize = 1024;
 
+/// Digits of the boot's id that begin a name, so that the same process of another boot or machine has another.
+const BOOT_DIGITS: usize = 8;
+
 /// What was told.
 #[derive(Debug, Default)]
 pub(super) struct Incidents {
+    /// The first digits of the boot's id, and a hyphen; empty where it has none.
+    boot: String,
     last: Option<Decision>,
     told: VecDeque<Told>,
 }
@@ -40,7 +49,15 @@ struct Told {
 }
 
 impl Incidents {
-    /// The name of the incident to which a mark belongs: when its first one was made.
+    /// Of the boot of this host.
+    pub(super) fn of(host: &Host) -> Self {
+        let boot = host.files.read_text(&host.files.proc("sys/kernel/random/boot_id")).ok();
+        let boot = boot.as_deref().and_then(|id| id.get(..BOOT_DIGITS)).map(|digits| format!("{digits}-"));
+        Self { boot: boot.unwrap_or_default(), ..Self::default() }
+    }
+
+    /// The name of the incident to which a mark belongs: id and start of the process that was marked first, or the time of
+    /// that mark where they are not known.
     pub(super) fn name(&mut self, read: &Record, exiting: bool) -> String {
         let trigger = (read.trigger_tgid, read.trigger_tid);
         let has_stack = read.known & known::STACK != 0;
@@ -51,7 +68,10 @@ impl Incidents {
         if let Some(last) = same {
             return last.name.clone();
         }
-        let name = format!("{:x}", read.monotonic_ns);
+        let name = match identity(read) {
+            Some((tgid, start)) => format!("{}{tgid:x}-{start:x}", self.boot),
+            None => format!("{}{:x}", self.boot, read.monotonic_ns),
+        };
         if has_stack && !exiting {
             self.last = Some(Decision { trigger, stack: read.stack, name: name.clone() });
         }
@@ -61,11 +81,8 @@ impl Incidents {
     /// False when the process was told already. The kernel marks threads: of one that dies it may mark several, and
     /// in a group kill the chosen one twice.
     pub(super) fn first_time(&mut self, read: &Record, exiting: bool) -> bool {
-        const BOTH: u32 = task_known::TGID | task_known::START;
-        if read.task.known & BOTH != BOTH {
-            return true;
-        }
-        let now = Told { tgid: read.task.tgid, start: read.task.start_boottime_ns, exiting };
+        let Some((tgid, start)) = identity(read) else { return true };
+        let now = Told { tgid, start, exiting };
         let before = self.told.iter_mut().rev().find(|told| (told.tgid, told.start) == (now.tgid, now.start));
         match before {
             // It was on its way out, and then killed all the same.
@@ -83,6 +100,12 @@ impl Incidents {
             }
         }
     }
+}
+
+/// Id and start of the victim's process, as far as they were read.
+fn identity(read: &Record) -> Option<(u32, u64)> {
+    const BOTH: u32 = task_known::TGID | task_known::START;
+    (read.task.known & BOTH == BOTH).then_some((read.task.tgid, read.task.start_boottime_ns))
 }
 
 /// True when `stack` is that of a kill out of the decision that killed with `chosen` before.
@@ -123,8 +146,12 @@ mod tests {
         stack(&[&[1, 2, 0x20, 0x21, 0x11], way])
     }
 
+    /// The mark of process `at` at that time; of the process nothing is known.
     fn mark(at: u64, trigger: u32, stack: [u64; STACK_DEPTH]) -> Record {
-        Record { monotonic_ns: at, trigger_tgid: trigger, trigger_tid: trigger, stack, ..record(known::STACK) }
+        let mut read =
+            Record { monotonic_ns: at, trigger_tgid: trigger, trigger_tid: trigger, stack, ..record(known::STACK) };
+        read.task.known = task_known::TID;
+        read
     }
 
     #[test]
@@ -146,6 +173,22 @@ mod tests {
         ];
         let names: Vec<String> = marks.iter().map(|mark| incidents.name(mark, false)).collect();
         assert_eq!(names, ["1", "1", "1", "4", "4", "6", "7", "7", "9"]);
+    }
+
+    #[test]
+    fn an_incident_has_the_same_name_whichever_agent_saw_it() {
+        let names = |late: u64| {
+            let mut incidents = Incidents { boot: "5f0c2a1b-".to_owned(), ..Incidents::default() };
+            let marks = [mark(1 + late, 7, chosen(&FAULT)), mark(2 + late, 7, member(&FAULT))];
+            let marks = marks.into_iter().zip([0x20, 0x21]).map(|(mut read, tgid)| {
+                read.task.known = task_known::TGID | task_known::START;
+                (read.task.tgid, read.task.start_boottime_ns) = (tgid, 0xabc);
+                read
+            });
+            marks.map(|read| incidents.name(&read, false)).collect::<Vec<String>>()
+        };
+        assert_eq!(names(0), ["5f0c2a1b-20-abc", "5f0c2a1b-20-abc"]);
+        assert_eq!(names(0), names(1000));
     }
 
     #[test]

@@ -84,7 +84,7 @@ fn new(host: &Host, facts: &Facts, _values: &Values) -> OomKills {
         signal_format: signal_format.unwrap_or(SignalFormat::ABSENT),
         initial_pids: facts.initial_pids,
         extras,
-        incidents: Incidents::default(),
+        incidents: Incidents::of(host),
         standing: None,
     }
 }

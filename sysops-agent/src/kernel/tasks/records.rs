@@ -1,7 +1,7 @@
 //! Makes a process of what the iterator tells of its threads, by the kernel's own reckoning, so that each field is what
 //! /proc shows. Reading is left to `table`; what cannot be reckoned, to who asks /proc.
 
-use sysops_common::tasks::{IO_MEMBERS, Io, NOT_COUNTED, Process, Thread, Times};
+use sysops_common::tasks::{IO_MEMBERS, Io, NOT_COUNTED, Process, Thread, Times, Unread};
 
 use super::super::ladder::Refusal;
 use crate::host::task_table::{CpuTicks, ROWS_MAX, TaskIo, TaskRow, TaskTable};
@@ -88,7 +88,13 @@ impl Records {
         several.missing = several.missing.saturating_sub(1);
     }
 
-    /// Ends the reading: `end` is the number of records by the kernel's count, `rest` the bytes after the last. A process of
+    /// Takes a process that is for /proc to tell.
+    pub(super) fn unread(&mut self, read: &Unread, table: &mut TaskTable) {
+        self.count += 1;
+        table.elsewhere.push(read.tgid);
+    }
+
+    /// Ends the reading: `end` is the number of records by the program's count, `rest` the bytes after the last. A process of
     /// which not all threads were seen is left to /proc.
     ///
     /// # Errors
@@ -306,6 +312,15 @@ pub(super) mod tests {
         }
         // A thread whose process is not known ended with it, or came before it.
         assert_eq!(rows(&[process(9, 1)], &[thread(700)]).len(), 1);
+    }
+
+    #[test]
+    fn a_process_that_could_not_be_read_is_told_by_proc_alone() {
+        let (mut records, mut table) = (Records::default(), TaskTable::default());
+        records.process(&process(9, 1), &KNOWN, &mut table).expect("there is room");
+        records.unread(&Unread { kind: kind::UNREAD, tgid: 12 }, &mut table);
+        records.finish(Some(2), 0, &KNOWN, &mut table).expect("all told");
+        assert_eq!((table.rows.len(), table.elsewhere), (1, vec![12]));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read};
 
 use sysops_common::counters::Counters;
 use sysops_common::plain::view;
-use sysops_common::tasks::{End, Offsets, Process, Thread, kind};
+use sysops_common::tasks::{End, Offsets, Process, Thread, Unread, kind};
 
 use super::super::ladder::Refusal;
 use super::super::loader::Object;
@@ -83,7 +83,8 @@ impl Table {
         let start = self.part.as_ptr().align_offset(align_of::<Process>()).min(align_of::<Process>());
         let part = &mut self.part[start..];
         let (mut filled, mut end) = (0, None);
-        loop {
+        // A read behind the end would tell of processes that have come since.
+        while end.is_none() {
             match file.read(&mut part[filled..]) {
                 Ok(0) => break,
                 Ok(length) => filled += length,
@@ -104,6 +105,10 @@ impl Table {
                     Record::Process(process) => self.records.process(process, &self.known, table),
                     Record::Thread(thread) => {
                         self.records.thread(thread);
+                        Ok(())
+                    }
+                    Record::Unread(unread) => {
+                        self.records.unread(unread, table);
                         Ok(())
                     }
                 }
@@ -145,6 +150,7 @@ impl ReadTasks for Table {
 enum Record<'a> {
     Process(&'a Process),
     Thread(&'a Thread),
+    Unread(&'a Unread),
     End(&'a End),
 }
 
@@ -156,6 +162,7 @@ fn take(bytes: &[u8], mut each: impl FnMut(Record<'_>) -> Result<(), Refusal>) -
         let (record, size) = match *kind {
             kind::PROCESS => (view(rest).map(Record::Process), size_of::<Process>()),
             kind::THREAD => (view(rest).map(Record::Thread), size_of::<Thread>()),
+            kind::UNREAD => (view(rest).map(Record::Unread), size_of::<Unread>()),
             kind::END => (view(rest).map(Record::End), size_of::<End>()),
             other => return Err(Refusal::new(format!("task iterator: expected a record, found kind {other}"), "")),
         };
@@ -186,6 +193,7 @@ mod tests {
             seen.push(match record {
                 Record::Process(process) => process.kind,
                 Record::Thread(thread) => thread.kind,
+                Record::Unread(unread) => unread.kind,
                 Record::End(end) => end.kind,
             });
             Ok(())
@@ -200,9 +208,11 @@ mod tests {
         let mut thread = [0_u64; size_of::<Thread>() / 8];
         thread[0] = u64::from(kind::THREAD);
         let end = [u64::from(kind::END), 2];
-        let all = bytes(&words(&[&process, &thread, &end]));
-        assert_eq!(kinds(&all), (vec![1, 2, 3], Ok(all.len())));
-        let whole = [0, size_of::<Process>(), size_of::<Process>() + size_of::<Thread>(), all.len()];
+        let unread = [u64::from(kind::UNREAD)];
+        let all = bytes(&words(&[&process, &thread, &unread, &end]));
+        assert_eq!(kinds(&all), (vec![1, 2, 4, 3], Ok(all.len())));
+        let both = size_of::<Process>() + size_of::<Thread>();
+        let whole = [0, size_of::<Process>(), both, both + size_of::<Unread>(), all.len()];
         for cut in 0..all.len() {
             let taken = whole.iter().copied().filter(|&end| end <= cut).max().expect("0 is there");
             assert_eq!(kinds(&all[..cut]).1, Ok(taken), "cut at {cut}");

@@ -8,13 +8,13 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use async_nats::{Client, ClientError, ConnectOptions, Event, HeaderMap, Request, ServerAddr, ServerError, Subject};
+use async_nats::{Client, ClientError, ConnectOptions, Event, Request, ServerAddr, ServerError, Subject};
 use tokio::sync::mpsc;
 use tokio::time::{sleep_until, timeout};
 
-use super::access::Access;
 use super::publisher::Shared;
 use super::queue::{Kind, Message, Reason};
+use crate::deliver::nats::access::Access;
 
 /// How often the server is asked for a sign of life; after two without answer the connection is given up.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -33,11 +33,11 @@ pub(super) struct Link {
     servers: Vec<ServerAddr>,
     /// The same, for messages.
     address: String,
-    subjects: [Subject; 4],
+    subjects: [Subject; 3],
     events: mpsc::Receiver<Event>,
     shared: Rc<Shared>,
     /// Kinds of this window that the server does not let this user publish.
-    denied: [bool; 4],
+    denied: [bool; 3],
     /// False when this user may not use its inbox: then windows count as published when they are in the socket.
     can_confirm: bool,
     /// What was logged since the last connection: the same trouble every five seconds is said once.
@@ -57,7 +57,7 @@ impl Link {
     pub(super) fn new(
         access: &Access,
         hostname: &str,
-        subjects: [Subject; 4],
+        subjects: [Subject; 3],
         max_attempts: Option<usize>,
         delay: Duration,
         shared: Rc<Shared>,
@@ -90,7 +90,7 @@ impl Link {
             subjects,
             events,
             shared,
-            denied: [false; 4],
+            denied: [false; 3],
             can_confirm: true,
             said: BTreeSet::new(),
             gave_up: false,
@@ -146,7 +146,7 @@ impl Link {
             return;
         }
         let (denied, max_payload) = (self.denied, self.shared.max_payload.get());
-        if denied == [false; 4] {
+        if denied == [false; 3] {
             *self.shared.problem.borrow_mut() = None;
         }
         queue.confirm(&|message| {
@@ -160,10 +160,11 @@ impl Link {
 
     async fn send(&mut self, client: &Client, window: &[Message]) -> Sent {
         let max_payload = self.shared.max_payload.get();
-        self.denied = [false; 4];
+        self.denied = [false; 3];
         for message in window.iter().filter(|message| !is_too_large(message, max_payload)) {
             let subject = self.subjects[message.kind as usize].clone();
-            let publish = client.publish_with_headers(subject, headers(message), message.payload.clone());
+            let publish =
+                client.publish_with_headers(subject, message.encoded.headers(), message.encoded.payload.clone());
             match self.unless_lost(client, timeout(CONFIRM_TIMEOUT, publish)).await {
                 Some(Ok(Ok(()))) => {}
                 Some(Ok(Err(error))) => {
@@ -321,19 +322,10 @@ async fn overdue(shared: &Shared) {
     }
 }
 
-fn headers(message: &Message) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    headers.insert("Content-Type", "application/json");
-    if message.compressed {
-        headers.insert("Content-Encoding", "zstd");
-    }
-    headers
-}
-
 /// Headers count too; ours are `NATS/1.0`, two names, two values and line ends.
 fn is_too_large(message: &Message, max_payload: usize) -> bool {
     const HEADERS_BYTES: usize = 80;
-    message.payload.len() + HEADERS_BYTES > max_payload
+    message.encoded.payload.len() + HEADERS_BYTES > max_payload
 }
 
 /// The first attempt comes soon, but not that of all hosts at the same instant; later ones about `delay` apart.
@@ -348,6 +340,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::deliver::nats::encoding::Encoded;
 
     #[test]
     fn attempts_are_spread() {
@@ -361,7 +354,10 @@ mod tests {
 
     #[test]
     fn headers_fit_into_what_is_kept_for_them() {
-        let message = |bytes| Message { kind: Kind::Metrics, payload: Bytes::from(vec![0; bytes]), compressed: true };
+        let message = |bytes| Message {
+            kind: Kind::Metrics,
+            encoded: Encoded { payload: Bytes::from(vec![0; bytes]), compressed: true },
+        };
         // "NATS/1.0\r\nContent-Type: application/json\r\nContent-Encoding: zstd\r\n\r\n"
         assert!("NATS/1.0\r\nContent-Type: application/json\r\nContent-Encoding: zstd\r\n\r\n".len() <= 80);
         assert!(is_too_large(&message(1000), 1079) && !is_too_large(&message(1000), 1080));

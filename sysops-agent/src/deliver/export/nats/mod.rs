@@ -1,9 +1,7 @@
-//! `[nats]`: tells a NATS server the metrics, alerts, inventory and heartbeats of this host, on
-//! `<prefix>.<host>.<kind>`. Here are its keys and its start; documents are left to `telemetry`, what waits to
-//! `queue`, the connection to `link`, user names and secrets to `access`.
+//! Telemetry to a NATS server: metrics, inventory and heartbeats of this host, on `<prefix>.<host>.<kind>`. Here are the keys that
+//! are telemetry's alone, and its start; documents are left to `telemetry`, what waits to `queue`, the connection to `link`. Who
+//! the agent is at the server, and what alerts need too, is `deliver::nats`'s.
 
-#[cfg(feature = "nats")]
-mod access;
 #[cfg(feature = "nats")]
 mod link;
 #[cfg(feature = "nats")]
@@ -14,8 +12,11 @@ mod queue;
 use std::time::Duration;
 
 use super::{Context, Entry, Exporter};
+use crate::deliver::nats::{
+    COMPRESSION, CREDENTIAL_FILE, ENABLED, INCLUDE_ALERTS, PASSWORD, SUBJECT_PREFIX, TOKEN, URL, URLS, USER,
+};
 use crate::model::{Metric, Unit};
-use crate::spec::{Key, Secret, Values};
+use crate::spec::{Key, Values};
 
 /// `[nats]` in the list of exporters.
 pub static ENTRY: Entry = Entry {
@@ -42,39 +43,14 @@ pub static ENTRY: Entry = Entry {
     start,
 };
 
-static ENABLED: Key<bool> = Key::switch("nats.enabled", false, "Sends telemetry to a NATS server.");
-static URL: Key<String> = Key::text(
-    "nats.url",
-    "nats://127.0.0.1:4222",
-    "Address of the server: `nats://host:port`, or `tls://host:port` for TLS at all times. Not used when `urls` is set.",
-);
-static URLS: Key<Vec<String>> = Key::list("nats.urls", &[], "Addresses of the servers of a cluster.");
-static CREDENTIAL_FILE: Key<Option<String>> = Key::optional(
-    "nats.credential_file",
-    "File with a user's JWT and NKey seed, as `nsc` writes it. Keep it readable by the agent's user alone.",
-);
-static TOKEN: Key<Option<Secret>> = Key::secret("nats.token", "Token, when the server asks for one.");
-static USER: Key<Option<String>> = Key::optional("nats.user", "User name; goes with `password`.");
-static PASSWORD: Key<Option<Secret>> = Key::secret("nats.password", "Password of `user`.");
-static SUBJECT_PREFIX: Key<String> = Key::text(
-    "nats.subject_prefix",
-    "sysops",
-    "First part of the subjects: `<prefix>.<host>.metrics`, `.alerts`, `.inventory`, `.heartbeat`.",
-);
 static METRICS_INTERVAL: Key<Duration> =
     Key::secs("nats.metrics_interval_secs", 30, 1, 86_400, "How often the metrics are sent.");
 static INVENTORY_INTERVAL: Key<Duration> =
     Key::secs("nats.inventory_interval_secs", 300, 1, 86_400, "How often the inventory is sent.");
 static HEARTBEAT_INTERVAL: Key<Duration> =
     Key::secs("nats.heartbeat_interval_secs", 60, 1, 86_400, "How often a heartbeat is sent.");
-static INCLUDE_ALERTS: Key<bool> = Key::switch("nats.include_alerts", true, "Sends alerts too.");
 static BATCH_SIZE: Key<i64> =
     Key::int("nats.batch_size", 100, 1, 100_000, "Most metrics in one message; also bounded by what the server takes.");
-static COMPRESSION: Key<bool> = Key::switch(
-    "nats.compression",
-    true,
-    "Compresses all but heartbeats with zstd; such a message has the header `Content-Encoding: zstd`.",
-);
 static MAX_RECONNECT_ATTEMPTS: Key<i64> = Key::int(
     "nats.max_reconnect_attempts",
     -1,

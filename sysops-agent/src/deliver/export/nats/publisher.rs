@@ -1,4 +1,4 @@
-//! Makes NATS messages on time and takes alerts along. What waits is `queue`'s, the way out `link`'s.
+//! Makes NATS messages on time. What waits is `queue`'s, the way out `link`'s.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -8,25 +8,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use async_nats::Subject;
-use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
-use super::access::Access;
 use super::link::Link;
 use super::queue::{Kind, Message, Queue, Reason};
 use super::{
-    BATCH_SIZE, COMPRESSION, HEARTBEAT_INTERVAL, INCLUDE_ALERTS, INVENTORY_INTERVAL, MAX_RECONNECT_ATTEMPTS,
-    METRICS_INTERVAL, RECONNECT_DELAY, SUBJECT_PREFIX,
+    BATCH_SIZE, HEARTBEAT_INTERVAL, INVENTORY_INTERVAL, MAX_RECONNECT_ATTEMPTS, METRICS_INTERVAL, RECONNECT_DELAY,
 };
 use crate::deliver::export::{Context, Exporter, telemetry};
-use crate::model::{Alert, Batch};
+use crate::deliver::nats::SUBJECT_PREFIX;
+use crate::deliver::nats::access::Access;
+use crate::deliver::nats::encoding::{Encoded, Encoder};
+use crate::deliver::nats::subject::{check_prefix, subject};
+use crate::model::Batch;
 use crate::spec::Values;
-
-/// zstd's own default: a metrics document shrinks to about a tenth, in well under a millisecond.
-const COMPRESSION_LEVEL: i32 = 3;
 
 /// Kept free of what the server takes, for headers and for the little by which zstd may make a text longer.
 const PAYLOAD_RESERVE_BYTES: usize = 4096;
@@ -41,7 +38,6 @@ const INVENTORY_RETRY: Duration = Duration::from_secs(2);
 pub(super) struct Publisher {
     shared: Rc<Shared>,
     access: Access,
-    include_alerts: bool,
     produce: JoinHandle<()>,
     link: JoinHandle<()>,
 }
@@ -62,18 +58,16 @@ pub(super) struct Shared {
     pub(super) problem: RefCell<Option<String>>,
     /// Ends the attempts of async-nats, which knows no other way while it has no connection.
     pub(super) abandoned: Arc<AtomicBool>,
-    zstd: RefCell<Option<zstd::bulk::Compressor<'static>>>,
+    encoder: RefCell<Encoder>,
 }
 
 impl Publisher {
     /// Starts the tasks. It returns at once: the server may come later.
     pub(super) fn start(values: &Values, context: &Context) -> Result<Self, String> {
-        let subjects = subjects(&values.get(&SUBJECT_PREFIX), &context.hostname)?;
+        let prefix = values.get(&SUBJECT_PREFIX);
+        check_prefix(&prefix)?;
+        let subjects = Kind::ALL.map(|kind| subject(&prefix, &context.hostname, kind.name()));
         let access = Access::from_values(values)?;
-        let zstd = match values.get(&COMPRESSION) {
-            true => Some(zstd::bulk::Compressor::new(COMPRESSION_LEVEL).map_err(|error| format!("zstd: {error}"))?),
-            false => None,
-        };
         let shared = Rc::new(Shared {
             queue: RefCell::default(),
             wake: Notify::new(),
@@ -83,7 +77,7 @@ impl Publisher {
             max_payload: Cell::new(1 << 20),
             problem: RefCell::new(Some(format!("nats: no connection to {access} yet"))),
             abandoned: Arc::default(),
-            zstd: RefCell::new(zstd),
+            encoder: RefCell::new(Encoder::new(values)?),
         });
         let attempts = usize::try_from(values.get(&MAX_RECONNECT_ATTEMPTS)).ok().filter(|attempts| *attempts > 0);
         let link =
@@ -95,7 +89,6 @@ impl Publisher {
         };
         let entries = usize::try_from(values.get(&BATCH_SIZE)).unwrap_or(usize::MAX);
         Ok(Self {
-            include_alerts: values.get(&INCLUDE_ALERTS),
             produce: tokio::task::spawn_local(produce(shared.clone(), context.clone(), times, entries)),
             link: tokio::task::spawn_local(link.run()),
             access,
@@ -105,12 +98,6 @@ impl Publisher {
 }
 
 impl Exporter for Publisher {
-    fn alert(&self, alert: &Alert) {
-        if self.include_alerts {
-            self.shared.submit(Kind::Alerts, &telemetry::alert(alert));
-        }
-    }
-
     fn report(&self, out: &mut Batch) {
         self.shared.queue.borrow().report(self.shared.connected.get(), out);
     }
@@ -139,14 +126,11 @@ impl Exporter for Publisher {
 impl Shared {
     /// Compresses a document and queues it; never waits.
     fn submit(&self, kind: Kind, document: &[u8]) {
-        let compressed = match self.zstd.borrow_mut().as_mut() {
-            Some(zstd) if kind != Kind::Heartbeat => zstd.compress(document).ok(),
-            _ => None,
+        let encoded = match kind {
+            Kind::Heartbeat => Encoded::plain(document),
+            _ => self.encoder.borrow_mut().encode(document),
         };
-        let message = match compressed {
-            Some(compressed) => Message { kind, payload: Bytes::from(compressed), compressed: true },
-            None => Message { kind, payload: Bytes::copy_from_slice(document), compressed: false },
-        };
+        let message = Message { kind, encoded };
         self.queue.borrow_mut().push(message);
         self.wake.notify_one();
     }
@@ -185,54 +169,6 @@ async fn produce(shared: Rc<Shared>, context: Context, mut times: Times, entries
                 Some(inventory) => shared.submit(Kind::Inventory, inventory.to_string().as_bytes()),
                 None => times.inventory.reset_after(INVENTORY_RETRY.min(times.inventory.period())),
             },
-        }
-    }
-}
-
-/// One subject for each kind, in the order of [`Kind::ALL`].
-fn subjects(prefix: &str, hostname: &str) -> Result<[Subject; 4], String> {
-    let is_token = |token: &str| {
-        !token.is_empty() && !token.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, '*' | '>'))
-    };
-    if !prefix.split('.').all(is_token) {
-        return Err(format!(
-            "nats.subject_prefix: expected words joined by dots, without blanks, `*` and `>`, found {prefix:?}"
-        ));
-    }
-    let host = subject_token(hostname);
-    Ok(Kind::ALL.map(|kind| Subject::from(format!("{prefix}.{host}.{}", kind.name()))))
-}
-
-/// The host name as one token of a subject: what has a meaning there becomes `_`.
-fn subject_token(hostname: &str) -> String {
-    if hostname.is_empty() {
-        return "_".to_owned();
-    }
-    hostname
-        .chars()
-        .map(|c| if c.is_whitespace() || c.is_control() || matches!(c, '.' | '*' | '>') { '_' } else { c })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn subjects_keep_their_number_of_tokens() {
-        let subjects = subjects("ops.eu", "web 1.example.*>\n").expect("a right prefix");
-        assert_eq!(
-            subjects.map(|subject| subject.to_string()),
-            ["metrics", "alerts", "inventory", "heartbeat"].map(|kind| format!("ops.eu.web_1_example____.{kind}"))
-        );
-        assert_eq!(subject_token(""), "_");
-    }
-
-    #[test]
-    fn a_prefix_that_would_be_a_pattern_is_refused() {
-        for prefix in ["", "a..b", "a.*", "a.>", "a b", ".a", "a\n"] {
-            let error = subjects(prefix, "h").expect_err(prefix);
-            assert!(error.starts_with("nats.subject_prefix: expected words joined by dots"), "{error}");
         }
     }
 }

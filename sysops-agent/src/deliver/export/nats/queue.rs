@@ -1,29 +1,26 @@
-//! What waits for the NATS server: bounded, alerts apart from telemetry, what is dropped counted by kind and reason.
+//! What waits for the NATS server: bounded, what is dropped counted by kind and reason.
 //! Nothing here knows the network.
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
-
 use super::{CONNECTED, DROPPED, PUBLISHED};
+use crate::deliver::nats::encoding::Encoded;
 use crate::model::Batch;
 
 /// What a message is about; its name is the last token of the subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Metrics,
-    Alerts,
     Inventory,
     Heartbeat,
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 4] = [Self::Metrics, Self::Alerts, Self::Inventory, Self::Heartbeat];
+    pub(super) const ALL: [Self; 3] = [Self::Metrics, Self::Inventory, Self::Heartbeat];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Metrics => "metrics",
-            Self::Alerts => "alerts",
             Self::Inventory => "inventory",
             Self::Heartbeat => "heartbeat",
         }
@@ -67,11 +64,10 @@ impl Reason {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Message {
     pub(super) kind: Kind,
-    pub(super) payload: Bytes,
-    pub(super) compressed: bool,
+    pub(super) encoded: Encoded,
 }
 
-/// The most that one lane holds.
+/// The most that is held.
 #[derive(Clone, Copy, Debug)]
 struct Limit {
     messages: usize,
@@ -79,9 +75,7 @@ struct Limit {
 }
 
 /// Hours of compressed telemetry of an ordinary host (about 10 kB each 30 s).
-const TELEMETRY: Limit = Limit { messages: 4096, bytes: 1 << 20 };
-/// More alerts than the alert book lets out in a day of outage.
-const ALERTS: Limit = Limit { messages: 2048, bytes: 1 << 20 };
+const WAITING: Limit = Limit { messages: 4096, bytes: 1 << 20 };
 /// What is sent before the server is asked whether it has it.
 const WINDOW: Limit = Limit { messages: 64, bytes: 256 << 10 };
 
@@ -89,57 +83,36 @@ const WINDOW: Limit = Limit { messages: 64, bytes: 256 << 10 };
 /// published when the server has confirmed them; until then a broken connection puts them back.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    alerts: Lane,
-    telemetry: Lane,
-    window: Vec<Message>,
-    published: [u64; 4],
-    dropped: [[u64; 6]; 4],
-}
-
-#[derive(Debug, Default)]
-struct Lane {
-    messages: VecDeque<Message>,
+    waiting: VecDeque<Message>,
     bytes: usize,
-}
-
-impl Lane {
-    fn pop(&mut self) -> Option<Message> {
-        let message = self.messages.pop_front()?;
-        self.bytes -= message.payload.len();
-        Some(message)
-    }
-
-    fn is_over(&self, limit: Limit) -> bool {
-        self.messages.len() > limit.messages || self.bytes > limit.bytes
-    }
+    window: Vec<Message>,
+    published: [u64; 3],
+    dropped: [[u64; 6]; 3],
 }
 
 impl Queue {
-    /// Takes a message. When its lane is full the oldest in it goes; a heartbeat and an inventory take the place of
+    /// Takes a message. When there is no room the oldest goes; a heartbeat and an inventory take the place of
     /// one that still waits, as only the newest is of use.
     pub(super) fn push(&mut self, message: Message) {
         let kind = message.kind;
-        if matches!(kind, Kind::Heartbeat | Kind::Inventory) {
-            let lane = &mut self.telemetry;
-            if let Some(older) = lane.messages.iter().position(|waiting| waiting.kind == kind)
-                && let Some(older) = lane.messages.remove(older)
-            {
-                lane.bytes -= older.payload.len();
-                self.drop_one(kind, Reason::Superseded);
-            }
+        if matches!(kind, Kind::Heartbeat | Kind::Inventory)
+            && let Some(older) = self.waiting.iter().position(|waiting| waiting.kind == kind)
+            && let Some(older) = self.waiting.remove(older)
+        {
+            self.bytes -= older.encoded.payload.len();
+            self.drop_one(kind, Reason::Superseded);
         }
-        let lane = self.lane(kind);
-        lane.bytes += message.payload.len();
-        lane.messages.push_back(message);
-        self.trim(kind);
+        self.bytes += message.encoded.payload.len();
+        self.waiting.push_back(message);
+        self.trim();
     }
 
-    /// Messages to send now, alerts first; empty when nothing waits.
+    /// Messages to send now; empty when nothing waits.
     pub(super) fn take_window(&mut self) -> Vec<Message> {
         let mut bytes = 0;
         while self.window.len() < WINDOW.messages && bytes < WINDOW.bytes {
-            let Some(message) = self.alerts.pop().or_else(|| self.telemetry.pop()) else { break };
-            bytes += message.payload.len();
+            let Some(message) = self.pop() else { break };
+            bytes += message.encoded.payload.len();
             self.window.push(message);
         }
         self.window.clone()
@@ -158,19 +131,16 @@ impl Queue {
     /// The connection broke before the server confirmed: the window goes back to where it came from.
     pub(super) fn put_back(&mut self) {
         while let Some(message) = self.window.pop() {
-            let kind = message.kind;
-            let lane = self.lane(kind);
-            lane.bytes += message.payload.len();
-            lane.messages.push_front(message);
+            self.bytes += message.encoded.payload.len();
+            self.waiting.push_front(message);
         }
-        self.trim(Kind::Alerts);
-        self.trim(Kind::Metrics);
+        self.trim();
     }
 
     /// Drops all that waits.
     pub(super) fn clear(&mut self, reason: Reason) {
         self.put_back();
-        while let Some(message) = self.alerts.pop().or_else(|| self.telemetry.pop()) {
+        while let Some(message) = self.pop() {
             self.drop_one(message.kind, reason);
         }
     }
@@ -181,7 +151,7 @@ impl Queue {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.alerts.messages.is_empty() && self.telemetry.messages.is_empty() && self.window.is_empty()
+        self.waiting.is_empty() && self.window.is_empty()
     }
 
     #[expect(clippy::cast_precision_loss, reason = "counters of messages stay far below 2^53")]
@@ -199,14 +169,15 @@ impl Queue {
         }
     }
 
-    fn lane(&mut self, kind: Kind) -> &mut Lane {
-        if kind == Kind::Alerts { &mut self.alerts } else { &mut self.telemetry }
+    fn pop(&mut self) -> Option<Message> {
+        let message = self.waiting.pop_front()?;
+        self.bytes -= message.encoded.payload.len();
+        Some(message)
     }
 
-    fn trim(&mut self, kind: Kind) {
-        let limit = if kind == Kind::Alerts { ALERTS } else { TELEMETRY };
-        while self.lane(kind).is_over(limit) {
-            let Some(oldest) = self.lane(kind).pop() else { break };
+    fn trim(&mut self) {
+        while self.waiting.len() > WAITING.messages || self.bytes > WAITING.bytes {
+            let Some(oldest) = self.pop() else { break };
             self.drop_one(oldest.kind, Reason::Overflow);
         }
     }
@@ -218,37 +189,32 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     fn message(kind: Kind, bytes: usize) -> Message {
-        Message { kind, payload: Bytes::from(vec![0; bytes]), compressed: false }
+        Message { kind, encoded: Encoded { payload: Bytes::from(vec![0; bytes]), compressed: false } }
     }
 
-    fn kinds(messages: &[Message]) -> Vec<Kind> {
-        messages.iter().map(|message| message.kind).collect()
+    fn size(message: &Message) -> usize {
+        message.encoded.payload.len()
     }
 
     #[test]
-    fn full_telemetry_leaves_alerts_their_room() {
+    fn what_waits_is_bounded_in_bytes_and_in_number() {
         let mut queue = Queue::default();
-        queue.push(message(Kind::Alerts, 300));
         for _ in 0..200 {
             queue.push(message(Kind::Metrics, 10_000));
         }
-        assert!(queue.telemetry.bytes <= TELEMETRY.bytes);
+        assert!(queue.bytes <= WAITING.bytes);
         assert_eq!(queue.dropped[Kind::Metrics as usize][Reason::Overflow as usize], 200 - (1 << 20) / 10_000);
-        assert_eq!(queue.dropped[Kind::Alerts as usize], [0; 6]);
-        assert_eq!(queue.take_window()[0].kind, Kind::Alerts, "alerts leave first");
-    }
-
-    #[test]
-    fn number_of_messages_is_bounded_too() {
         let mut queue = Queue::default();
-        for _ in 0..ALERTS.messages + 3 {
-            queue.push(message(Kind::Alerts, 0));
+        for _ in 0..WAITING.messages + 3 {
+            queue.push(message(Kind::Metrics, 0));
         }
-        assert_eq!(queue.alerts.messages.len(), ALERTS.messages);
-        assert_eq!(queue.dropped[Kind::Alerts as usize][Reason::Overflow as usize], 3);
+        assert_eq!(queue.waiting.len(), WAITING.messages);
+        assert_eq!(queue.dropped[Kind::Metrics as usize][Reason::Overflow as usize], 3);
     }
 
     #[test]
@@ -258,37 +224,35 @@ mod tests {
             queue.push(message(Kind::Heartbeat, size));
         }
         let window = queue.take_window();
-        assert_eq!((window.len(), window[0].payload.len()), (1, 3));
+        assert_eq!((window.len(), size(&window[0])), (1, 3));
         assert_eq!(queue.dropped[Kind::Heartbeat as usize][Reason::Superseded as usize], 2);
     }
 
     #[test]
     fn a_broken_connection_puts_the_window_back_in_order() {
         let mut queue = Queue::default();
-        for (kind, size) in [(Kind::Metrics, 1), (Kind::Alerts, 2), (Kind::Metrics, 3), (Kind::Alerts, 4)] {
+        for (kind, size) in [(Kind::Metrics, 1), (Kind::Inventory, 2), (Kind::Metrics, 3), (Kind::Heartbeat, 4)] {
             queue.push(message(kind, size));
         }
-        let first = queue.take_window();
-        assert_eq!(kinds(&first), [Kind::Alerts, Kind::Alerts, Kind::Metrics, Kind::Metrics]);
+        assert_eq!(queue.take_window().iter().map(size).collect::<Vec<_>>(), [1, 2, 3, 4]);
         queue.put_back();
         queue.push(message(Kind::Metrics, 5));
-        let sizes: Vec<usize> = queue.take_window().iter().map(|message| message.payload.len()).collect();
-        assert_eq!(sizes, [2, 4, 1, 3, 5]);
-        queue.confirm(&|message| (message.payload.len() == 3).then_some(Reason::Permission));
-        assert_eq!(queue.published, [2, 2, 0, 0]);
+        assert_eq!(queue.take_window().iter().map(size).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+        queue.confirm(&|message| (size(message) == 3).then_some(Reason::Permission));
+        assert_eq!(queue.published, [2, 1, 1]);
         assert_eq!(queue.dropped[Kind::Metrics as usize][Reason::Permission as usize], 1);
-        assert!(queue.is_empty() && queue.telemetry.bytes == 0 && queue.alerts.bytes == 0);
+        assert!(queue.is_empty() && queue.bytes == 0);
     }
 
     #[test]
     fn what_is_left_at_the_end_is_counted() {
         let mut queue = Queue::default();
-        queue.push(message(Kind::Alerts, 2));
+        queue.push(message(Kind::Metrics, 2));
         queue.push(message(Kind::Inventory, 2));
         queue.take_window();
         queue.clear(Reason::Shutdown);
         assert!(queue.is_empty());
-        assert_eq!(queue.dropped[Kind::Alerts as usize][Reason::Shutdown as usize], 1);
+        assert_eq!(queue.dropped[Kind::Metrics as usize][Reason::Shutdown as usize], 1);
         assert_eq!(queue.dropped[Kind::Inventory as usize][Reason::Shutdown as usize], 1);
     }
 }

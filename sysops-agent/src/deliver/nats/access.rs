@@ -11,8 +11,8 @@ use crate::spec::{Secret, Values};
 
 /// Addresses without secrets, and who the agent is there.
 #[derive(Debug, PartialEq)]
-pub(super) struct Access {
-    pub(super) servers: Vec<ServerAddr>,
+pub(in crate::deliver) struct Access {
+    pub(in crate::deliver) servers: Vec<ServerAddr>,
     identity: Identity,
 }
 
@@ -27,7 +27,7 @@ enum Identity {
 
 impl Access {
     /// From `[nats]`. Reads the credentials file.
-    pub(super) fn from_values(values: &Values) -> Result<Self, String> {
+    pub(in crate::deliver) fn from_values(values: &Values) -> Result<Self, String> {
         let mut urls = values.get(&URLS);
         let key = if urls.is_empty() { "nats.url" } else { "nats.urls" };
         if urls.is_empty() {
@@ -52,7 +52,7 @@ impl Access {
     }
 
     /// Adds the identity to the options of a connection.
-    pub(super) fn sign(&self, options: ConnectOptions) -> Result<ConnectOptions, String> {
+    pub(in crate::deliver) fn sign(&self, options: ConnectOptions) -> Result<ConnectOptions, String> {
         Ok(match &self.identity {
             Identity::None => options,
             Identity::Token(token) => options.token(token.expose().to_owned()),

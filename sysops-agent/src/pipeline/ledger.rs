@@ -1,0 +1,420 @@
+//! Keeps what the agent must not forget when it dies: the book of alerts, notices that are not yet durable in the outbox, kills that
+//! were told. It is on disk before a notice goes to the outbox: an alert may go out twice under one id, which the outbox and far
+//! ends know again, and is never lost. A disk that hangs, or is not there, holds nothing back.
+
+use std::collections::VecDeque;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use super::sleep_for;
+use crate::alert::State;
+use crate::host::Host;
+use crate::host::files::open_file;
+use crate::model::{Detail, Event, Notice, Tick, with_causes};
+
+/// How long a notice waits for the disk. A disk that takes longer is an incident, and people must hear of it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Kills that are remembered: their records in the kernel's log may be read again after a restart.
+const KILLS_MAX: usize = 1024;
+
+/// Notices that wait for a disk or for the outbox. More than that is a flood, of which the book lets through few.
+const WAITING_MAX: usize = 20_000;
+
+/// What an earlier life of the agent has left.
+#[derive(Debug)]
+pub(super) struct Kept {
+    /// The book.
+    pub(super) book: State,
+    /// The boot in which it was kept.
+    rest: Rest,
+}
+
+/// What is kept beside the book.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Rest {
+    boot: String,
+    /// Not yet durable in the outbox.
+    outgoing: Vec<Notice>,
+    /// Kills that were handled, with their time on the monotonic clock in nanoseconds.
+    kills: Vec<(u64, Event)>,
+}
+
+/// The file, and what waits for it.
+pub(super) struct Ledger {
+    path: PathBuf,
+    boot: String,
+    /// Held as long as this agent may write.
+    _lock: Option<OwnedFd>,
+    /// `None`: nothing is kept.
+    disk: Option<Disk>,
+    number: u64,
+    /// Not yet on disk: number of the writing, when it was ordered, what it holds back.
+    waiting: VecDeque<(u64, Duration, Notice)>,
+    /// With the outbox and not yet durable there, by the outbox's number.
+    sent: VecDeque<(u64, Notice)>,
+    kills: VecDeque<(u64, Event)>,
+    has_failed: bool,
+}
+
+/// The thread that writes: it waits for disks, so that no one else has to.
+struct Disk {
+    orders: std::sync::mpsc::Sender<(u64, Vec<u8>)>,
+    done: UnboundedReceiver<(u64, Result<(), String>)>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Ledger {
+    /// The file in `data_dir`, and what it holds. One that cannot be used is set aside, and said.
+    pub(super) fn open(host: &Host, data_dir: &Path) -> (Self, Option<Kept>) {
+        let path = data_dir.join("alerts.state");
+        let boot = host.files.read_text(&host.files.proc("sys/kernel/random/boot_id")).unwrap_or_default();
+        let lock = match lock(&path.with_extension("lock")) {
+            Ok(lock) => Some(lock),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                tracing::warn!(
+                    "{}: another agent keeps its alerts here: those of this one do not outlive it; give each an agent.data_dir \
+                     of its own",
+                    data_dir.display()
+                );
+                None
+            }
+            Err(error) => {
+                tracing::warn!(
+                    "{}: {error}: alerts do not outlive the agent; make agent.data_dir a directory that the agent may write to",
+                    data_dir.display()
+                );
+                None
+            }
+        };
+        let (mut kept, mut disk) = (None, None);
+        if lock.is_some() {
+            kept = read(host, &path);
+            disk = Disk::start(path.clone())
+                .inspect_err(|error| {
+                    tracing::error!("no thread for {}: {error}: alerts do not outlive the agent", path.display())
+                })
+                .ok();
+        }
+        let ledger = Self {
+            path,
+            boot,
+            _lock: lock,
+            disk,
+            number: 0,
+            waiting: VecDeque::new(),
+            sent: VecDeque::new(),
+            kills: VecDeque::new(),
+            has_failed: false,
+        };
+        (ledger, kept)
+    }
+
+    /// The kernel's id of this boot; empty when it is not known.
+    pub(super) fn boot(&self) -> &str {
+        &self.boot
+    }
+
+    /// Takes over what an earlier life has left: its kills, when they were in this boot, and notices that are to go out again.
+    pub(super) fn take_over(&mut self, kept: Kept) -> (State, Vec<Event>, Vec<Notice>) {
+        let Kept { book, rest } = kept;
+        if rest.boot == self.boot {
+            self.kills = rest.kills.into();
+        }
+        let kill = |(monotonic_ns, event): &(u64, Event)| Event { monotonic_ns: *monotonic_ns, ..event.clone() };
+        (book, self.kills.iter().map(kill).collect(), rest.outgoing)
+    }
+
+    /// Remembers that an event was handled.
+    pub(super) fn handled(&mut self, event: &Event) {
+        if matches!(event.detail, Detail::OomKill(_)) {
+            if self.kills.len() >= KILLS_MAX {
+                self.kills.pop_front();
+            }
+            self.kills.push_back((event.monotonic_ns, event.clone()));
+        }
+    }
+
+    /// Writes the book, and then lets go of `notices`.
+    pub(super) fn keep(&mut self, book: Vec<u8>, notices: Vec<Notice>, now: &Tick) {
+        self.number += 1;
+        self.waiting.extend(notices.into_iter().map(|notice| (self.number, now.monotonic, notice)));
+        let outgoing = self.sent.iter().map(|(_, notice)| notice).chain(self.waiting.iter().map(|(.., notice)| notice));
+        let rest = Rest {
+            boot: self.boot.clone(),
+            outgoing: outgoing.take(WAITING_MAX).cloned().collect(),
+            kills: self.kills.iter().cloned().collect(),
+        };
+        let mut text = book;
+        text.push(b'\n');
+        match serde_json::to_vec(&rest) {
+            Ok(rest) => text.extend_from_slice(&rest),
+            Err(error) => tracing::error!("{}: no JSON form: {error}; that is a bug", self.path.display()),
+        }
+        if let Some(disk) = &self.disk {
+            // The thread ends with the ledger only.
+            _ = disk.orders.send((self.number, text));
+        }
+    }
+
+    /// Waits until a notice may go out ([`Ledger::due`]). May be dropped and called again.
+    pub(super) async fn next(&mut self, host: &Host) {
+        let Some((_, since, _)) = self.waiting.front() else { return std::future::pending().await };
+        let left = (*since + PATIENCE).saturating_sub(host.clock.now().monotonic);
+        let Some(disk) = &mut self.disk else { return };
+        tokio::select! {
+            done = disk.done.recv() => if let Some((number, result)) = done {
+                self.written(number, result);
+            },
+            () = sleep_for(Some(left)) => {}
+        }
+    }
+
+    /// Waits, at the end, for what is yet to be written, for no longer than `deadline`.
+    pub(super) async fn next_or(&mut self, deadline: Duration, host: &Host) {
+        let all = async {
+            while self.waiting.iter().any(|(number, ..)| *number != 0) && self.disk.is_some() {
+                self.next(host).await;
+            }
+        };
+        // What has waited for too long goes out all the same.
+        _ = tokio::time::timeout(deadline.min(PATIENCE), all).await;
+        self.waiting.iter_mut().for_each(|(number, ..)| *number = 0);
+    }
+
+    /// Notices that are on disk, or have waited long enough for it.
+    pub(super) fn due(&mut self, now: &Tick) -> Vec<Notice> {
+        while let Some((number, result)) = self.disk.as_mut().and_then(|disk| disk.done.try_recv().ok()) {
+            self.written(number, result);
+        }
+        let mut due = Vec::new();
+        while let Some((number, since, notice)) = self.waiting.pop_front() {
+            let is_kept = number == 0 || self.disk.is_none();
+            if !is_kept && now.monotonic.saturating_sub(since) < PATIENCE {
+                self.waiting.push_front((number, since, notice));
+                break;
+            }
+            if !is_kept && !std::mem::replace(&mut self.has_failed, true) {
+                let path = self.path.display();
+                tracing::error!(
+                    "{path}: the disk takes longer than {} s: alerts go out all the same",
+                    PATIENCE.as_secs()
+                );
+            }
+            due.push(notice);
+        }
+        due
+    }
+
+    /// A notice is with the outbox, as its `number`-th.
+    pub(super) fn sent(&mut self, number: u64, notice: Notice) {
+        if self.sent.len() >= WAITING_MAX {
+            self.sent.pop_front();
+        }
+        self.sent.push_back((number, notice));
+    }
+
+    /// What the outbox got up to `number` is durable there.
+    pub(super) fn durable(&mut self, number: u64) {
+        while self.sent.front().is_some_and(|(sent, _)| *sent <= number) {
+            self.sent.pop_front();
+        }
+    }
+
+    /// True when the outbox has yet to make something durable.
+    pub(super) fn is_sending(&self) -> bool {
+        !self.sent.is_empty()
+    }
+
+    /// True when all that was handled is on disk, here or in the outbox.
+    pub(super) fn is_settled(&self) -> bool {
+        self.waiting.is_empty() && self.sent.is_empty()
+    }
+
+    /// Writes what is ordered and ends; a disk that hangs is left alone after `deadline`.
+    pub(super) async fn end(self, deadline: Duration) {
+        let Some(Disk { orders, mut done, thread }) = self.disk else { return };
+        drop(orders);
+        let all = async { while done.recv().await.is_some() {} };
+        if tokio::time::timeout(deadline, all).await.is_ok() {
+            _ = thread.join();
+        }
+    }
+
+    /// Writing `number`, and with it each before it, has come to its end.
+    fn written(&mut self, number: u64, result: Result<(), String>) {
+        match result {
+            Ok(()) => self.has_failed = false,
+            Err(error) => {
+                if !std::mem::replace(&mut self.has_failed, true) {
+                    tracing::error!(
+                        "{error}: alerts do not outlive the agent; make agent.data_dir writable, with room on it"
+                    );
+                }
+            }
+        }
+        for (waiting, ..) in self.waiting.iter_mut().filter(|(waiting, ..)| *waiting <= number) {
+            *waiting = 0;
+        }
+    }
+}
+
+impl Disk {
+    fn start(path: PathBuf) -> std::io::Result<Self> {
+        let (orders, inbox) = std::sync::mpsc::channel::<(u64, Vec<u8>)>();
+        let (tell, done) = unbounded_channel();
+        let write = move || write_newest(&path, &inbox, &tell);
+        let thread = std::thread::Builder::new().name("ledger".to_owned()).stack_size(256 << 10).spawn(write)?;
+        Ok(Self { orders, done, thread })
+    }
+}
+
+/// Each writing is whole, so that of several that wait the newest will do.
+fn write_newest(
+    path: &Path,
+    inbox: &std::sync::mpsc::Receiver<(u64, Vec<u8>)>,
+    tell: &UnboundedSender<(u64, Result<(), String>)>,
+) {
+    while let Ok(mut newest) = inbox.recv() {
+        while let Ok(newer) = inbox.try_recv() {
+            newest = newer;
+        }
+        let (number, text) = newest;
+        let result = replace(path, &text).map_err(|error| format!("{}: cannot write: {error}", path.display()));
+        if tell.send((number, result)).is_err() {
+            return;
+        }
+    }
+}
+
+/// Puts a whole file in the place of `path`, and waits until the disk has it.
+fn replace(path: &Path, text: &[u8]) -> std::io::Result<()> {
+    let new = path.with_extension("state.new");
+    // It tells of processes and paths: nobody's business but the agent's.
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(text)?;
+    file.sync_data()?;
+    std::fs::rename(&new, path)?;
+    let dir = path.parent().unwrap_or(Path::new("."));
+    open_file(dir).map_err(|error| error.source)?.sync_all()
+}
+
+/// One agent at a time may write here. A full disk has room for a file without content.
+fn lock(path: &Path) -> std::io::Result<OwnedFd> {
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(file.into())
+}
+
+fn read(host: &Host, path: &Path) -> Option<Kept> {
+    match host.files.read(path) {
+        Ok(text) => parse(&text).map_err(|error| set_aside(path, &error)).ok(),
+        Err(error) if error.is_absent() => None,
+        Err(error) => {
+            tracing::warn!("{error}: {}: alerts of before are not known", error.source);
+            None
+        }
+    }
+}
+
+fn parse(text: &[u8]) -> Result<Kept, String> {
+    let end = text.iter().position(|byte| *byte == b'\n').ok_or("expected two lines")?;
+    let book = State::parse(&text[..end])?;
+    let rest = serde_json::from_slice(&text[end + 1..]).map_err(|error| error.to_string())?;
+    Ok(Kept { book, rest })
+}
+
+/// A file that this agent cannot use may be of use to a newer one, or to whoever looks for the reason.
+fn set_aside(path: &Path, why: &str) {
+    let aside = path.with_extension("state.unused");
+    let kept = std::fs::rename(path, &aside).map_or_else(
+        |error| format!("it is overwritten, as it cannot be set aside: {}", with_causes(&error)),
+        |()| format!("kept as {}", aside.display()),
+    );
+    tracing::error!("{}: {why}: {kept}; what fires is told anew", path.display());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::alert::Book;
+    use crate::model::{Alert, Severity};
+    use crate::spec::Values;
+
+    fn notice(id: &str) -> Notice {
+        let alert = Alert::new("h", SystemTime::UNIX_EPOCH, Severity::Warn, "m", id.to_owned());
+        Notice::of(Alert { id: id.to_owned(), ..alert })
+    }
+
+    fn ids(notices: &[Notice]) -> Vec<&str> {
+        notices.iter().map(|notice| notice.id.as_str()).collect()
+    }
+
+    fn host(dir: &Path) -> Host {
+        std::fs::create_dir_all(dir.join("proc/sys/kernel/random")).expect("writable");
+        std::fs::write(dir.join("proc/sys/kernel/random/boot_id"), "b00\n").expect("writable");
+        Host::fixture(dir)
+    }
+
+    fn book(now: &Tick) -> Vec<u8> {
+        Book::new(&Values::default(), "h").state("b00", now)
+    }
+
+    #[tokio::test]
+    async fn a_notice_goes_out_when_it_is_kept_and_is_there_until_it_is_durable() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let host = host(dir.path());
+        let now = host.clock.now();
+        let (mut ledger, kept) = Ledger::open(&host, dir.path());
+        assert!(kept.is_none() && ledger.is_settled());
+        ledger.keep(book(&now), vec![notice("a"), notice("b")], &now);
+        assert!(!ledger.is_settled());
+        ledger.next(&host).await;
+        let due = ledger.due(&now);
+        assert_eq!(ids(&due), ["a", "b"]);
+        for (number, notice) in (1..).zip(due) {
+            ledger.sent(number, notice);
+        }
+        ledger.durable(1);
+        assert!(ledger.is_sending());
+        ledger.keep(book(&now), Vec::new(), &now);
+        ledger.end(Duration::from_secs(60)).await;
+        let (mut again, kept) = Ledger::open(&host, dir.path());
+        let (_, kills, outgoing) = again.take_over(kept.expect("it was written"));
+        assert_eq!((kills, ids(&outgoing)), (Vec::new(), vec!["b"]));
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_is_not_there_holds_nothing_back() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let host = host(dir.path());
+        let now = host.clock.now();
+        let (mut ledger, _) = Ledger::open(&host, &dir.path().join("nowhere"));
+        ledger.keep(book(&now), vec![notice("a")], &now);
+        ledger.next(&host).await;
+        assert_eq!(ids(&ledger.due(&now)), ["a"]);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_set_aside() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let host = host(dir.path());
+        for text in ["", "{}", "{\"schema\":2}\n{}", "\0\0\n\0"] {
+            std::fs::write(dir.path().join("alerts.state"), text).expect("writable");
+            let (_, kept) = Ledger::open(&host, dir.path());
+            assert!(kept.is_none());
+            let aside = host.files.read(&dir.path().join("alerts.state.unused")).expect("it is set aside");
+            assert_eq!(aside, text.as_bytes());
+        }
+    }
+}
