@@ -253,7 +253,7 @@ pub fn corpus() -> Vec<String> {
     let generated =
         repeated.iter().flat_map(|text| [3000 / text.len(), 9000 / text.len()].map(|times| text.repeat(times)));
     let shifted = (0..6).map(|shift| format!("{}{}", "x".repeat(shift), "\\&<`*".repeat(2000)));
-    let wide = ["😀".repeat(900)];
+    let wide = ["😀".repeat(700)];
     let long = [format!("x{}", "ü\n".repeat(1 << 19)), "w".repeat(1 << 20)];
     let written = WRITTEN.iter().map(|text| (*text).to_owned());
     written.chain(generated).chain(shifted).chain(wide).chain(long).collect()
