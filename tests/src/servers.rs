@@ -137,9 +137,27 @@ impl Server {
         let _ = self.child.wait();
     }
 
-    /// Stops it in its tracks, its connections open.
+    /// Stops it in its tracks, its connections open, and waits until none of its threads runs any more.
+    ///
+    /// # Panics
+    /// When one goes on for 20 s.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
+        let deadline = Instant::now() + START;
+        while !self.stands_still() {
+            assert!(Instant::now() < deadline, "it does not stop");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn stands_still(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).into_iter().flatten().flatten();
+        let state = |path: PathBuf| {
+            let stat = std::fs::read_to_string(path.join("stat")).unwrap_or_default();
+            // The name before it may hold anything.
+            stat.rsplit_once(") ").map(|(_, rest)| rest.starts_with('T'))
+        };
+        tasks.filter_map(|task| state(task.path())).all(|stopped| stopped)
     }
 
     /// Lets it go on.
