@@ -1,12 +1,15 @@
 //! A process that accepts alerts and delivers them to a webhook, to be killed at any moment: the test's own binary again. It says
 //! what it has accepted, one line each, once that is on disk.
-#![expect(clippy::disallowed_methods, reason = "tests are outside of the agent: they run programs and read clocks as they like")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests are outside of the agent: they run programs and read clocks as they like"
+)]
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, SystemTime};
 
 use sysops_agent::deliver::Outbox;

@@ -60,7 +60,8 @@ fn kill_and_kill(mut task: Task, kills: u64) -> u64 {
         let most = task.first + (task.end - task.first) / (kills - killed + 1).max(1) + 1;
         let mut deadline = None;
         loop {
-            let wait = deadline.map_or(Duration::from_secs(120), |at: Instant| at.saturating_duration_since(Instant::now()));
+            let wait =
+                deadline.map_or(Duration::from_secs(120), |at: Instant| at.saturating_duration_since(Instant::now()));
             match lines.recv_timeout(wait) {
                 Ok(line) if line == "open" && killed < kills => {
                     deadline = Some(Instant::now() + Duration::from_micros(random(60_000)));
@@ -146,7 +147,11 @@ fn the_numbers() {
         (0..burst).for_each(|number| outbox.send(&notice(number)));
         let handed_over = start.elapsed();
         outbox.wait_durable(outbox.sent()).await;
-        println!("burst {burst} accepted in {:.3} s, handed over in {:.3} s", start.elapsed().as_secs_f64(), handed_over.as_secs_f64());
+        println!(
+            "burst {burst} accepted in {:.3} s, handed over in {:.3} s",
+            start.elapsed().as_secs_f64(),
+            handed_over.as_secs_f64()
+        );
         (burst..backlog).for_each(|number| outbox.send(&notice(number)));
         outbox.wait_durable(outbox.sent()).await;
         assert_eq!(outbox.status().problem, None);

@@ -78,7 +78,9 @@ static COUNTERS: [Counter; 5] = [
             write!(f, "{count:.0} alerts that waited for {channel} were lost: {reason}")
         },
         remedy: |labels| match labels.last() {
-            Some(&"no_room") => "see why the channel takes nothing (sysops-agent outbox), or raise alerting.outbox_max_bytes",
+            Some(&"no_room") => {
+                "see why the channel takes nothing (sysops-agent outbox), or raise alerting.outbox_max_bytes"
+            }
             Some(&"memory_full") => "give agent.data_dir a disk that can be written to: memory holds no more",
             Some(&"queue_full") => "see why standard output is not read",
             _ => "look after the disk of agent.data_dir",
@@ -87,7 +89,9 @@ static COUNTERS: [Counter; 5] = [
     Counter {
         metric: "outbox_damaged_total",
         outcome: "",
-        lost: |f, _, count| write!(f, "{count:.0} records of the outbox were damaged and skipped: each may have been an alert"),
+        lost: |f, _, count| {
+            write!(f, "{count:.0} records of the outbox were damaged and skipped: each may have been an alert")
+        },
         remedy: |_| "look after the disk of agent.data_dir",
     },
 ];

@@ -22,7 +22,7 @@ pub use alert::{Alert, Change, Context, Severity, Status, Usage};
 pub use batch::{Batch, Reading};
 pub use bytes::bytes_text;
 pub use causes::with_causes;
-pub use delivery::{ChannelStatus, Fate, Outcome, OutboxStatus};
+pub use delivery::{ChannelStatus, Fate, OutboxStatus, Outcome};
 pub use event::{Detail, Event, Source};
 pub use finding::{Finding, Level, Policy};
 pub use leak::{LeakReport, LeakStack, Resource};

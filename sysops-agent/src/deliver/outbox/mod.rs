@@ -19,11 +19,11 @@ use tokio::task::JoinHandle;
 
 use super::channel::{self, Channel};
 use super::spool::BYTES_MIN;
-use crate::model::{Batch, ChannelStatus, Desc, Metric, Notice, Outcome, OutboxStatus, Severity, Unit};
+use crate::model::{Batch, ChannelStatus, Desc, Metric, Notice, OutboxStatus, Outcome, Severity, Unit};
 use crate::spec::{Key, KeySpec, Values};
 use line::Loss;
-use shared::{Limits, Shared};
 pub use shared::Wall;
+use shared::{Limits, Shared};
 
 /// What can be configured.
 pub static KEYS: &[&KeySpec] = &[CAPACITY.spec(), AGE_MAX.spec(), BYTES_MAX.spec()];
@@ -213,7 +213,9 @@ impl Outbox {
             match outbox.start_threads(&dir) {
                 Ok(()) => outbox.has_threads = true,
                 Err(error) => {
-                    tracing::error!("no thread for the outbox: {error}: alerts are kept in memory, and are lost with the agent");
+                    tracing::error!(
+                        "no thread for the outbox: {error}: alerts are kept in memory, and are lost with the agent"
+                    );
                     outbox.shared.lock().disk.wanted = false;
                 }
             }
@@ -315,7 +317,13 @@ impl Outbox {
         let oldest: Vec<Option<Duration>> = lines.map(|line| state.queue.oldest(line)).collect();
         let channels = state.queue.lines.iter().zip(oldest).map(|(line, oldest)| {
             let is_idle = line.waiting > 0 && line.on_its_way.is_empty();
-            let next = line.put_off.values().map(|put_off| put_off.until).min().unwrap_or(now).max(line.pause().unwrap_or(now));
+            let next = line
+                .put_off
+                .values()
+                .map(|put_off| put_off.until)
+                .min()
+                .unwrap_or(now)
+                .max(line.pause().unwrap_or(now));
             ChannelStatus {
                 channel: line.name.clone(),
                 enabled: line.worker.is_some(),
@@ -410,7 +418,9 @@ impl Outbox {
         if std::mem::take(&mut self.has_threads)
             && tokio::time::timeout(DISK_PATIENCE, self.shared.ended.notified()).await.is_err()
         {
-            tracing::warn!("the disk of the outbox does not answer: alerts that were delivered may come again under the same id");
+            tracing::warn!(
+                "the disk of the outbox does not answer: alerts that were delivered may come again under the same id"
+            );
         }
     }
 }

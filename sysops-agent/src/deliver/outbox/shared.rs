@@ -209,7 +209,8 @@ impl Shared {
             // A clock that was set back since says nothing about the age.
             let age = wall.checked_sub(envelope.accepted).unwrap_or(age_max / 2);
             let age = age.min(age_max.saturating_sub(GRACE.min(age_max / 2)));
-            let pending = envelope.channels.iter().filter_map(|name| state.line(name)).fold(0, |all, line| all | 1 << line);
+            let pending =
+                envelope.channels.iter().filter_map(|name| state.line(name)).fold(0, |all, line| all | 1 << line);
             if pending == 0 {
                 state.queue.released.push(place);
                 continue;

@@ -215,7 +215,10 @@ async fn who_refuses_the_agent_is_asked_seldom_loses_nothing_and_is_asked_at_onc
     let asked = fake.asked();
     assert!(asked[1] - asked[0] >= Duration::from_secs(300));
     let status = outbox.status();
-    assert!(status.channels[0].refused && status.channels[0].last_error.as_deref() == Some("wrong token"), "{status:?}");
+    assert!(
+        status.channels[0].refused && status.channels[0].last_error.as_deref() == Some("wrong token"),
+        "{status:?}"
+    );
     assert!(status.channels[0].next_try_secs.is_some_and(|secs| (280..=300).contains(&secs)), "{status:?}");
     assert_eq!(status.channels[0].waiting, 2);
     outbox.reload(plan(vec![fake.made("fake"), well.made("well")]));
@@ -266,8 +269,14 @@ async fn people_are_told_once_that_an_alert_was_there_and_is_over() {
     outbox.send(&notice("1-2", Severity::Critical));
     outbox.send(&resolved("1-3", Severity::Critical));
     until(|| machine.took().len() == 3 && !people.took().is_empty()).await;
-    assert_eq!(outbox.status().channels.iter().map(|line| (line.delivered, line.waiting)).collect::<Vec<_>>(), [(3, 0); 2]);
-    assert_eq!((people.took(), machine.took()), (vec!["1-3".to_owned()], ["1-1", "1-2", "1-3"].map(String::from).to_vec()));
+    assert_eq!(
+        outbox.status().channels.iter().map(|line| (line.delivered, line.waiting)).collect::<Vec<_>>(),
+        [(3, 0); 2]
+    );
+    assert_eq!(
+        (people.took(), machine.took()),
+        (vec!["1-3".to_owned()], ["1-1", "1-2", "1-3"].map(String::from).to_vec())
+    );
     let said = people.took.lock().expect("unpoisoned")[0].alerts[0].message.clone();
     assert_eq!(said, "1-3 (It fired at 2026-02-22T16:28:30Z and lasted 90 s; this could not be told then.)");
 }
@@ -321,7 +330,10 @@ async fn what_waits_goes_over_to_the_new_channel_and_waits_for_one_that_is_gone_
     outbox.reload(plan(vec![well.made("a")]));
     until(|| well.took() == ["1-1"]).await;
     let status = outbox.status();
-    assert_eq!(status.channels.iter().map(|line| (line.enabled, line.waiting)).collect::<Vec<_>>(), [(true, 0), (false, 1)]);
+    assert_eq!(
+        status.channels.iter().map(|line| (line.enabled, line.waiting)).collect::<Vec<_>>(),
+        [(true, 0), (false, 1)]
+    );
     until(|| outbox.status().channels.len() == 1).await;
     assert_eq!(count(&outbox, "channel_failed_total"), 1.0);
 }
@@ -339,7 +351,8 @@ async fn left_behind(dir: &Path, notices: &[Notice]) {
 #[tokio::test]
 async fn what_was_accepted_is_delivered_by_the_next_and_by_no_other_after_it() {
     let dir = tempfile::tempdir().expect("a folder of our own");
-    let notices: Vec<Notice> = (0..300).map(|number| notice(&format!("{}-{number}", number % 7), Severity::Warn)).collect();
+    let notices: Vec<Notice> =
+        (0..300).map(|number| notice(&format!("{}-{number}", number % 7), Severity::Warn)).collect();
     left_behind(dir.path(), &notices).await;
     let fake = Fake::default();
     let outbox = on_disk(dir.path(), vec![fake.made("fake")]);
@@ -366,7 +379,8 @@ async fn what_is_parked_is_kept_as_text() {
     outbox.send(&notice("a", Severity::Warn));
     until(|| count(&outbox, "channel_failed_total") > 0.0).await;
     outbox.drain(Duration::from_secs(5)).await;
-    let bytes = std::process::Command::new("cat").arg(dir.path().join("outbox/parked.jsonl")).output().expect("cat is there");
+    let bytes =
+        std::process::Command::new("cat").arg(dir.path().join("outbox/parked.jsonl")).output().expect("cat is there");
     let line: serde_json::Value = serde_json::from_slice(&bytes.stdout).expect("one line");
     assert_eq!((&line["id"], &line["channel"], &line["reason"]), (&"a".into(), &"fake".into(), &"no".into()), "{line}");
     assert_eq!(line["notice"]["alerts"][0]["message"], "a");
@@ -424,7 +438,11 @@ async fn a_full_spool_gives_up_what_matters_least_of_the_channel_that_is_stuck()
             if number % 20 == 19 {
                 outbox.wait_durable(outbox.sent()).await;
                 let all = || well.took().len() == ids.len();
-                assert!(tokio::time::timeout(Duration::from_secs(30), until(all)).await.is_ok(), "{:?}", outbox.status());
+                assert!(
+                    tokio::time::timeout(Duration::from_secs(30), until(all)).await.is_ok(),
+                    "{:?}",
+                    outbox.status()
+                );
                 assert!(outbox.status().bytes <= 4 << 20, "{:?}", outbox.status());
             }
         }

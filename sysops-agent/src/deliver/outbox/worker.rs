@@ -117,7 +117,8 @@ impl Try<'_> {
     }
 
     fn read(&self, json: &[u8]) -> Option<Notice> {
-        let mut notice: Notice = serde_json::from_slice(json).ok().filter(|notice: &Notice| !notice.alerts.is_empty())?;
+        let mut notice: Notice =
+            serde_json::from_slice(json).ok().filter(|notice: &Notice| !notice.alerts.is_empty())?;
         if let (false, Some(alert)) = (self.with.is_empty(), notice.alerts.first_mut()) {
             let lasted = alert.timestamp.duration_since(alert.starts_at).unwrap_or_default().as_secs();
             let since = time::rfc3339_secs(alert.starts_at);

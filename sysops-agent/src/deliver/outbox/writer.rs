@@ -148,7 +148,10 @@ fn next_job(shared: &Shared, healthy: bool) -> Option<Job> {
     let State { queue, limits, disk, parked, .. } = &mut *state;
     let mut job = Job {
         notices: Vec::new(),
-        done: std::mem::take(&mut queue.done).into_iter().map(|done| (done.number, queue.lines[done.line].name.clone())).collect(),
+        done: std::mem::take(&mut queue.done)
+            .into_iter()
+            .map(|done| (done.number, queue.lines[done.line].name.clone()))
+            .collect(),
         released: std::mem::take(&mut queue.released),
         parked: std::mem::take(parked),
         bytes_max: limits.bytes_max,
@@ -167,7 +170,8 @@ fn next_job(shared: &Shared, healthy: bool) -> Option<Job> {
             disk.next_number += 1;
             disk.next_number - 1
         });
-        let durable = (0..queue.lines.len()).filter(|line| entry.pending & 1 << line != 0 && queue.lines[*line].durable);
+        let durable =
+            (0..queue.lines.len()).filter(|line| entry.pending & 1 << line != 0 && queue.lines[*line].durable);
         let lines: Vec<usize> = durable.collect();
         let envelope = Envelope {
             number,

@@ -61,9 +61,7 @@ pub(super) fn header(path: &Path) -> io::Result<Header> {
 }
 
 fn judge(bytes: &[u8]) -> Header {
-    let word = |from: usize| {
-        bytes.get(from..from + 4).and_then(|word| word.try_into().ok()).map(u32::from_le_bytes)
-    };
+    let word = |from: usize| bytes.get(from..from + 4).and_then(|word| word.try_into().ok()).map(u32::from_le_bytes);
     match (word(8), word(12)) {
         (Some(version), Some(check)) if bytes[..8] == MAGIC && crc32fast::hash(&bytes[..12]) == check => {
             if version == VERSION { Header::Ours } else { Header::Newer(version) }

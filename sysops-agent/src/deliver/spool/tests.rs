@@ -41,12 +41,24 @@ fn done(number: u64, channel: &str) -> Vec<u8> {
 
 #[derive(Clone, Debug)]
 enum Action {
-    Add { channels: u8, size: u16, sync: bool },
-    Done { which: usize, channel: usize },
+    Add {
+        channels: u8,
+        size: u16,
+        sync: bool,
+    },
+    Done {
+        which: usize,
+        channel: usize,
+    },
     /// The power fails; this part of what was not synced is there afterwards.
-    Crash { part: u8 },
+    Crash {
+        part: u8,
+    },
     /// One bit changes, and the agent is started again.
-    Rot { file: usize, at: usize },
+    Rot {
+        file: usize,
+        at: usize,
+    },
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -270,7 +282,9 @@ fn parked_texts_are_bounded_and_the_newest_are_kept() {
     let dir = folder();
     let (mut spool, _) = Spool::open(dir.path(), BYTES_MIN).expect("a new one");
     for number in 0..10_000 {
-        spool.park(format!("{{\"number\":{number},\"text\":\"{}\"}}", "x".repeat(100)).as_bytes()).expect("there is room");
+        spool
+            .park(format!("{{\"number\":{number},\"text\":\"{}\"}}", "x".repeat(100)).as_bytes())
+            .expect("there is room");
     }
     let path = dir.path().join("parked.jsonl");
     assert!(std::fs::metadata(&path).expect("it is there").len() <= BYTES_MIN / 16);
