@@ -1,6 +1,10 @@
 //! The outbox on disks that are full, hang, cannot be written to or fail: what is accepted goes out all the same, that it would not
 //! survive is counted, and once the disk takes it again it does.
-#![expect(clippy::disallowed_methods, reason = "a test runs programs and reads clocks as it likes")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::panic,
+    reason = "tests are outside of the agent: they run programs, read clocks and fail by panic"
+)]
 
 use std::path::Path;
 use std::process::Command;

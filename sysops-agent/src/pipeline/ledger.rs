@@ -100,7 +100,7 @@ impl Ledger {
             kept = read(host, &path);
             disk = Disk::start(path.clone())
                 .inspect_err(|error| {
-                    tracing::error!("no thread for {}: {error}: alerts do not outlive the agent", path.display())
+                    tracing::error!("no thread for {}: {error}: alerts do not outlive the agent", path.display());
                 })
                 .ok();
         }

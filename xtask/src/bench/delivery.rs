@@ -20,7 +20,12 @@ pub(super) fn measure() -> Result<Vec<Row>> {
     let mut test = Command::new("cargo");
     test.args(["test", "--quiet", "--release", "-p", "sysops-tests", "--test", "outbox_kill", "--"]);
     test.args(["--nocapture", "--test-threads=1", "the_"]).current_dir(workspace::root());
-    test.envs([("SYSOPS_ALERTS", ALERTS), ("SYSOPS_KILLS", KILLS), ("SYSOPS_BURST", BURST), ("SYSOPS_BACKLOG", BACKLOG)]);
+    test.envs([
+        ("SYSOPS_ALERTS", ALERTS),
+        ("SYSOPS_KILLS", KILLS),
+        ("SYSOPS_BURST", BURST),
+        ("SYSOPS_BACKLOG", BACKLOG),
+    ]);
     let output = test.output().context("cargo test")?;
     let said = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {
@@ -51,7 +56,8 @@ fn rows(said: &str) -> Result<Vec<Row>> {
 
 /// A line that says `… in 1.234 s`.
 fn at_most(what: &str, line: &str, max_s: f64) -> Result<Row> {
-    let seconds = line.split(" in ").nth(1).and_then(|rest| rest.split(' ').next()).and_then(|text| text.parse::<f64>().ok());
+    let seconds =
+        line.split(" in ").nth(1).and_then(|rest| rest.split(' ').next()).and_then(|text| text.parse::<f64>().ok());
     let seconds = seconds.with_context(|| format!("expected a time in {line:?}"))?;
     Ok(Row { what: what.into(), value: line.into(), target: format!("at most {max_s:.0} s"), met: seconds <= max_s })
 }

@@ -481,7 +481,11 @@ impl Queue {
 
 /// At its place; what a slow disk gave late is older than what came meanwhile.
 fn insert(list: &mut VecDeque<u64>, seq: u64) {
-    let place = if list.back().is_none_or(|last| *last < seq) { list.len() } else { list.partition_point(|other| *other < seq) };
+    let place = if list.back().is_none_or(|last| *last < seq) {
+        list.len()
+    } else {
+        list.partition_point(|other| *other < seq)
+    };
     list.insert(place, seq);
 }
 

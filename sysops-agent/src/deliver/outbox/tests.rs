@@ -2,6 +2,7 @@
 //! clock is tokio's, which stands still.
 
 use std::collections::VecDeque;
+use std::io::Read as _;
 use std::sync::Mutex;
 
 use super::*;
@@ -379,9 +380,10 @@ async fn what_is_parked_is_kept_as_text() {
     outbox.send(&notice("a", Severity::Warn));
     until(|| count(&outbox, "channel_failed_total") > 0.0).await;
     outbox.drain(Duration::from_secs(5)).await;
-    let bytes =
-        std::process::Command::new("cat").arg(dir.path().join("outbox/parked.jsonl")).output().expect("cat is there");
-    let line: serde_json::Value = serde_json::from_slice(&bytes.stdout).expect("one line");
+    let mut text = String::new();
+    let file = std::fs::File::options().read(true).open(dir.path().join("outbox/parked.jsonl"));
+    file.and_then(|mut file| file.read_to_string(&mut text)).expect("it is there");
+    let line: serde_json::Value = serde_json::from_str(&text).expect("one line");
     assert_eq!((&line["id"], &line["channel"], &line["reason"]), (&"a".into(), &"fake".into(), &"no".into()), "{line}");
     assert_eq!(line["notice"]["alerts"][0]["message"], "a");
 }
