@@ -84,10 +84,10 @@ static SUBJECT_PREFIX: Key<String> =
     Key::text("alerting.email.subject_prefix", "[SysOps]", "What every subject begins with.");
 static TEMPLATE: Key<Option<String>> = Key::optional(
     "alerting.email.template",
-    "Text of the mail in your own words (Jinja): `headline`, the keys of the webhook's body for the first alert, and `alerts` \
-     with all of them. Text that cannot be made is replaced by the built-in one, with a warning.",
+    "Text of the mail in your own words, a template (docs/ALERTING.md). Text that cannot be made is replaced by the built-in \
+     one, with a warning.",
 )
-.example("\"{{ headline }}: {{ message }}\"");
+.example("\"{{ headline }}: {{ alert.message }}\"");
 static TIMEOUT: Key<Duration> =
     Key::secs("alerting.email.timeout_secs", 30, 1, 600, "How long sending one mail may take, from connecting on.");
 static RETRIES: Key<i64> = Key::int(
@@ -130,9 +130,10 @@ mod mailer {
         TO, USERNAME,
     };
     use crate::deliver::channel::{Channel, Receipt, SendError, Sending};
+    use crate::deliver::own_text::OwnText;
     use crate::model::Notice;
     use crate::spec::Values;
-    use crate::template::{Template, plain};
+    use crate::template::plain;
 
     /// Notices that some recipients have and others were asked to wait for. Past that the oldest is forgotten, and who has
     /// that mail already may get it twice, under the same Message-ID.
@@ -156,7 +157,7 @@ mod mailer {
             if to.iter().next().is_none() {
                 return Err(missing("to"));
             }
-            let template = values.get(&TEMPLATE).map(|source| Template::new(&source, plain)).transpose();
+            let own = OwnText::new(TEMPLATE.spec().path, values.get(&TEMPLATE).as_deref(), plain)?;
             Ok(Self {
                 server: Server::new(&super::smtp::Wanted {
                     host: values.get(&HOST).ok_or_else(|| missing("smtp_host"))?,
@@ -169,19 +170,15 @@ mod mailer {
                     password: values.get(&PASSWORD),
                     timeout: values.get(&TIMEOUT),
                 })?,
-                look: Look {
-                    from: mailbox("from", &from)?,
-                    to,
-                    prefix: values.get(&SUBJECT_PREFIX),
-                    template: template.map_err(|error| format!("alerting.email.template: {error}"))?,
-                },
+                look: Look { from: mailbox("from", &from)?, to, prefix: values.get(&SUBJECT_PREFIX), own },
                 retries: u32::try_from(values.get(&RETRIES)).unwrap_or(0),
                 partly: VecDeque::new(),
             })
         }
 
         async fn send(&mut self, notice: &Notice) -> Result<Receipt, SendError> {
-            let mail = super::message::mail(notice, &self.look).map_err(|reason| SendError::Permanent { reason })?;
+            let mail =
+                super::message::mail(notice, &mut self.look).map_err(|reason| SendError::Permanent { reason })?;
             let has = self.take_partly(&notice.id);
             let misses: Vec<Address> =
                 self.look.to.iter().map(|one| &one.email).filter(|one| !has.contains(*one)).cloned().collect();

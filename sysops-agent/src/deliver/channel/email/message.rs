@@ -5,12 +5,11 @@ use std::fmt::Write as _;
 
 use lettre::message::header::{ContentTransferEncoding, ContentType, HeaderName, HeaderValue, MIME_VERSION_1_0};
 use lettre::message::{Body, Mailbox, Mailboxes, Message, MultiPart, MultiPartKind, SinglePart};
-use serde::Serialize;
 
 use super::html;
+use crate::deliver::own_text::OwnText;
 use crate::deliver::text;
-use crate::model::{Alert, Notice, Severity, Status, cut, shown};
-use crate::template::Template;
+use crate::model::{Notice, Severity, Status, cut, shown};
 
 /// Characters of a subject. Phones show some sixty of them, mail servers fold what is longer.
 const SUBJECT_MAX: usize = 160;
@@ -27,26 +26,17 @@ pub(super) struct Look {
     pub(super) from: Mailbox,
     pub(super) to: Mailboxes,
     pub(super) prefix: String,
-    pub(super) template: Option<Template>,
-}
-
-/// What a template sees.
-#[derive(Serialize)]
-struct Seen<'a> {
-    headline: &'a str,
-    #[serde(flatten)]
-    alert: &'a Alert,
-    alerts: &'a [Alert],
+    pub(super) own: Option<OwnText>,
 }
 
 /// The whole mail as it goes to the server.
-pub(super) fn mail(notice: &Notice, look: &Look) -> Result<Vec<u8>, String> {
+pub(super) fn mail(notice: &Notice, look: &mut Look) -> Result<Vec<u8>, String> {
     let head = notice.head();
     let domain = domain(&head.hostname);
     // No mail bears the thread's own id: it is where all changes of one alert meet, whichever of them arrives first.
     let thread = format!("<{:016x}@{domain}>", head.fingerprint);
     let headline = text::headline(notice);
-    let own = look.template.as_ref().and_then(|template| rendered(template, notice, &headline));
+    let own = look.own.as_mut().and_then(|own| own.of(notice, Ok));
     let (plain, html) = match &own {
         Some(text) => (text.clone(), html::own(&headline, head, text)),
         None => (plain(notice, &headline), html::page(notice, &headline)),
@@ -92,30 +82,6 @@ fn raw(builder: lettre::message::MessageBuilder, name: &'static str, value: &str
 fn subject(prefix: &str, notice: &Notice, headline: &str) -> String {
     let message = if notice.alerts.len() == 1 { format!(": {}", notice.head().message) } else { String::new() };
     shown(format!("{prefix} {headline}{message}").trim(), SUBJECT_MAX)
-}
-
-/// The user's own text, or none with a warning.
-fn rendered(template: &Template, notice: &Notice, headline: &str) -> Option<String> {
-    let clean: Vec<Alert> = notice.alerts.iter().map(cleaned).collect();
-    let seen = Seen { headline, alert: clean.first()?, alerts: &clean };
-    template
-        .render(&seen)
-        .map_err(|error| tracing::warn!("alerting.email.template: {error}; the built-in text is sent"))
-        .ok()
-}
-
-/// The alert with nothing in its texts that misleads a reader.
-fn cleaned(alert: &Alert) -> Alert {
-    let mut alert = alert.clone();
-    alert.message = shown(&alert.message, MESSAGE_MAX);
-    alert.labels = alert.labels.iter().map(|(name, value)| (name.clone(), shown(value, 256))).collect();
-    for one in &mut alert.context.top {
-        one.comm = shown(&one.comm, 64);
-    }
-    for event in &mut alert.context.events {
-        *event = shown(event, 280);
-    }
-    alert
 }
 
 fn plain(notice: &Notice, headline: &str) -> String {
