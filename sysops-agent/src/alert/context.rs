@@ -184,3 +184,66 @@ fn days(length: Duration) -> String {
         secs => format!("{} d", secs / 86_400),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Clock;
+    use crate::model::{Metric, Series, Severity, Unit};
+
+    static MEMORY: Metric<0> = Metric::gauge("memory_used_percent", Unit::Percent, "", &[]);
+    static RSS: Metric<2> = Metric::gauge(TOP_RSS, Unit::Bytes, "", &["pid", "comm"]);
+
+    /// Memory that has risen by one percent a minute for two hours, and two processes.
+    struct Now(Duration);
+
+    impl Readings for Now {
+        fn time(&self) -> std::time::SystemTime {
+            std::time::SystemTime::UNIX_EPOCH
+        }
+
+        fn visit(&self, each: &mut dyn FnMut(Series<'_>)) {
+            each(Series { metric: MEMORY.desc(), key: "", value: SeriesValue::Number(97.0) });
+            for (key, value) in [("8\0small\0", 1024.0), ("7\0ja\u{1b}va\0", 3_221_225_472.0)] {
+                each(Series { metric: RSS.desc(), key, value: SeriesValue::Number(value) });
+            }
+        }
+
+        fn history(&self, metric: &str, _: &str, each: &mut dyn FnMut(Duration, f64)) {
+            if metric == MEMORY.desc().name {
+                for minute in 0..=120_u32 {
+                    each(self.0 - Duration::from_secs(60) * (120 - minute), f64::from(minute) * 0.8);
+                }
+            }
+        }
+    }
+
+    fn alert(metric: &str, labels: &[(&str, &str)], message: &str) -> Alert {
+        let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let time = std::time::SystemTime::UNIX_EPOCH;
+        Alert { labels, ..Alert::new("h", time, Severity::Warn, metric, message.to_owned()) }
+    }
+
+    #[test]
+    fn an_alert_has_its_last_hour_who_uses_most_and_what_happened() {
+        let now = Clock::fixed().now();
+        let (at, readings) = (now.monotonic, Now(now.monotonic));
+        let mut around = Surroundings::default();
+        around.set_host(vec![("kernel".to_owned(), "6.1".to_owned())]);
+        around.note(&alert("slow_io", &[("device", "sda")], "a slow disk"), at);
+        around.note(&alert("oom_kill", &[("pid", "9"), ("cgroup", "/db")], "a kill"), at);
+        let memory = alert("memory_used_percent", &[], "97 %");
+        let context = around.of(&memory, "", &readings, at, &now);
+        assert_eq!((context.course.len(), context.course_secs), (30, 3600));
+        assert!(context.course.is_sorted() && context.course.last() == Some(&96.0), "{:?}", context.course);
+        assert_eq!(context.top[0], Usage { pid: Some(7), comm: "ja\u{1b}va".to_owned(), uses: "3.0 GiB".to_owned() });
+        assert_eq!(context.events, ["a kill"], "a slow disk has nothing to do with it");
+        assert_eq!(context.cause.as_deref(), Some("ja\u{1b}va (pid 7) uses most of it: 3.0 GiB"));
+        assert_eq!(context.host[0].1, "6.1");
+        let service = around.of(&alert("service_up", &[("cgroup", "/db")], "down"), "", &readings, at, &now);
+        assert_eq!(service.cause.as_deref(), Some("a kill"), "what happened to the same cgroup is the cause");
+        assert_eq!((service.course.len(), service.top.len()), (0, 0));
+        let later = around.of(&memory, "", &readings, at + EVENT_AGE_MAX, &now);
+        assert_eq!(later.events, Vec::<String>::new());
+    }
+}

@@ -23,8 +23,10 @@ use crate::model::{Detail, Event, Notice, Tick, with_causes};
 /// How long a notice waits for the disk. A disk that takes longer is an incident, and people must hear of it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Kills that are remembered: their records in the kernel's log may be read again after a restart.
+/// Kills that are remembered, and for how long at least: their records in the kernel's log may be read again after a restart, as the
+/// position there lags by no more than what is settled.
 const KILLS_MAX: usize = 1024;
+const KILLS_FOR: Duration = Duration::from_secs(600);
 
 /// Notices that wait for a disk or for the outbox. More than that is a flood, of which the book lets through few.
 const WAITING_MAX: usize = 20_000;
@@ -146,6 +148,10 @@ impl Ledger {
     /// Writes the book, and then lets go of `notices`.
     pub(super) fn keep(&mut self, book: Vec<u8>, notices: Vec<Notice>, now: &Tick) {
         self.number += 1;
+        if self.is_settled() {
+            let old = now.monotonic.saturating_sub(KILLS_FOR).as_nanos();
+            self.kills.retain(|(monotonic_ns, _)| u128::from(*monotonic_ns) >= old);
+        }
         self.waiting.extend(notices.into_iter().map(|notice| (self.number, now.monotonic, notice)));
         let outgoing = self.sent.iter().map(|(_, notice)| notice).chain(self.waiting.iter().map(|(.., notice)| notice));
         let rest = Rest {

@@ -334,6 +334,9 @@ impl Pipeline {
         for key in fixed.filter(|key| !settings.values.agree_on(&self.settings.values, [*key].into_iter())) {
             tracing::warn!("{}: the new value holds from the agent's next start on", key.path);
         }
+        if !settings.values.agree_on(&self.settings.values, [keys::DATA_DIR.spec()].into_iter()) {
+            tracing::warn!("agent.data_dir: alerts and the outbox stay where they are until the agent's next start");
+        }
     }
 
     fn status(&self) -> String {

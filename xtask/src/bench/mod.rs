@@ -1,6 +1,7 @@
 //! `cargo xtask bench [PART…]`: the numbers of the release agent on this machine, beside node_exporter in the same run.
 
 mod agent;
+mod alerts;
 mod block_io;
 mod cost;
 mod delivery;
@@ -36,6 +37,7 @@ const PARTS: &[Part] = &[
     ("block", block_io::measure),
     ("process", process_table::measure),
     ("probes", probes::measure),
+    ("alerts", alerts::measure),
     ("delivery", delivery::measure),
 ];
 
