@@ -22,6 +22,7 @@ pub mod schema;
 pub mod servers;
 pub mod silent_mount;
 pub mod source;
+pub mod stacked_disk;
 pub mod subscriber;
 pub mod user;
 pub mod values;

@@ -18,6 +18,8 @@ const TOOLS: &[(&str, &str)] = &[
     ("python3", "python3"),
     ("fio", "fio"),
     ("cc", "gcc"),
+    ("dmsetup", "dmsetup"),
+    ("numactl", "numactl"),
 ];
 
 /// Servers that tests start by hand. Their packages are unpacked and not installed: a package starts its service.
