@@ -85,6 +85,8 @@ pub struct Offsets {
     pub ended_io: Offset,
     /// The members of `struct task_io_accounting`, in the order of [`Io`].
     pub io_members: [Offset; IO_MEMBERS],
+    /// 1 when the counters of resident pages are an array of numbers, as up to 6.1: no verifier lets a program load one.
+    pub pages_by_copy: u16,
 }
 
 /// Numbers in [`Io`].
@@ -258,10 +260,11 @@ impl Offsets {
             io: NO,
             ended_io: NO,
             io_members: [NO; IO_MEMBERS],
+            pages_by_copy: 0,
         }
     };
 }
 
-const _: () = assert!(size_of::<Offsets>() == 88);
+const _: () = assert!(size_of::<Offsets>() == 90);
 const _: () = assert!(size_of::<Process>() == 232 && size_of::<Thread>() == 96 && size_of::<End>() == 16);
 const _: () = assert!(size_of::<Unread>() == 8);

@@ -10,7 +10,7 @@ use sysops_common::offset::Offset;
 use sysops_common::task::COMM_LEN;
 use sysops_common::tasks::{End, FD_WORDS, IO_MEMBERS, Io, NOT_COUNTED, Offsets, Process, Thread, Times, Unread, kind};
 use sysops_ebpf::counters::{Fate, count};
-use sysops_ebpf::memory::offset;
+use sysops_ebpf::memory::{member, offset};
 
 #[unsafe(no_mangle)]
 static OFFSETS: Offsets = Offsets::ABSENT;
@@ -149,11 +149,20 @@ fn fill_name(task: u64, out: &mut [u8; COMM_LEN]) -> Option<()> {
 fn fill_memory(task: u64, out: &mut Process) -> Option<()> {
     (out.file_pages, out.anon_pages, out.shmem_pages) = (0, 0, 0);
     if let Some(mm) = follow(task, &OFFSETS.mm) {
-        out.file_pages = load(mm, &OFFSETS.file_pages)?;
-        out.anon_pages = load(mm, &OFFSETS.anon_pages)?;
-        out.shmem_pages = load(mm, &OFFSETS.shmem_pages)?;
+        out.file_pages = pages(mm, &OFFSETS.file_pages)?;
+        out.anon_pages = pages(mm, &OFFSETS.anon_pages)?;
+        out.shmem_pages = pages(mm, &OFFSETS.shmem_pages)?;
     }
     Some(())
+}
+
+#[inline(always)]
+fn pages(mm: u64, counter: &'static Offset) -> Option<i64> {
+    // SAFETY: a reference is valid to read. Volatile, as the loader writes the value after compilation.
+    if unsafe { core::ptr::read_volatile(&OFFSETS.pages_by_copy) } != 0 {
+        return member(mm, counter);
+    }
+    load(mm, counter)
 }
 
 #[inline(always)]

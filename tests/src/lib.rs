@@ -32,6 +32,7 @@ pub mod servers;
 pub mod silent_mount;
 pub mod smtp_far_end;
 pub mod source;
+pub mod stacked_disk;
 pub mod subscriber;
 pub mod user;
 pub mod values;

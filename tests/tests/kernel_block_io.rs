@@ -16,6 +16,7 @@ use sysops_tests::loop_device::{Completed, LoopDevice, completed};
 use sysops_tests::one_probe::{OneProbe, has_tracefs, key};
 use sysops_tests::require::require;
 use sysops_tests::schema::hold;
+use sysops_tests::stacked_disk::StackedDisk;
 
 const OPERATIONS: [&str; 5] = ["read", "write", "discard", "flush", "other"];
 
@@ -277,19 +278,33 @@ fn what_does_not_fit_is_counted() {
 /// A disk that makes no requests comes while the probe runs: from then on its bios are measured.
 #[test]
 fn a_disk_without_requests_is_measured_by_its_bios() {
+    by_bios(|| {
+        let disk = StackedDisk::in_memory();
+        (disk.is_some() || require(Some("no zram in this kernel".to_owned()))).then_some(disk).flatten()
+    });
+}
+
+/// The same of a disk that is mapped onto another one.
+#[test]
+#[ignore = "not every machine has the device mapper; run by vm-test"]
+fn a_mapped_disk_is_measured_by_its_bios() {
+    if require(StackedDisk::mapping_missing()) {
+        by_bios(|| Some(StackedDisk::mapped_onto(LoopDevice::new("mapped"))));
+    }
+}
+
+fn by_bios(disk: impl Fn() -> Option<StackedDisk>) {
     for rung in ["tp_btf", "raw_tracepoint"] {
         let Some((host, mut probe)) = stands(rung) else { return };
-        let Some(disk) = Zram::new() else {
-            let _ = require(Some("no zram in this kernel".to_owned()));
-            return;
-        };
+        let Some(disk) = disk() else { return };
         probe.collect(&host);
-        assert_eq!(probe.number("block_io_stacked_measured", &[&disk.name]), Some(1));
+        assert_eq!(probe.number("block_io_stacked_measured", &[disk.name()]), Some(1));
+        let (kernel_before, before) = (completed(disk.name()), counts(&probe, disk.name()));
         disk.transfer(true, 100);
         disk.transfer(false, 50);
         probe.collect(&host);
-        let kernel = completed(&disk.name);
-        let measured = counts(&probe, &disk.name);
+        let kernel = completed(disk.name()).since(&kernel_before);
+        let measured = counts(&probe, disk.name()).since(&before);
         assert!(kernel.writes >= 100 && kernel.reads >= 50, "{kernel:?}");
         assert_eq!((measured.reads, measured.writes), (kernel.reads, kernel.writes), "{rung}: {:?}", probe.standing());
     }
@@ -345,37 +360,6 @@ fn bytes_are_told_apart_by_cgroup() {
         assert!(host.clock.now().since(&start) < Duration::from_secs(10), "its label is not free");
     }
     assert!(of(&probe, "other").is_some_and(|after| after >= other + 100 * 65536), "nothing is lost");
-}
-
-/// A compressed disk in memory, which the kernel writes to without requests.
-struct Zram {
-    name: String,
-}
-
-impl Zram {
-    fn new() -> Option<Self> {
-        let number = std::fs::read_to_string("/sys/class/zram-control/hot_add").ok()?;
-        let disk = Self { name: format!("zram{}", number.trim()) };
-        std::fs::write(format!("/sys/block/{}/disksize", disk.name), "16M").expect("a disk of our own");
-        Some(disk)
-    }
-
-    fn transfer(&self, write: bool, count: u32) {
-        let device = format!("/dev/{}", self.name);
-        let (from, to) = if write { ("/dev/zero", &*device) } else { (&*device, "/dev/null") };
-        let flag = if write { "oflag=direct" } else { "iflag=direct" };
-        let arguments =
-            [format!("if={from}"), format!("of={to}"), format!("count={count}"), "bs=4096".into(), flag.into()];
-        let output = Command::new("dd").args(arguments).output().expect("require() was asked");
-        assert!(output.status.success(), "{output:?}");
-    }
-}
-
-impl Drop for Zram {
-    fn drop(&mut self) {
-        // Left behind, it is an empty disk.
-        let _ = std::fs::write("/sys/class/zram-control/hot_remove", self.name.trim_start_matches("zram"));
-    }
 }
 
 /// The machine with a /proc/diskstats of the test's own.

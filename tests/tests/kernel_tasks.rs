@@ -38,11 +38,6 @@ fn iterator(host: &Host) -> Option<OneProbe> {
     if standing.rung == Rung::Iter {
         return Some(probe);
     }
-    // The verifier of 5.10 does not know an array of such members.
-    if standing.reason.contains("Type 'atomic_long_t' is not a struct") {
-        eprintln!("skipped: {}", standing.reason);
-        return None;
-    }
     // Where programs can be loaded at all else, there is no excuse.
     let other = OneProbe::start(host, "oom_kill", "auto", Values::default()).standing();
     assert!(other.rung >= Rung::Tracepoint, "{standing:?} but {other:?}");

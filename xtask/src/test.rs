@@ -19,6 +19,8 @@ const TOOLS: &[(&str, &str)] = &[
     ("fio", "fio"),
     ("cc", "gcc"),
     ("openssl", "openssl"),
+    ("dmsetup", "dmsetup"),
+    ("numactl", "numactl"),
 ];
 
 /// Servers that tests start by hand. Their packages are unpacked and not installed: a package starts its service.

@@ -212,7 +212,7 @@ mod tests {
         fn history(&self, metric: &str, _: &str, each: &mut dyn FnMut(Duration, f64)) {
             if metric == MEMORY.desc().name {
                 for minute in 0..=120_u32 {
-                    each(self.0 - Duration::from_secs(60) * (120 - minute), f64::from(minute) * 0.8);
+                    each(self.0.saturating_sub(Duration::from_secs(60) * (120 - minute)), f64::from(minute) * 0.8);
                 }
             }
         }

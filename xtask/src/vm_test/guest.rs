@@ -14,9 +14,10 @@ use crate::{apt, program};
 const QEMU: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
 
 /// The kernel hands `said` and `end` on to the init: the line to speak on, and how to come to an end. To wait for RCU would be most of
-/// what it takes to detach a program, and to guard against the processor's own faults much of what a system call takes.
-const APPEND: &str =
-    "console=ttyS0 quiet panic=1 log_buf_len=4M rcupdate.rcu_expedited=1 mitigations=off said=ttyS1 end=reboot";
+/// what it takes to detach a program, and to guard against the processor's own faults much of what a system call takes. With
+/// two nodes the kernel would take pages away to see who uses them, which tells less of who touched memory first.
+const APPEND: &str = "console=ttyS0 quiet panic=1 log_buf_len=4M rcupdate.rcu_expedited=1 mitigations=off \
+                      numa_balancing=disable said=ttyS1 end=reboot";
 
 /// What became of a guest.
 pub(crate) struct Ran {
@@ -84,6 +85,12 @@ fn qemu(kernel: &Kernel, initramfs: &Path, memory_mib: u32, lines: [&PathBuf; 2]
     // With a thread for each CPU some boots die: the kernel patches its own code while another CPU runs it.
     command.args(["-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", &memory_mib.to_string()]);
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+    // Two nodes of memory with a CPU each.
+    for node in 0..2 {
+        let half = memory_mib / 2;
+        command.args(["-object", &format!("memory-backend-ram,id=node{node},size={half}M")]);
+        command.args(["-numa", &format!("node,nodeid={node},cpus={node},memdev=node{node}")]);
+    }
     command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
     command.args(["-append", APPEND]);
     for file in lines {

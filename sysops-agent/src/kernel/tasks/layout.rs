@@ -56,6 +56,7 @@ pub(super) fn offsets(btf: &Btf) -> Result<Offsets, Refusal> {
         fdt: offset(btf, "files_struct", "fdt", 8)?,
         max_fds: offset(btf, "fdtable", "max_fds", 4)?,
         open_fds: offset(btf, "fdtable", "open_fds", 8)?,
+        pages_by_copy: u16::from(btf.member("mm_struct", "rss_stat.count").is_ok()),
         ..Offsets::ABSENT
     };
     cgroups(btf, &mut offsets)?;

@@ -1,0 +1,100 @@
+//! Disks of a test's own that make no requests of their own: one in memory that is compressed, and one that is mapped onto
+//! another.
+#![expect(clippy::disallowed_methods, reason = "a test reads files and runs programs")]
+
+use std::process::Command;
+
+use crate::loop_device::LoopDevice;
+use crate::require;
+
+/// A disk that is taken down when dropped.
+pub struct StackedDisk {
+    name: String,
+    kind: Kind,
+}
+
+enum Kind {
+    InMemory,
+    /// Its name for the device mapper, and what it is mapped onto.
+    Mapped(String, LoopDevice),
+}
+
+impl StackedDisk {
+    /// A zram disk, if this kernel has any.
+    ///
+    /// # Panics
+    /// When the machine refuses.
+    #[must_use]
+    pub fn in_memory() -> Option<Self> {
+        let number = std::fs::read_to_string("/sys/class/zram-control/hot_add").ok()?;
+        let disk = Self { name: format!("zram{}", number.trim()), kind: Kind::InMemory };
+        std::fs::write(format!("/sys/block/{}/disksize", disk.name), "16M").expect("a disk of our own");
+        Some(disk)
+    }
+
+    /// What is missing to map one.
+    #[must_use]
+    pub fn mapping_missing() -> Option<String> {
+        require::programs(&["dmsetup"]).or_else(|| require::files(&["/dev/mapper/control"]))
+    }
+
+    /// All of `below`, sector by sector.
+    ///
+    /// # Panics
+    /// When the machine refuses.
+    #[must_use]
+    pub fn mapped_onto(below: LoopDevice) -> Self {
+        let mapping = format!("sysops-{}-{}", below.name(), std::process::id());
+        let sectors = std::fs::read_to_string(format!("/sys/block/{}/size", below.name())).expect("it is there");
+        let table = format!("0 {} linear {} 0", sectors.trim(), below.path());
+        dmsetup(&["create", "--noudevsync", "--noudevrules", &mapping, "--table", &table]);
+        let disks = std::fs::read_dir("/sys/block").expect("it is there").filter_map(Result::ok);
+        let is_ours = |name: &String| {
+            let found = std::fs::read_to_string(format!("/sys/block/{name}/dm/name"));
+            found.is_ok_and(|found| found.trim() == mapping)
+        };
+        let name = disks.filter_map(|disk| disk.file_name().into_string().ok()).find(is_ours).expect("it was made");
+        Self { name, kind: Kind::Mapped(mapping, below) }
+    }
+
+    /// As the kernel names it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Writes or reads `count` times 4 KiB, past the page cache.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn transfer(&self, write: bool, count: u32) {
+        let device = format!("/dev/{}", self.name);
+        let (from, to) = if write { ("/dev/zero", &*device) } else { (&*device, "/dev/null") };
+        let flag = if write { "oflag=direct" } else { "iflag=direct" };
+        let arguments =
+            [format!("if={from}"), format!("of={to}"), format!("count={count}"), "bs=4096".into(), flag.into()];
+        let output = Command::new("dd").args(arguments).output().expect("require() was asked");
+        assert!(output.status.success(), "{output:?}");
+    }
+}
+
+fn dmsetup(arguments: &[&str]) {
+    let output = Command::new("dmsetup").args(arguments).output().expect("require() was asked");
+    assert!(output.status.success(), "{output:?}");
+}
+
+impl Drop for StackedDisk {
+    fn drop(&mut self) {
+        match &self.kind {
+            // Left behind, it is an empty disk.
+            Kind::InMemory => {
+                let number = self.name.trim_start_matches("zram");
+                let _ = std::fs::write("/sys/class/zram-control/hot_remove", number);
+            }
+            // The disk below goes behind it.
+            Kind::Mapped(mapping, _below) => {
+                let _ = Command::new("dmsetup").args(["remove", "--noudevsync", mapping]).output();
+            }
+        }
+    }
+}
