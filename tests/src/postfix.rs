@@ -50,10 +50,13 @@ impl Postfix {
         let (postfix, saslpasswd) = (find_program("postfix")?, find_program("saslpasswd2")?);
         // …/usr/sbin/postfix
         let usr = postfix.parent().and_then(Path::parent).expect("programs stand in /usr/sbin");
-        let libraries = usr.join(format!("lib/{}-linux-gnu", std::env::consts::ARCH));
+        let below_usr = format!("lib/{}-linux-gnu", std::env::consts::ARCH);
+        let libraries = usr.join(&below_usr);
+        // What the machine has is not unpacked again.
+        let own = Path::new("/usr").join(below_usr).join("sasl2");
         let environment = [
             format!("LD_LIBRARY_PATH={}:{}", libraries.display(), usr.join("lib/postfix").display()),
-            format!("SASL_PATH={}", libraries.join("sasl2").display()),
+            format!("SASL_PATH={}:{}", libraries.join("sasl2").display(), own.display()),
         ];
         let scratch = Scratch::new();
         let folder = scratch.path().to_owned();
