@@ -119,6 +119,20 @@ fn a_cause_silences_what_follows_from_it_until_it_is_over() {
 }
 
 #[test]
+fn what_is_milder_or_silenced_explains_nothing() {
+    let rule = [("source", map(&[("mountpoint", "/")])), ("target", map(&[("mountpoint", "/data")]))];
+    let settings = values([("alerting.inhibit", table(&rule))]);
+    let mut bench = Bench::new(&settings);
+    let told = machines(run(&mut bench, 10, [Some(93.0), Some(98.0), Some(10.0)]));
+    assert_eq!(told.len(), 2, "the cause is a warning, and what it would explain is critical");
+    let mut bench = Bench::new(&settings);
+    let silenced: Matcher = "mountpoint=/".parse().expect("a matcher");
+    bench.book.silence(silenced, Duration::from_secs(3600), "ann", "", &bench.clock.now()).expect("it begins");
+    let told = machines(run(&mut bench, 10, [Some(93.0), Some(93.0), Some(10.0)]));
+    assert_eq!(told.iter().map(|alert| alert.labels["mountpoint"].as_str()).collect::<Vec<_>>(), ["/data"]);
+}
+
+#[test]
 fn nobody_is_reminded_of_what_somebody_takes_care_of() {
     let settings = values([("alerting.escalate_after_secs", Value::Int(600))]);
     let (critical, well) = ([Some(98.0), Some(1.0), Some(1.0)], WELL);

@@ -363,11 +363,13 @@ impl Book {
         if self.mutes.why(&Subject::of_page(page, &self.hostname), at, now).is_some() {
             return Some(Reason::Silenced);
         }
-        self.explained_by(fingerprint, page, at).map(|_| Reason::Inhibited)
+        self.explained_by(fingerprint, page, now).map(|_| Reason::Inhibited)
     }
 
-    /// The metric, or kind of event, of what explains a page.
-    pub(super) fn explained_by(&self, fingerprint: u64, page: &Page, at: Duration) -> Option<String> {
+    /// The metric, or kind of event, of what explains a page. What is milder, or what people do not hear of, explains nothing: they
+    /// would know of neither.
+    pub(super) fn explained_by(&self, fingerprint: u64, page: &Page, now: &Tick) -> Option<String> {
+        let at = self.time(now);
         let target = Subject::of_page(page, &self.hostname);
         if !self.inhibition.concerns(&target) {
             return None;
@@ -378,9 +380,11 @@ impl Book {
             return Some(event.kind.clone());
         }
         let explains = |(other, cause): &(&u64, &Page)| {
+            let subject = Subject::of_page(cause, &self.hostname);
             **other != fingerprint
-                && cause.firing.is_some()
-                && self.inhibition.explains(&Subject::of_page(cause, &self.hostname), &target)
+                && cause.firing >= page.firing
+                && self.inhibition.explains(&subject, &target)
+                && (cause.told.is_some() || self.mutes.why(&subject, at, now).is_none())
         };
         self.pages.iter().find(explains).map(|(_, cause)| cause.metric.clone())
     }

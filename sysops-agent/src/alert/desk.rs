@@ -117,7 +117,7 @@ impl Book {
             (Standing::Pending, String::new())
         } else {
             self.standing(&page.care, &Subject::of_page(page, &self.hostname), now).unwrap_or_else(|| {
-                let cause = self.explained_by(fingerprint, page, at);
+                let cause = self.explained_by(fingerprint, page, now);
                 cause.map_or((Standing::Firing, String::new()), |cause| (Standing::Inhibited, cause))
             })
         };
