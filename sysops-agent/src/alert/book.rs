@@ -331,31 +331,38 @@ impl Book {
             return;
         }
         owed.sort_unstable();
+        let mut is_used_up = false;
         for (_, _, fingerprint) in owed.into_iter().rev() {
-            self.tell(fingerprint, readings, now);
+            // The worst come first: where the hour has no room for one, it has none for those behind it.
+            if is_used_up && self.pages.get(&fingerprint).is_some_and(|page| page.is_counted) {
+                continue;
+            }
+            is_used_up |= self.tell(fingerprint, readings, now) == Err(Reason::HourlyLimit);
         }
     }
 
-    fn tell(&mut self, fingerprint: u64, readings: &dyn Readings, now: &Tick) {
+    /// Tells people of a page that fires, unless something holds it back.
+    fn tell(&mut self, fingerprint: u64, readings: &dyn Readings, now: &Tick) -> Result<(), Reason> {
         let at = self.time(now);
         let Some((page, severity)) = self.pages.get(&fingerprint).and_then(|page| Some((page, page.firing?))) else {
-            return;
+            return Ok(());
         };
         let held = self.held_back(fingerprint, page, at, now);
         let held = held.map_or_else(|| self.throttle.admit(fingerprint, severity, at), Err);
-        let Some(page) = self.pages.get_mut(&fingerprint) else { return };
+        let Some(page) = self.pages.get_mut(&fingerprint) else { return Ok(()) };
         if let Err(reason) = held {
             if !std::mem::replace(&mut page.is_counted, true) {
                 let (metric, message) = (page.metric.clone(), page.message.clone());
                 self.hold(reason, &metric, severity, &message, at);
             }
-            return;
+            return Err(reason);
         }
         let change = if page.told.is_some() { Change::Worsened } else { Change::Fired };
         (page.told, page.is_counted) = (Some(severity), false);
         page.care.told(at);
         self.fired[severity as usize] += 1;
         self.emit(fingerprint, severity, change, None, readings, now);
+        Ok(())
     }
 
     /// What keeps a page from people, beside the limits.
