@@ -60,8 +60,9 @@ fn kill_and_kill(mut task: Task, kills: u64) -> u64 {
         let most = task.first + (task.end - task.first) / (kills - killed + 1).max(1) + 1;
         let mut deadline = None;
         loop {
-            let wait =
-                deadline.map_or(Duration::from_secs(120), |at: Instant| at.saturating_duration_since(Instant::now()));
+            // What waits at the end has met every outage by then, and is put off again and again.
+            let patience = Duration::from_secs(120 + task.end / 2);
+            let wait = deadline.map_or(patience, |at: Instant| at.saturating_duration_since(Instant::now()));
             match lines.recv_timeout(wait) {
                 Ok(line) if line == "open" && killed < kills => {
                     deadline = Some(Instant::now() + Duration::from_micros(random(60_000)));
