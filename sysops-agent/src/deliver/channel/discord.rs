@@ -218,7 +218,7 @@ impl Discord {
         if let Some(pause) = pause {
             self.pace.pause(pause);
         }
-        let code = said["code"].as_u64().unwrap_or(0);
+        let code = said["code"].as_u64();
         match verdict(Ok(answer)) {
             // With wait=true Discord answers with the message that it has made.
             Ok(_) => match said["id"].as_str().and_then(|id| id.parse::<u64>().ok()) {
@@ -232,11 +232,16 @@ impl Discord {
                 reason: format!("{reason}: set alerting.discord.webhook_url to a webhook that exists"),
             }),
             // 220001 to 220004: what a forum wants of a webhook's messages.
-            Err(SendError::Permanent { reason }) if (220_001..=220_004).contains(&code) => Err(SendError::Refused {
-                reason: format!("{reason}: the channel is a forum: add ?thread_id=… to alerting.discord.webhook_url"),
-            }),
+            Err(SendError::Permanent { reason }) if code.is_some_and(|code| (220_001..=220_004).contains(&code)) => {
+                Err(SendError::Refused {
+                    reason: format!(
+                        "{reason}: the channel is a forum: add ?thread_id=… to alerting.discord.webhook_url"
+                    ),
+                })
+            }
             Err(SendError::Permanent { reason }) => {
-                Err(SendError::Permanent { reason: format!("{reason} (Discord's error {code})") })
+                let code = code.map(|code| format!(" (Discord's error {code})"));
+                Err(SendError::Permanent { reason: reason + &code.unwrap_or_default() })
             }
             other => other,
         }
