@@ -9,6 +9,9 @@ use sysops_agent::model::{Alert, Context, Notice, Severity, Status, Usage, cut};
 
 /// Texts as they are written: mentions, markup, templates, separators of headers and records, quoting, links, shells.
 const WRITTEN: &[&str] = &[
+    "",
+    " ",
+    "\u{2003}",
     "@everyone",
     "@here",
     "@channel",
@@ -324,6 +327,7 @@ pub fn any_notice() -> impl Strategy<Value = Notice> {
     let c = prop_oneof![any::<char>(), select("\\*_~`|>#-[]()<@:&;{}.!=+$/\"'\n 1a…😀".chars().collect::<Vec<_>>())];
     let text = (proptest::collection::vec(c, 0..60), 1_usize..80);
     let text = text.prop_map(|(chars, times)| chars.into_iter().collect::<String>().repeat(times));
+    let text = prop_oneof![1 => "[ \u{2003}\n]{0,2}", 9 => text];
     (text, 1_usize..14, any::<bool>(), 0_usize..4).prop_map(|(text, count, is_over, severity)| {
         let mut notice = group(&text, count);
         for alert in &mut notice.alerts {

@@ -178,7 +178,8 @@ async fn a_group_is_one_mail_and_one_of_hundreds_is_bounded() {
 
 #[tokio::test]
 async fn hostile_text_changes_nothing_but_text() {
-    let texts = injection::corpus();
+    // Where nothing is said there is no line for it.
+    let texts: Vec<String> = injection::corpus().into_iter().filter(|text| !text.trim().is_empty()).collect();
     let notices: Vec<Notice> = ["dd".to_owned()].iter().chain(&texts).map(|text| everywhere(text)).collect();
     let sent = mailed(&notices).await;
     for mail in &sent {

@@ -127,7 +127,7 @@ async fn values_of_a_template_are_words_in_every_language() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
     #[test]
     fn any_notice_is_taken(notice in injection::any_notice(), mode in 0_usize..3) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

@@ -195,7 +195,7 @@ pub fn runbook(alert: &Alert) -> Option<&str> {
 pub fn facts(alert: &Alert) -> Vec<Fact> {
     let mut facts = Vec::new();
     let mut add = |name, text: String, short| {
-        if !text.is_empty() {
+        if !text.trim().is_empty() {
             facts.push(Fact { name, text: clipped(&text), short });
         }
     };
@@ -341,6 +341,9 @@ mod tests {
                 "Top processes: a\\nb (pid 7) 1.2 GiB",
             ]
         );
+        alert.hostname = " \u{2003}".to_owned();
+        assert_eq!(facts(&alert)[0].name, "Value", "what is blank is no fact");
+        alert.hostname = "web-1".to_owned();
         assert_eq!(headline(&Notice::of(alert)), "CRITICAL memory_used_percent on web-1");
     }
 

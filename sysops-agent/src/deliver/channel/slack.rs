@@ -245,7 +245,9 @@ fn attachments(notice: &Notice) -> Vec<Value> {
 
 fn blocks(alert: &Alert, is_alone: bool) -> Vec<Value> {
     let message = shown(&alert.message, SECTION_MAX);
-    let words = if is_alone { message } else { format!("{}\n{message}", text::title(alert)) };
+    // Slack takes no text of nothing.
+    let is_enough = is_alone && !message.trim().is_empty();
+    let words = if is_enough { message } else { format!("{}\n{message}", text::title(alert)) };
     let mut blocks = vec![json!({ "type": "section", "text": plain_text(&words, SECTION_MAX) })];
     let facts = text::facts(alert);
     let (short, long): (Vec<_>, Vec<_>) =
