@@ -103,6 +103,17 @@ impl Desk for Noting {
         }
     }
 
+    fn kept(&self) -> oneshot::Receiver<()> {
+        let (receipt, kept) = oneshot::channel();
+        let desk = self.clone();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            desk.note("kept".to_owned());
+            _ = receipt.send(());
+        });
+        kept
+    }
+
     fn silences(&self) -> Vec<Silence> {
         vec![made(3, matcher("metric=disk_*"), Duration::from_secs(60), "ann\u{202e}", "a\tcomment")]
     }

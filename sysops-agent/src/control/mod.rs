@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 pub use client::{Answers, AskError, ask};
 pub use server::Control;
@@ -65,6 +65,9 @@ pub trait Desk {
     /// # Errors
     /// When there is none of this number.
     fn unsilence(&self, id: u64, by: &str) -> Result<Silence, String>;
+
+    /// Comes when all that was changed so far is on disk; its error is that it does not come to be.
+    fn kept(&self) -> oneshot::Receiver<()>;
 
     /// All silences that hold.
     fn silences(&self) -> Vec<Silence>;

@@ -26,6 +26,9 @@ const IDLE: Duration = Duration::from_secs(5);
 /// Time for far ends to answer a test.
 const TEST: Duration = Duration::from_secs(60);
 
+/// Time for the disk to take what was changed.
+const DISK: Duration = Duration::from_secs(2);
+
 /// Pause after the kernel gave no connection, as when the process has no file descriptor left.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -95,7 +98,15 @@ impl Clerk {
                 Ok(Ok(Some(Request::TestAlert { channels, severity, resolved }))) => {
                     self.test(&mut stream, channels, severity, resolved, &by).await
                 }
-                Ok(Ok(Some(request))) => self.answer(request, &by),
+                Ok(Ok(Some(request))) => {
+                    let answer = self.answer(request, &by);
+                    if let Ok(Answer::Alert(_) | Answer::Silence(_)) = answer {
+                        // What was answered holds, whatever becomes of the agent. It holds also where the disk takes nothing, as
+                        // long as the agent lives: the log says so then.
+                        _ = timeout(DISK, self.desk.kept()).await;
+                    }
+                    answer
+                }
                 Ok(Ok(None)) => return,
                 Ok(Err(error)) => Err(error),
                 Err(_) => Err(format!("no whole request within {} s", IDLE.as_secs())),

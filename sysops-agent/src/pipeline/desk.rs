@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use tokio::sync::Notify;
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::oneshot;
 
 use crate::alert::Book;
 use crate::control::{self, trial};
@@ -20,8 +20,8 @@ pub(super) struct Desk {
     pub(super) book: Rc<RefCell<Book>>,
     /// It goes before the desk does: whoever ends it must have it alone.
     pub(super) outbox: Weak<RefCell<Outbox>>,
-    /// Rung when the book has changed, so that it is kept at once.
-    pub(super) changed: Rc<Notify>,
+    /// Takes receipts: the book is to be kept at once, and each is given when it is.
+    pub(super) keep: UnboundedSender<oneshot::Sender<()>>,
 }
 
 impl Desk {
@@ -29,7 +29,6 @@ impl Desk {
     fn write<T>(&self, what: &str, by: &str, change: impl FnOnce(&mut Book) -> Result<T, String>) -> Result<T, String> {
         let changed = change(&mut self.book.borrow_mut())?;
         tracing::info!(by, "{what}");
-        self.changed.notify_one();
         Ok(changed)
     }
 }
@@ -56,6 +55,13 @@ impl control::Desk for Desk {
 
     fn unsilence(&self, id: u64, by: &str) -> Result<Silence, String> {
         self.write("silence ended", by, |book| book.unsilence(id))
+    }
+
+    fn kept(&self) -> oneshot::Receiver<()> {
+        let (receipt, kept) = oneshot::channel();
+        // Whoever would keep it ends with the agent.
+        _ = self.keep.send(receipt);
+        kept
     }
 
     fn silences(&self) -> Vec<Silence> {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
 
 use super::sleep_for;
 use crate::alert::State;
@@ -64,6 +65,8 @@ pub(super) struct Ledger {
     /// With the outbox and not yet durable there, by the outbox's number.
     sent: VecDeque<(u64, Notice)>,
     kills: VecDeque<(u64, Event)>,
+    /// To be given when a writing is on disk, by its number.
+    receipts: VecDeque<(u64, oneshot::Sender<()>)>,
     has_failed: bool,
 }
 
@@ -115,6 +118,7 @@ impl Ledger {
             waiting: VecDeque::new(),
             sent: VecDeque::new(),
             kills: VecDeque::new(),
+            receipts: VecDeque::new(),
             has_failed: false,
         };
         (ledger, kept)
@@ -145,8 +149,14 @@ impl Ledger {
         }
     }
 
-    /// Writes the book, and then lets go of `notices`.
-    pub(super) fn keep(&mut self, book: Vec<u8>, notices: Vec<Notice>, now: &Tick) {
+    /// Writes the book, and then lets go of `notices` and gives the receipt. Where nothing is written none is given.
+    pub(super) fn keep(
+        &mut self,
+        book: Vec<u8>,
+        notices: Vec<Notice>,
+        receipt: Option<oneshot::Sender<()>>,
+        now: &Tick,
+    ) {
         self.number += 1;
         if self.is_settled() {
             let old = now.monotonic.saturating_sub(KILLS_FOR).as_nanos();
@@ -168,19 +178,21 @@ impl Ledger {
         if let Some(disk) = &self.disk {
             // The thread ends with the ledger only.
             _ = disk.orders.send((self.number, text));
+            self.receipts.extend(receipt.map(|receipt| (self.number, receipt)));
         }
     }
 
-    /// Waits until a notice may go out ([`Ledger::due`]). May be dropped and called again.
+    /// Waits until a notice may go out ([`Ledger::due`]), or a writing has come to its end. May be dropped and called again.
     pub(super) async fn next(&mut self, host: &Host) {
-        let Some((_, since, _)) = self.waiting.front() else { return std::future::pending().await };
-        let left = (*since + PATIENCE).saturating_sub(host.clock.now().monotonic);
+        if self.waiting.is_empty() && self.receipts.is_empty() {
+            return std::future::pending().await;
+        }
+        let now = host.clock.now().monotonic;
+        let left = self.waiting.front().map(|(_, since, _)| (*since + PATIENCE).saturating_sub(now));
         let Some(disk) = &mut self.disk else { return };
         tokio::select! {
-            done = disk.done.recv() => if let Some((number, result)) = done {
-                self.written(number, result);
-            },
-            () = sleep_for(Some(left)) => {}
+            Some((number, result)) = disk.done.recv() => self.written(number, result),
+            () = sleep_for(left) => {}
         }
     }
 
@@ -257,6 +269,12 @@ impl Ledger {
 
     /// Writing `number`, and with it each before it, has come to its end.
     fn written(&mut self, number: u64, result: Result<(), String>) {
+        while let Some((_, receipt)) = self.receipts.pop_front_if(|(receipt, _)| *receipt <= number) {
+            if result.is_ok() {
+                // Whoever waits for it no longer has gone away.
+                _ = receipt.send(());
+            }
+        }
         match result {
             Ok(()) => self.has_failed = false,
             Err(error) => {
@@ -383,7 +401,7 @@ mod tests {
         let now = host.clock.now();
         let (mut ledger, kept) = Ledger::open(&host, dir.path());
         assert!(kept.is_none() && ledger.is_settled());
-        ledger.keep(book(&now), vec![notice("a"), notice("b")], &now);
+        ledger.keep(book(&now), vec![notice("a"), notice("b")], None, &now);
         assert!(!ledger.is_settled());
         ledger.next(&host).await;
         let due = ledger.due(&now);
@@ -393,7 +411,10 @@ mod tests {
         }
         ledger.durable(1);
         assert!(ledger.is_sending());
-        ledger.keep(book(&now), Vec::new(), &now);
+        let (receipt, kept) = oneshot::channel();
+        ledger.keep(book(&now), Vec::new(), Some(receipt), &now);
+        ledger.next(&host).await;
+        kept.await.expect("it is on disk");
         ledger.end(Duration::from_secs(60)).await;
         let (mut again, kept) = Ledger::open(&host, dir.path());
         let (_, kills, outgoing) = again.take_over(kept.expect("it was written"));
@@ -406,7 +427,9 @@ mod tests {
         let host = host(dir.path());
         let now = host.clock.now();
         let (mut ledger, _) = Ledger::open(&host, &dir.path().join("nowhere"));
-        ledger.keep(book(&now), vec![notice("a")], &now);
+        let (receipt, kept) = oneshot::channel();
+        ledger.keep(book(&now), vec![notice("a")], Some(receipt), &now);
+        assert!(kept.await.is_err(), "nothing is kept");
         ledger.next(&host).await;
         assert_eq!(ids(&ledger.due(&now)), ["a"]);
     }

@@ -17,7 +17,8 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
 
 use crate::collect;
 use crate::control::{self, Control};
@@ -81,8 +82,8 @@ pub struct Pipeline {
     durable: u64,
     /// The agent's name for this host.
     called: Rc<RefCell<String>>,
-    /// Rung when someone has changed the book by the control socket.
-    changed: Rc<Notify>,
+    /// Receipts for those who have changed the book by the control socket.
+    receipts: (UnboundedSender<oneshot::Sender<()>>, UnboundedReceiver<oneshot::Sender<()>>),
     control: Option<Control>,
 }
 
@@ -113,7 +114,7 @@ impl Pipeline {
             let over = the_book.restore(book, ledger.boot(), &now);
             let state = the_book.state(ledger.boot(), &now);
             drop(the_book);
-            ledger.keep(state, outgoing.into_iter().chain(over).collect(), &now);
+            ledger.keep(state, outgoing.into_iter().chain(over).collect(), None, &now);
         }
         let mut pipeline = Self {
             ledger,
@@ -131,7 +132,7 @@ impl Pipeline {
             rounds: 0,
             durable: 0,
             called: Rc::new(RefCell::new(String::new())),
-            changed: Rc::default(),
+            receipts: unbounded_channel(),
             control: None,
         };
         pipeline.open_desk();
@@ -147,7 +148,7 @@ impl Pipeline {
             hostname: Rc::clone(&self.called),
             book: Rc::clone(&self.parts.book),
             outbox: Rc::downgrade(&self.parts.outbox),
-            changed: Rc::clone(&self.changed),
+            keep: self.receipts.0.clone(),
         };
         // The old one goes first: of a path there is one socket.
         self.control = None;
@@ -175,7 +176,7 @@ impl Pipeline {
                 finished = self.parts.scheduler.next() => self.take_readings(finished),
                 () = self.ledger.next(&self.host) => self.send_due(),
                 () = wait_durable(&self.parts.outbox, self.durable + 1), if self.ledger.is_sending() => self.note_durable(),
-                () = self.changed.notified() => self.tell(Vec::new()),
+                Some(receipt) = self.receipts.1.recv() => self.keep(Vec::new(), Some(receipt)),
                 value = self.parts.inventory.next() => self.take_inventory(value),
                 () = watchdog.due() => watchdog.pet(&self.systemd, self.rounds, parts::between_rounds(&self.settings.values)),
             }
@@ -282,11 +283,15 @@ impl Pipeline {
         for alert in notices.iter().filter(|one| one.audience != Audience::People).flat_map(|one| &one.alerts) {
             self.observer.alert(alert);
         }
+        self.keep(notices, None);
+    }
+
+    fn keep(&mut self, notices: Vec<Notice>, receipt: Option<oneshot::Sender<()>>) {
         let mut book = self.parts.book.borrow_mut();
-        if book.take_changed() || !notices.is_empty() {
+        if book.take_changed() || !notices.is_empty() || receipt.is_some() {
             let now = self.host.clock.now();
             let state = book.state(self.ledger.boot(), &now);
-            self.ledger.keep(state, notices, &now);
+            self.ledger.keep(state, notices, receipt, &now);
         } else if self.ledger.is_settled() {
             self.parts.sources.settle();
         }
