@@ -291,6 +291,11 @@ proptest! {
                 };
                 let history = sent.entry(notice.fingerprint).or_default();
                 if notice.status == Status::Firing {
+                    let mount = MOUNTS.iter().position(|mount| *mount == notice.labels["mountpoint"]);
+                    let is_there = mount.is_some_and(|mount| oracles[mount].seen == Some(now));
+                    if is_there && !notice.message.contains(&format!(" {:.1} %", notice.value)) {
+                        failures.push(format!("told late with the words of then: {notice:?}"));
+                    }
                     let close = history.last().is_some_and(|(at, severity)| {
                         let (same, age) = (*severity == notice.severity, now - *at);
                         *severity >= notice.severity && age < Duration::from_secs(if same { 600 } else { 300 })

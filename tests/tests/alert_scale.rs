@@ -11,7 +11,7 @@ use sysops_agent::spec::{Value, Values};
 use sysops_tests::values::values;
 
 const SERIES: usize = 10_000;
-const CYCLES: usize = 20;
+const CYCLES: u32 = 20;
 
 static DISK: Metric<3> = Metric::gauge("disk_usage_percent", Unit::Percent, "", &["device", "mountpoint", "fstype"]);
 
@@ -54,10 +54,14 @@ impl Bench {
 
     /// The middle of what cycles with this value take.
     fn cycles(&mut self, value: f64) -> Duration {
-        self.disks.value = value;
-        let mut times: Vec<Duration> = (0..CYCLES).map(|_| self.cycle()).collect();
+        let mut cycle = |n: u32| {
+            // It is never twice the same.
+            self.disks.value = value + f64::from(n) / 100.0;
+            self.cycle()
+        };
+        let mut times: Vec<Duration> = (0..CYCLES).map(&mut cycle).collect();
         times.sort_unstable();
-        times[CYCLES / 2]
+        times[times.len() / 2]
     }
 
     fn cycle(&mut self) -> Duration {

@@ -239,6 +239,7 @@ impl Book {
         let page = self.pages.entry(fingerprint).or_insert_with(|| Page::new(finding, at));
         let comes_again = page.back.is_some();
         let worse = page.breach(finding, at, self.gap_max);
+        page.word(finding, &self.throttle, at);
         if comes_again || (worse && page.told.is_none()) {
             self.flaps.came(fingerprint, at);
         }
@@ -247,6 +248,7 @@ impl Book {
     fn between(&mut self, fingerprint: u64, finding: &Finding<'_>, at: Duration) {
         let Some(page) = self.pages.get_mut(&fingerprint) else { return };
         page.between(finding, at);
+        page.word(finding, &self.throttle, at);
         if page.firing.is_none() {
             // The breach did not last: not an alert.
             self.pages.remove(&fingerprint);
@@ -323,46 +325,36 @@ impl Book {
     /// Tells, as far as it may be, what fires and people do not know: the worst first, then in an order that does not change
     /// from run to run.
     fn tell_what_is_owed(&mut self, readings: &dyn Readings, now: &Tick) {
-        let is_owed = |page: &Page| page.told < page.firing;
-        let owed = self.pages.iter().filter(|(_, page)| is_owed(page));
+        let at = self.time(now);
+        let owed = self.pages.iter().filter(|(_, page)| page.may_be_told(&self.throttle, at));
         let mut owed: Vec<_> =
             owed.map(|(fingerprint, page)| (page.firing, std::cmp::Reverse(page.started), *fingerprint)).collect();
-        if owed.is_empty() {
-            return;
-        }
         owed.sort_unstable();
-        let mut is_used_up = false;
         for (_, _, fingerprint) in owed.into_iter().rev() {
-            // The worst come first: where the hour has no room for one, it has none for those behind it.
-            if is_used_up && self.pages.get(&fingerprint).is_some_and(|page| page.is_counted) {
-                continue;
-            }
-            is_used_up |= self.tell(fingerprint, readings, now) == Err(Reason::HourlyLimit);
+            self.tell(fingerprint, readings, now);
         }
     }
 
     /// Tells people of a page that fires, unless something holds it back.
-    fn tell(&mut self, fingerprint: u64, readings: &dyn Readings, now: &Tick) -> Result<(), Reason> {
+    fn tell(&mut self, fingerprint: u64, readings: &dyn Readings, now: &Tick) {
         let at = self.time(now);
-        let Some((page, severity)) = self.pages.get(&fingerprint).and_then(|page| Some((page, page.firing?))) else {
-            return Ok(());
-        };
+        let Some(page) = self.pages.get(&fingerprint).filter(|page| page.may_be_told(&self.throttle, at)) else { return };
+        let Some(severity) = page.firing else { return };
         let held = self.held_back(fingerprint, page, at, now);
         let held = held.map_or_else(|| self.throttle.admit(fingerprint, severity, at), Err);
-        let Some(page) = self.pages.get_mut(&fingerprint) else { return Ok(()) };
+        let Some(page) = self.pages.get_mut(&fingerprint) else { return };
         if let Err(reason) = held {
             if !std::mem::replace(&mut page.is_counted, true) {
                 let (metric, message) = (page.metric.clone(), page.message.clone());
                 self.hold(reason, &metric, severity, &message, at);
             }
-            return Err(reason);
+            return;
         }
         let change = if page.told.is_some() { Change::Worsened } else { Change::Fired };
         (page.told, page.is_counted) = (Some(severity), false);
         page.care.told(at);
         self.fired[severity as usize] += 1;
         self.emit(fingerprint, severity, change, None, readings, now);
-        Ok(())
     }
 
     /// What keeps a page from people, beside the limits.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::care::Care;
+use super::throttle::Throttle;
 use crate::model::{Finding, Severity, Tick, shown};
 
 pub(super) const SEVERITIES: [Severity; 4] = Severity::ALL;
@@ -100,11 +101,23 @@ impl Page {
             self.firing = held;
             self.care.acknowledged = None;
         }
-        if worse || self.told < self.firing {
-            // It is told as soon as it may be, with what is true then.
+        worse
+    }
+
+    /// True when people do not know of it, or not how bad it is, and it is not one of the many that the hourly limit holds back.
+    /// One whose value is back already is no news.
+    pub(super) fn may_be_told(&self, throttle: &Throttle, at: Duration) -> bool {
+        self.firing.is_some_and(|severity| {
+            let is_news = self.told < Some(severity) && self.back.is_none();
+            is_news && (!self.is_counted || throttle.has_room(severity, at))
+        })
+    }
+
+    /// What is told is true when it is told. Words cost more than all else, so that what is not told has none.
+    pub(super) fn word(&mut self, finding: &Finding<'_>, throttle: &Throttle, at: Duration) {
+        if self.may_be_told(throttle, at) {
             self.message = finding.message.to_string();
         }
-        worse
     }
 
     /// Notes that the value is neither in breach nor back.

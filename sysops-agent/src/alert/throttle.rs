@@ -165,6 +165,12 @@ impl Throttle {
         Ok(())
     }
 
+    /// False when the hourly limit would let nothing of this severity pass.
+    pub(super) fn has_room(&self, severity: Severity, now: Duration) -> bool {
+        let frees_one = self.hour.front().is_some_and(|at| now.saturating_sub(*at) >= HOUR);
+        self.hour.len() < self.per_hour || frees_one || (self.emergency_bypass && severity == Severity::Emergency)
+    }
+
     /// Lets an alert be told again that goes on, if the hour has room for it.
     pub fn admit_again(&mut self, severity: Severity, now: Duration) -> bool {
         (self.emergency_bypass && severity == Severity::Emergency) || self.take_slot(now)
