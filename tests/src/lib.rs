@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod alert_bench;
+pub mod bad_weather;
 pub mod busy;
 pub mod certificates;
 pub mod channels;

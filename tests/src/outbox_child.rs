@@ -1,10 +1,11 @@
-//! A process that accepts alerts and delivers them to a webhook, to be killed at any moment: the test's own binary again. It says
-//! what it has accepted, one line each, once that is on disk.
+//! A process that accepts alerts and delivers them, to be killed at any moment: the test's own binary again. It says what it has
+//! accepted, one line each, once that is on disk.
 #![expect(
     clippy::disallowed_methods,
     reason = "tests are outside of the agent: they run programs and read clocks as they like"
 )]
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, SystemTime};
 
+use serde_json::json;
 use sysops_agent::deliver::Outbox;
 use sysops_agent::deliver::outbox::Plan;
 use sysops_agent::model::{Alert, Notice, Severity};
@@ -27,8 +29,8 @@ pub const ALERTS: u64 = 20;
 pub struct Task {
     /// Its data directory.
     pub data: PathBuf,
-    /// Where it delivers.
-    pub url: String,
+    /// Configuration of its channels: texts, numbers and switches by path.
+    pub channels: serde_json::Value,
     /// The first change that it accepts.
     pub first: u64,
     /// The change behind the last.
@@ -37,6 +39,17 @@ pub struct Task {
 
 const VARIABLE: &str = "SYSOPS_TEST_OUTBOX";
 
+/// A webhook alone.
+#[must_use]
+pub fn webhook(url: &str) -> serde_json::Value {
+    json!({
+        "alerting.webhook.enabled": true,
+        "alerting.webhook.url": url,
+        "alerting.webhook.timeout_secs": 1,
+        "alerting.webhook.retry_count": 1,
+    })
+}
+
 impl Task {
     /// Starts it: `test` is the name of the test that calls [`be`]. Gives what it says.
     ///
@@ -44,7 +57,7 @@ impl Task {
     /// When it cannot be started.
     #[must_use]
     pub fn start(&self, test: &str, environment: &[(&str, &str)]) -> (Child, Receiver<String>) {
-        let task = format!("{}\n{}\n{}\n{}", self.data.display(), self.url, self.first, self.end);
+        let task = format!("{}\n{}\n{}\n{}", self.data.display(), self.channels, self.first, self.end);
         let mut child = Command::new(std::env::current_exe().expect("a test has a path"))
             .args(["--exact", test, "--nocapture"])
             .env(VARIABLE, task)
@@ -86,17 +99,13 @@ pub fn notice(number: u64) -> Notice {
 /// When it cannot do it.
 pub fn be() {
     let Ok(task) = std::env::var(VARIABLE) else { return };
-    let [data, url, first, end] = task.split('\n').collect::<Vec<_>>()[..] else { return };
+    let [data, channels, first, end] = task.split('\n').collect::<Vec<_>>()[..] else { return };
     let (first, end): (u64, u64) = (first.parse().expect("a number"), end.parse().expect("a number"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let plan = Plan::new(&values([
-            ("alerting.console.enabled", Value::Bool(false)),
-            ("alerting.webhook.enabled", Value::Bool(true)),
-            ("alerting.webhook.url", Value::Text(url.to_owned())),
-            ("alerting.webhook.timeout_secs", Value::Int(1)),
-            ("alerting.webhook.retry_count", Value::Int(1)),
-        ]));
+        let channels: BTreeMap<String, serde_json::Value> = serde_json::from_str(channels).expect("an object");
+        let set = channels.iter().map(|(path, value)| (path.as_str(), setting(value)));
+        let plan = Plan::new(&values(set.chain([("alerting.console.enabled", Value::Bool(false))])));
         let outbox = Outbox::open(plan.expect("right"), Path::new(data), Arc::new(SystemTime::now));
         say("open");
         // Bursts of one to sixteen, so that some are on disk alone and some together.
@@ -115,6 +124,17 @@ pub fn be() {
         outbox.drain(Duration::from_secs(5)).await;
         say("delivered");
     });
+}
+
+fn setting(value: &serde_json::Value) -> Value {
+    match (value.as_bool(), value.as_i64(), value.as_array()) {
+        (Some(switch), ..) => Value::Bool(switch),
+        (_, Some(number), _) => Value::Int(number),
+        (.., Some(texts)) => {
+            Value::TextList(texts.iter().filter_map(|text| text.as_str()).map(str::to_owned).collect())
+        }
+        _ => Value::Text(value.as_str().expect("a switch, a number, a text or a list").to_owned()),
+    }
 }
 
 fn say(line: &str) {

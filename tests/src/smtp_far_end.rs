@@ -178,6 +178,8 @@ async fn say(socket: &mut BufReader<TcpStream>, words: &str) -> bool {
 }
 
 async fn line(socket: &mut BufReader<TcpStream>) -> Option<String> {
+    // A client that sends a mail in pieces would wait 40 ms for the kernel's acknowledgement of each.
+    rustix::net::sockopt::set_tcp_quickack(socket.get_ref(), true).ok()?;
     let mut line = String::new();
     let read = socket.read_line(&mut line).await.ok()?;
     (read > 0).then(|| line.trim_end_matches(['\r', '\n']).to_owned())

@@ -8,7 +8,7 @@ use sysops_agent::{alert, analyze, deliver};
 /// # Panics
 /// When no component has such a key.
 #[must_use]
-pub fn values<const N: usize>(set: [(&str, Value); N]) -> Values {
+pub fn values<'a>(set: impl IntoIterator<Item = (&'a str, Value)>) -> Values {
     let mut values = Values::default();
     for (path, value) in set {
         values.set(key(path), value);

@@ -4,11 +4,10 @@
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
-use serde_json::json;
 use sysops_tests::agent::{self, Agent};
 use sysops_tests::far_ends::{discord, slack, telegram};
 use sysops_tests::feed::until;
-use sysops_tests::http_far_end::{Answer, FarEnd, Request};
+use sysops_tests::http_far_end::FarEnd;
 use sysops_tests::memory_cgroup::{MemoryCgroup, be_victim, kill_one};
 use sysops_tests::require::require;
 use sysops_tests::servers::{self, Scratch, find_program, free_port};
@@ -25,29 +24,6 @@ fn victim() {
 fn missing() -> Option<String> {
     let no_server = || find_program("nats-server").is_none().then(|| "nats-server is not installed".to_owned());
     agent::missing().or_else(MemoryCgroup::missing).or_else(no_server)
-}
-
-fn discord_answer(request: &Request) -> Answer {
-    match discord::take(&request.json()) {
-        Ok(_) => Answer::json("200 OK", &json!({ "id": "1185000000000000001", "type": 0 })),
-        Err(faults) => Answer::json("400 Bad Request", &discord::error(&faults)),
-    }
-}
-
-fn slack_answer(request: &Request) -> Answer {
-    let word =
-        |line, word: &str| Answer::Status(line, "content-type: text/html\r\n".to_owned(), word.as_bytes().to_vec());
-    match slack::take(&request.json()) {
-        Ok(_) => word("200 OK", "ok"),
-        Err((why, _)) => word("400 Bad Request", why),
-    }
-}
-
-fn telegram_answer(request: &Request) -> Answer {
-    match telegram::take(&request.json()) {
-        Ok(_) => Answer::json("200 OK", &json!({ "ok": true, "result": { "message_id": 42 } })),
-        Err(words) => Answer::json("400 Bad Request", &telegram::error(400, &words)),
-    }
 }
 
 /// Bodies that name the process.
@@ -69,9 +45,9 @@ fn a_kill_reaches_each_of_them_once() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let [to_discord, to_slack, to_telegram, to_webhook] = [
-            FarEnd::answering(discord_answer).await,
-            FarEnd::answering(slack_answer).await,
-            FarEnd::answering(telegram_answer).await,
+            FarEnd::answering(discord::answer).await,
+            FarEnd::answering(slack::answer).await,
+            FarEnd::answering(telegram::answer).await,
             FarEnd::start([]).await,
         ];
         let to_mail = smtp_far_end::FarEnd::start([]).await;

@@ -18,7 +18,7 @@ use sysops_agent::spec::Value;
 use sysops_tests::feed::{run, until};
 use sysops_tests::frozen_mount::FrozenMount;
 use sysops_tests::http_far_end::{Answer, FarEnd};
-use sysops_tests::outbox_child::{self, Task, notice};
+use sysops_tests::outbox_child::{self, Task, notice, webhook};
 use sysops_tests::own_namespace::is_inside;
 use sysops_tests::require::{self, require};
 use sysops_tests::servers::Scratch;
@@ -205,7 +205,8 @@ fn what_the_disk_has_not_synced_is_not_accepted() {
         let no_sync = scratch.file("no-sync", "");
         let log = scratch.path().join("log");
         // Nobody listens there, so that all waits.
-        let task = Task { data: scratch.path().join("data"), url: "http://127.0.0.1:9/".to_owned(), first: 0, end: 40 };
+        let task =
+            Task { data: scratch.path().join("data"), channels: webhook("http://127.0.0.1:9/"), first: 0, end: 40 };
         let (no_sync_path, log_path) = (no_sync.display().to_string(), log.display().to_string());
         let environment = [("LD_PRELOAD", &*shim), ("NO_SYNC", &no_sync_path), ("LOG", &log_path)];
         let (mut child, lines) = task.start("child", &environment);
@@ -236,7 +237,7 @@ fn what_a_disk_failed_to_write_is_written_when_it_works_again() {
         // Silence holds the second one up until the disk works.
         let far_end = FarEnd::start([Answer::status("204 No Content"), Answer::Hang, Answer::Hang]).await;
         let data = scratch.path().join("data");
-        let task = Task { data: data.clone(), url: far_end.url.clone(), first: 0, end: 200 };
+        let task = Task { data: data.clone(), channels: webhook(&far_end.url), first: 0, end: 200 };
         let fault_path = fault.display().to_string();
         let (mut child, lines) = task.start("child", &[("LD_PRELOAD", &shim), ("FAULT", &fault_path)]);
         // The first burst is not on disk, and delivered all the same.

@@ -1,19 +1,19 @@
-//! The outbox is killed at random points while it accepts and delivers to a far end that fails at random: nothing that was accepted
-//! is lost, each comes under one id, and the changes of one alert come in their order. `cargo xtask bench delivery` runs it in full
-//! size and reads what it prints.
+//! The outbox is killed at random points while it accepts and delivers to all channels, whose far ends are out at random: nothing
+//! that was accepted is lost to any of them, each comes under one id, and the changes of one alert come in their order.
+//! `cargo xtask bench delivery` runs it in full size and reads what it prints.
 #![expect(clippy::disallowed_methods, reason = "a test reads files, variables and clocks as it likes")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant, SystemTime};
 
 use sysops_agent::deliver::Outbox;
 use sysops_agent::deliver::outbox::Plan;
 use sysops_agent::spec::Value;
-use sysops_tests::http_far_end::{Answer, FarEnd};
+use sysops_tests::bad_weather::{FarEnds, random};
 use sysops_tests::outbox_child::{self, ALERTS, Task, notice};
-use sysops_tests::servers::Scratch;
+use sysops_tests::require::require;
+use sysops_tests::servers::{Scratch, find_program};
 use sysops_tests::values::values;
 
 /// Not a test: what the others start.
@@ -25,30 +25,6 @@ fn child() {
 /// A size that the bench may set.
 fn size(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
-}
-
-/// Below `end`, by the kernel's randomness.
-fn random(end: u64) -> u64 {
-    RandomState::new().hash_one(0) % end
-}
-
-/// One answer in four is an outage: an error, silence, half an answer, a closed connection, the wish to come later.
-fn answers(count: u64) -> (Vec<Answer>, usize) {
-    let mut faults = 0;
-    let mut answer = || {
-        let fault = match random(400) {
-            0..=2 => Answer::Hang,
-            3..=5 => Answer::Status("429 Too Many Requests", "retry-after: 1\r\n".to_owned(), Vec::new()),
-            6..=49 => Answer::status("500 Internal Server Error"),
-            50..=74 => Answer::Close,
-            75..=99 => Answer::CloseMidBody,
-            _ => return Answer::status("204 No Content"),
-        };
-        faults += 1;
-        fault
-    };
-    let answers = (0..count).map(|_| answer()).collect();
-    (answers, faults)
 }
 
 /// Kills the outbox until it was killed often enough, then lets it end. Gives how often it was killed.
@@ -91,39 +67,63 @@ fn kill_and_kill(mut task: Task, kills: u64) -> u64 {
     }
 }
 
-#[test]
-fn the_account() {
-    let (alerts, kills) = (size("SYSOPS_ALERTS", 400), size("SYSOPS_KILLS", 12));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let (answers, faults) = answers(alerts);
-    let far_end = runtime.block_on(FarEnd::start(answers));
-    let scratch = Scratch::new();
-    let task = Task { data: scratch.path().to_owned(), url: far_end.url.clone(), first: 0, end: alerts };
-    // The far end answers meanwhile.
-    let killed = runtime.block_on(async { tokio::task::spawn_blocking(move || kill_and_kill(task, kills)).await });
-    let killed = killed.expect("it was killed as it should be");
+/// What a far end has, against what it should.
+struct Account {
+    delivered: usize,
+    again: usize,
+    lost: usize,
+    strangers: usize,
+    out_of_order: usize,
+}
 
-    let (mut came, mut order) = (BTreeMap::<String, u64>::new(), BTreeMap::<u64, Vec<u64>>::new());
-    for request in far_end.seen() {
-        let id = request.json()["id"].as_str().expect("it has an id").to_owned();
-        assert_eq!(request.header("idempotency-key"), Some(&*id));
-        let times = came.entry(id.clone()).or_default();
-        *times += 1;
-        if *times == 1 {
-            let (alert, number) = id.split_once('-').expect("as it was made");
-            order.entry(alert.parse().expect("a number")).or_default().push(number.parse().expect("a number"));
+impl Account {
+    fn of(came: &[u64], alerts: u64) -> Self {
+        let (mut first, mut order) = (BTreeSet::new(), BTreeMap::<u64, Vec<u64>>::new());
+        for number in came {
+            if first.insert(*number) {
+                order.entry(number % ALERTS).or_default().push(*number);
+            }
+        }
+        Self {
+            delivered: first.len(),
+            again: came.len() - first.len(),
+            lost: (0..alerts).filter(|number| !first.contains(number)).count(),
+            strangers: first.range(alerts..).count(),
+            out_of_order: order.values().filter(|numbers| !numbers.is_sorted()).count(),
         }
     }
-    let expected: BTreeSet<String> = (0..alerts).map(|number| format!("{}-{number}", number % ALERTS)).collect();
-    let lost = expected.iter().filter(|id| !came.contains_key(*id)).count();
-    let strangers = came.keys().filter(|id| !expected.contains(*id)).count();
-    let again: u64 = came.values().map(|times| times - 1).sum();
-    let out_of_order = order.values().filter(|numbers| !numbers.is_sorted()).count();
-    println!("accepted {alerts}, killed {killed} times, {faults} outages");
-    println!("delivered by webhook {}, again under the same id {again}, lost {lost}", came.len());
-    assert_eq!((lost, strangers, out_of_order), (0, 0, 0), "{order:?}");
-    // An outage makes it come again, and so does a kill: for what was on its way, or whose acknowledgement was not written yet.
-    assert!(again <= faults as u64 + 4 * killed, "{again} again with {faults} outages and {killed} kills");
+}
+
+#[test]
+fn the_account() {
+    let (alerts, kills) = (size("SYSOPS_ALERTS", 240), size("SYSOPS_KILLS", 12));
+    let no_server = find_program("nats-server").is_none();
+    if !require(no_server.then(|| "nats-server is not installed".to_owned())) {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let far_ends = FarEnds::start(alerts).await.expect("the server is there");
+        let scratch = Scratch::new();
+        let task = Task { data: scratch.path().to_owned(), channels: far_ends.settings(), first: 0, end: alerts };
+        // The far ends answer meanwhile, when they do.
+        let killing = tokio::task::spawn_blocking(move || kill_and_kill(task, kills));
+        let (killed, ()) = tokio::join!(killing, far_ends.storm(alerts / 50));
+        let killed = killed.expect("it was killed as it should be");
+        let outages = far_ends.outages();
+        println!("accepted {alerts}, killed {killed} times, {outages} outages");
+        let came = far_ends.end().await;
+        assert_eq!(came.len(), 7, "every channel");
+        for (channel, came) in came {
+            let Account { delivered, again, lost, strangers, out_of_order } = Account::of(&came, alerts);
+            println!("{channel}: delivered {delivered}, again {again}, lost {lost}");
+            assert_eq!((lost, strangers, out_of_order), (0, 0, 0), "{channel}: {came:?}");
+            // A kill makes it come again: what was on its way, or of which it was not written yet that it had come. So does an
+            // acknowledgement that does not arrive.
+            let most = if channel == "nats" { 0 } else { outages + 4 * killed };
+            assert!(again as u64 <= most, "{channel}: {again} again with {outages} outages and {killed} kills");
+        }
+    });
 }
 
 fn open(scratch: &Scratch, url: &str) -> Outbox {

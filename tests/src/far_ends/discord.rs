@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Seen, ends_url, expect, units};
+use crate::http_far_end::{Answer, Request};
 
 /// A message that Discord has taken.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +18,15 @@ pub struct Posted {
     pub texts: Vec<Seen>,
     /// Colours of the embeds.
     pub colours: Vec<u64>,
+}
+
+/// What Discord answers to a request.
+#[must_use]
+pub fn answer(request: &Request) -> Answer {
+    match take(&request.json()) {
+        Ok(_) => Answer::json("200 OK", &json!({ "id": "1185000000000000001", "type": 0 })),
+        Err(faults) => Answer::json("400 Bad Request", &error(&faults)),
+    }
 }
 
 /// Reads the body of a request.

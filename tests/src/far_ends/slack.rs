@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::{Seen, expect, units};
+use crate::http_far_end::{Answer, Request};
 
 /// A message that Slack has taken.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +22,17 @@ impl Posted {
     pub fn mentions(&self) -> Vec<&str> {
         let all = self.texts.iter().chain([&self.text]).flat_map(|seen| &seen.marks);
         all.filter_map(|mark| mark.strip_prefix("mention ")).collect()
+    }
+}
+
+/// What Slack answers to a request.
+#[must_use]
+pub fn answer(request: &Request) -> Answer {
+    let word =
+        |line, word: &str| Answer::Status(line, "content-type: text/html\r\n".to_owned(), word.as_bytes().to_vec());
+    match take(&request.json()) {
+        Ok(_) => word("200 OK", "ok"),
+        Err((why, _)) => word("400 Bad Request", why),
     }
 }
 

@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use super::ends_url;
+use crate::http_far_end::{Answer, Request};
 
 /// A part of a message that is more than words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +28,15 @@ pub struct Posted {
     pub entities: Vec<Entity>,
     /// True when nobody is to hear of it.
     pub is_quiet: bool,
+}
+
+/// What Telegram answers to a request.
+#[must_use]
+pub fn answer(request: &Request) -> Answer {
+    match take(&request.json()) {
+        Ok(_) => Answer::json("200 OK", &json!({ "ok": true, "result": { "message_id": 42 } })),
+        Err(words) => Answer::json("400 Bad Request", &error(400, &words)),
+    }
 }
 
 /// Reads the body of a request.
