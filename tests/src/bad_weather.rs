@@ -192,9 +192,9 @@ async fn http(name: &'static str, real: fn(&Request) -> Answer, taken: Taken, ou
     .await
 }
 
-/// What a connection to the mail server meets: one in ten nothing good. A mail that it drops the connection after, it has.
+/// What a connection to the mail server meets: one in forty nothing good. A mail that it drops the connection after, it has.
 fn mail_fault(outages: &AtomicU64) -> Fault {
-    let fault = match random(100) {
+    let fault = match random(400) {
         0 => Fault::Hang(Stage::Hello),
         1..=2 => Fault::Answer(Stage::Greeting, "421 4.3.2 not now"),
         3..=4 => Fault::Answer(Stage::Sender, "451 4.3.0 not now"),

@@ -373,6 +373,31 @@ async fn what_was_accepted_is_delivered_by_the_next_and_by_no_other_after_it() {
 }
 
 #[tokio::test]
+async fn a_clock_that_was_set_between_two_lives_neither_swallows_nor_repeats() {
+    let month = Duration::from_secs(30 * 86_400);
+    for wall in [time() + month, time() - month, SystemTime::UNIX_EPOCH] {
+        let dir = tempfile::tempdir().expect("a directory");
+        left_behind(dir.path(), &[notice("a", Severity::Warn), notice("b", Severity::Critical)]).await;
+        let far_end = Fake::answering([retry(Some(1))]);
+        let outbox = Outbox::open(plan(vec![far_end.made("fake")]), dir.path(), Arc::new(move || wall));
+        // Of a day that it may wait for, ten minutes are left at least.
+        let oldest = outbox.status().channels[0].oldest_secs;
+        assert!(oldest.is_some_and(|secs| secs <= 86_400 - 600), "{oldest:?}");
+        until(|| outbox.status().records == 0).await;
+        assert_eq!(far_end.took(), ["b", "a"], "{wall:?}");
+        assert!(!dir.path().join("outbox/parked.jsonl").exists());
+        outbox.drain(Duration::from_secs(60)).await;
+        let again = Fake::default();
+        let outbox = on_disk(dir.path(), vec![again.made("fake")]);
+        outbox.send(&notice("b", Severity::Critical));
+        outbox.send(&notice("c", Severity::Warn));
+        until(|| again.took().len() == 1).await;
+        assert_eq!(again.took(), ["c"], "{wall:?}");
+        outbox.drain(Duration::from_secs(60)).await;
+    }
+}
+
+#[tokio::test]
 async fn what_is_parked_is_kept_as_text() {
     let dir = tempfile::tempdir().expect("a folder of our own");
     let fake = Fake::answering([no()]);
