@@ -54,7 +54,9 @@ static COUNTERS: [Counter; 5] = [
             Some(&"read_fault") => {
                 "the kernel's memory could not be read: try another rung (kernel.<probe>.rung), and report it"
             }
-            Some(&"stale") => "what ended had begun too long ago to be true: it is in no number",
+            Some(&STALE) => {
+                "their beginning or end was not seen, as when other tools attach to the same tracepoints: they are in no number"
+            }
             _ => "see docs/KERNEL-EVENTS.md",
         },
     },
@@ -98,6 +100,9 @@ static COUNTERS: [Counter; 5] = [
 
 /// A run that the kernel skipped may have been about anything, most of which is no event, and no one can do anything about it.
 const NO_EVENT: &str = "recursion";
+
+/// Requests that are left out of sums of millions: worth knowing, and waking nobody.
+const STALE: &str = "stale";
 
 /// Names of the metrics that are watched.
 #[must_use]
@@ -186,7 +191,7 @@ impl Analyzer for Losses {
                     level,
                     value: lost,
                     threshold: 0.0,
-                    severity: Severity::Warn,
+                    severity: if has(STALE) { Severity::Info } else { Severity::Warn },
                     policy: &self.policy,
                     message: &Sentence { counter, series, lost, total, level },
                 });
@@ -306,6 +311,10 @@ mod tests {
         losses.judge(&now, &mut |finding| found.push(finding.message.to_string()));
         assert_eq!(found.len(), 1);
         losses.judge(&Now(1, vec![(DROPPED.desc(), "block_io\0recursion\0", 9.0)]), &mut |_| unreachable!("no event"));
+        let mut severities = Vec::new();
+        let now = Now(2, vec![(DROPPED.desc(), "block_io\0stale\0", 9.0), (DROPPED.desc(), "fd\0map_full\0", 1.0)]);
+        losses.judge(&now, &mut |finding| severities.push(finding.severity));
+        assert_eq!(severities, [Severity::Info, Severity::Warn], "a few requests without a time wake nobody");
         assert!(found[0].starts_with("Losses: the agent's main thread did not take 2 kernel events; "), "{found:?}");
     }
 
