@@ -203,6 +203,9 @@ async fn a_group_that_has_moved_is_followed_and_remembered() {
     let mut answers = vec![Answer::json("400 Bad Request", &moved)];
     let far_end = FarEnd::answering(move |request| answers.pop().unwrap_or_else(|| answer(request))).await;
     let mut channel = made_for(&far_end.url, "-12345", "HTML");
+    let error = send(&mut *channel, &injection::notice("dd")).await.expect_err("it is not there any more");
+    let reason = "the group has become a supergroup: set alerting.telegram.chat_id to -1009876543210".to_owned();
+    assert_eq!(error, SendError::Retry { reason, after: None });
     for _ in 0..2 {
         send(&mut *channel, &injection::notice("dd")).await.expect("it is taken there");
     }
