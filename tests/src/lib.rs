@@ -5,6 +5,7 @@ pub mod alert_bench;
 pub mod busy;
 pub mod certificates;
 pub mod channels;
+pub mod chats;
 pub mod credentials;
 pub mod desk;
 pub mod events;

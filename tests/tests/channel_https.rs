@@ -9,7 +9,7 @@ use sysops_agent::deliver::channel::Channel;
 use sysops_agent::model::Notice;
 use sysops_agent::spec::Value;
 use sysops_tests::certificates::Authority;
-use sysops_tests::channels::{CANARY, of, samples, send, text};
+use sysops_tests::channels::{CANARY, made, of, samples, send, text};
 use sysops_tests::http_far_end::{Answer, FarEnd, Request};
 use sysops_tests::require::require;
 use tracing_subscriber::filter::LevelFilter;
@@ -43,7 +43,7 @@ fn at(name: &str, url: &str, ca: Option<&str>) -> Box<dyn Channel> {
         _ => vec![("webhook_url", with_path)],
     };
     let ca = ca.map(|path| ("ca_file", text(path)));
-    of(name, own.into_iter().chain(ca).chain([("timeout_secs", Value::Int(1))])).expect("the values are right")
+    made(name, own.into_iter().chain(ca).chain([("timeout_secs", Value::Int(1))]))
 }
 
 fn missing() -> Option<String> {
