@@ -18,6 +18,7 @@ pub mod http_far_end;
 pub mod injection;
 pub mod leaderless;
 pub mod leak_corpus;
+pub mod log;
 pub mod loop_device;
 pub mod mail_reader;
 pub mod memory_cgroup;
