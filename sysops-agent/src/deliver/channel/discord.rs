@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::deliver::http::{Answer, Endpoint};
 use crate::deliver::text::{self, Room, fitted, units};
 use crate::model::{Alert, Notice, Severity, shown, time};
-use crate::spec::{Key, Secret, Values};
+use crate::spec::{Complaint, Key, Secret, Values};
 
 use super::chat::{self, ALERTS_MAX, Keys, Service};
 use super::pace::seconds;
@@ -90,12 +90,24 @@ enum Role {
 }
 
 impl Role {
-    fn name(&self) -> Option<&str> {
-        match self {
-            Self::Name(name) => Some(name),
-            Self::Id(_) => None,
-        }
+    fn of(text: &str) -> Self {
+        let id = text.strip_prefix("<@&").and_then(|rest| rest.strip_suffix('>')).unwrap_or(text);
+        let is_id = (15..=20).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_digit());
+        if is_id { Self::Id(id.to_owned()) } else { Self::Name(shown(text, 32)) }
     }
+}
+
+/// Roles that are mentioned by name.
+pub fn doubts(values: &Values) -> Vec<Complaint> {
+    let roles = if values.get(&ENABLED) { values.get(&ROLES) } else { Vec::new() };
+    let doubt = |role: &String| match Role::of(role) {
+        Role::Id(_) => None,
+        Role::Name(name) => Some(Complaint {
+            path: ROLES.spec().path.to_owned(),
+            message: format!("{name:?} pings no one: a webhook knows roles by id (Developer Mode, role, Copy Role ID)"),
+        }),
+    };
+    roles.iter().filter_map(doubt).collect()
 }
 
 fn build(values: &Values) -> Result<Option<Box<dyn Channel>>, String> {
@@ -104,14 +116,7 @@ fn build(values: &Values) -> Result<Option<Box<dyn Channel>>, String> {
     }
     let url = waiting(&needed(values, &URL)?);
     let endpoint = Endpoint::new(&url).map_err(|error| format!("alerting.discord.webhook_url: {error}"))?;
-    let roles = roles(&values.get(&ROLES))?;
-    for name in roles.iter().filter_map(Role::name) {
-        tracing::warn!(
-            role = name,
-            "alerting.discord.mention_roles: a webhook pings roles by id only; the name is shown"
-        );
-    }
-    let discord = Discord { username: username(values.get(&USERNAME))?, roles };
+    let discord = Discord { username: username(values.get(&USERNAME))?, roles: roles(&values.get(&ROLES))? };
     chat::build(discord, endpoint, escaped, &KEYS, values)
 }
 
@@ -141,12 +146,7 @@ fn roles(written: &[String]) -> Result<Vec<Role>, String> {
     if written.len() > ROLES_MAX {
         return Err(format!("alerting.discord.mention_roles: expected at most {ROLES_MAX} roles"));
     }
-    let role = |text: &String| {
-        let id = text.strip_prefix("<@&").and_then(|rest| rest.strip_suffix('>')).unwrap_or(text);
-        let is_id = (15..=20).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_digit());
-        if is_id { Role::Id(id.to_owned()) } else { Role::Name(shown(text, 32)) }
-    };
-    Ok(written.iter().map(role).collect())
+    Ok(written.iter().map(|text| Role::of(text)).collect())
 }
 
 impl Service for Discord {
