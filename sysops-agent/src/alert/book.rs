@@ -338,7 +338,9 @@ impl Book {
     /// Tells people of a page that fires, unless something holds it back.
     fn tell(&mut self, fingerprint: u64, readings: &dyn Readings, now: &Tick) {
         let at = self.time(now);
-        let Some(page) = self.pages.get(&fingerprint).filter(|page| page.may_be_told(&self.throttle, at)) else { return };
+        let Some(page) = self.pages.get(&fingerprint).filter(|page| page.may_be_told(&self.throttle, at)) else {
+            return;
+        };
         let Some(severity) = page.firing else { return };
         let held = self.held_back(fingerprint, page, at, now);
         let held = held.map_or_else(|| self.throttle.admit(fingerprint, severity, at), Err);
