@@ -1,37 +1,33 @@
 //! Channels as a test uses them: without the outbox, one notice at a time.
 
-use sysops_agent::deliver::channel::{self, Channel, Receipt, SendError};
+use sysops_agent::deliver::channel::{self, Channel, Entry, Receipt, SendError};
 use sysops_agent::model::{Alert, Notice};
 use sysops_agent::spec::{Value, Values};
 
 use crate::feed::repository_file;
-use crate::values::values;
 
 /// A word for tokens and URLs: it may stand on the wire and nowhere else.
 pub const CANARY: &str = "hunter2";
 
-/// The channel `name` of these values.
-///
-/// # Errors
-/// What the channel finds wrong with them.
-///
-/// # Panics
-/// When there is no such channel, or it is not enabled.
-pub fn build(name: &str, values: &Values) -> Result<Box<dyn Channel>, String> {
-    let entry = channel::ALL.iter().find(|entry| entry.name == name).expect("it is in the list");
-    (entry.build)(values).map(|channel| channel.expect("it is enabled"))
+fn entry(name: &str) -> &'static Entry {
+    channel::ALL.iter().find(|entry| entry.name == name).expect("it is in the list")
 }
 
-/// The channel `name` of what is set here.
+/// The channel `name` enabled, with these keys of its table.
 ///
 /// # Panics
-/// When it does not take them.
-#[must_use]
-pub fn made<const N: usize>(name: &str, set: [(&str, Value); N]) -> Box<dyn Channel> {
-    build(name, &values(set)).expect("the values are right")
+/// When there is no such channel or key.
+pub fn values<'a>(name: &str, set: impl IntoIterator<Item = (&'a str, Value)>) -> Values {
+    let mut values = Values::default();
+    for (key, value) in set.into_iter().chain([("enabled", Value::Bool(true))]) {
+        let path = format!("alerting.{name}.{key}");
+        let spec = entry(name).keys.iter().find(|spec| spec.path == path);
+        values.set(spec.expect("one of its keys"), value);
+    }
+    values
 }
 
-/// The channel `name`, enabled, with these keys of its table.
+/// The channel of these values.
 ///
 /// # Errors
 /// What the channel finds wrong with them.
@@ -39,13 +35,21 @@ pub fn made<const N: usize>(name: &str, set: [(&str, Value); N]) -> Box<dyn Chan
 /// # Panics
 /// When there is no such channel or key.
 pub fn of<'a>(name: &str, set: impl IntoIterator<Item = (&'a str, Value)>) -> Result<Box<dyn Channel>, String> {
-    let entry = channel::ALL.iter().find(|entry| entry.name == name).expect("it is in the list");
-    let mut values = Values::default();
-    for (key, value) in set.into_iter().chain([("enabled", Value::Bool(true))]) {
-        let path = format!("alerting.{name}.{key}");
-        values.set(entry.keys.iter().find(|spec| spec.path == path).expect("one of its keys"), value);
-    }
-    build(name, &values)
+    let (entry, values) = (entry(name), values(name, set));
+    (entry.build)(&values).map(|channel| channel.expect("it is enabled"))
+}
+
+/// The same of values that are right.
+///
+/// # Panics
+/// When they are not.
+pub fn made<'a>(name: &str, set: impl IntoIterator<Item = (&'a str, Value)>) -> Box<dyn Channel> {
+    of(name, set).expect("the values are right")
+}
+
+/// What the channel finds wrong with these values; empty when that is nothing.
+pub fn fault<'a>(name: &str, set: impl IntoIterator<Item = (&'a str, Value)>) -> String {
+    of(name, set).err().unwrap_or_default()
 }
 
 /// Text as a value.

@@ -294,7 +294,7 @@ pub fn full_alert(text: &str) -> Alert {
         top: vec![Usage { pid: Some(42), comm: text.to_owned(), uses: "1.2 GiB".to_owned() }; 5],
         events: vec![format!("The kernel killed {text}."); 3],
         cause: Some(format!("It was {text}.")),
-        runbook_url: Some("https://runbooks.example/disk?a=1&b=(2)".to_owned()),
+        runbook_url: Some("https://runbooks.example.com/disk?a=1&b=(2)".to_owned()),
         host: vec![("kernel".to_owned(), text.to_owned())],
     };
     alert

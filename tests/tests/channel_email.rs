@@ -1,14 +1,13 @@
 //! Mail against a server that misbehaves: what is on the wire, what is tried again, what is given up, who gets what; and what
 //! independent parsers read of every hostile text.
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sysops_agent::deliver::channel::{self, Channel, Receipt, SendError};
 use sysops_agent::model::{Alert, Audience, Change, Context, Notice, Severity, Status, Usage};
 use sysops_agent::spec::{Value, Values};
 use sysops_tests::injection;
+use sysops_tests::log::Log;
 use sysops_tests::mail_reader::{self, Read};
 use sysops_tests::smtp_far_end::{FarEnd, Fault, Stage};
 use sysops_tests::values::values;
@@ -345,26 +344,9 @@ async fn a_server_that_repeats_the_password_is_not_quoted() {
     assert!(error.to_string().ends_with("AUTH: 535: check username and password"), "{error}");
 }
 
-/// What is logged, of everyone, at the finest level.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().expect("no holder panics").extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn no_fault_brings_the_password_into_a_log() {
-    let log = Log::default();
-    let writer = log.clone();
-    let level = tracing_subscriber::filter::LevelFilter::TRACE;
-    tracing_subscriber::fmt().with_max_level(level).with_writer(move || writer.clone()).with_ansi(false).init();
+    let log = Log::catch();
     let mut faults: Vec<Fault> = Stage::ALL.into_iter().map(Fault::Drop).collect();
     faults.extend(Stage::ALL.into_iter().map(|stage| Fault::Answer(stage, "550 5.0.0 hunter2, no")));
     faults.extend([Fault::EchoedAuth, Fault::Recipient("a@example.com", "550 5.1.1 hunter2"), Fault::None]);
@@ -374,7 +356,7 @@ async fn no_fault_brings_the_password_into_a_log() {
             assert!(!receipt.answer.contains(CANARY), "{receipt:?}");
         }
     }
-    let logged = String::from_utf8_lossy(&log.0.lock().expect("no holder panics")).into_owned();
+    let logged = log.text();
     assert!(logged.contains("alerting.email.to: not for everyone"), "something is logged: {logged}");
     // As it is, and as AUTH PLAIN sends it.
     assert!(!logged.contains(CANARY) && !logged.contains("AGFsZXJ0c0BtYWlsLmV4YW1wbGUAaHVudGVyMg"), "{logged}");

@@ -1,19 +1,16 @@
 //! The channels that speak HTTP, over TLS with an authority of the test's own and against far ends that fail: what is trusted,
 //! what is shown, and that no token appears in an error or in a log of any level.
 
-use std::io::Write;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
 
 use sysops_agent::deliver::channel::Channel;
 use sysops_agent::model::Notice;
 use sysops_agent::spec::Value;
 use sysops_tests::certificates::Authority;
-use sysops_tests::channels::{CANARY, of, samples, send, text};
+use sysops_tests::channels::{CANARY, made, of, samples, send, text};
 use sysops_tests::http_far_end::{Answer, FarEnd, Request};
+use sysops_tests::log::Log;
 use sysops_tests::require::require;
-use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::util::SubscriberInitExt as _;
 
 const CHANNELS: [&str; 4] = ["discord", "slack", "telegram", "webhook"];
 
@@ -43,7 +40,7 @@ fn at(name: &str, url: &str, ca: Option<&str>) -> Box<dyn Channel> {
         _ => vec![("webhook_url", with_path)],
     };
     let ca = ca.map(|path| ("ca_file", text(path)));
-    of(name, own.into_iter().chain(ca).chain([("timeout_secs", Value::Int(1))])).expect("the values are right")
+    made(name, own.into_iter().chain(ca).chain([("timeout_secs", Value::Int(1))]))
 }
 
 fn missing() -> Option<String> {
@@ -60,36 +57,12 @@ fn thanks(_: &Request) -> Answer {
     Answer::Status("200 OK", String::new(), b"ok".to_vec())
 }
 
-/// Everything that is logged on this thread.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().expect("no holder panics").extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Log {
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().expect("no holder panics")).into_owned()
-    }
-}
-
 #[tokio::test]
 async fn no_token_is_in_any_error_or_log_whatever_fails() {
     if !require(missing()) {
         return;
     }
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE).with_ansi(false);
-    let _guard = subscriber.with_writer(move || writer.clone()).finish().set_default();
+    let log = Log::catch();
     let folder = folder("canary");
     let (ours, other) = (Authority::new(), Authority::new());
     let ca = written(&folder, "ca.pem", &ours.pem());

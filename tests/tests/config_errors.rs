@@ -38,6 +38,7 @@ fn declared() -> Declared {
         keys: keys::ALL.iter().chain(later::ALL).chain(chats).copied().chain(own).collect(),
         absent: vec![Absent { table: "bus", feature: "bus" }],
         checks: vec![keys::check, hook],
+        ..Declared::default()
     }
 }
 

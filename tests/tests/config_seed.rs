@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use sysops_agent::catalog;
+use sysops_agent::cli::validate;
 use sysops_agent::settings::{Problems, Settings, load, parse};
 
 fn fixtures() -> PathBuf {
@@ -35,6 +36,26 @@ fn what_comes_later_is_said_once() {
     let later = notices.iter().filter(|notice| notice.starts_with("not built yet: ")).count();
     assert_eq!(later, 1, "{notices:?}");
     assert!(notices[0].contains("storage.{sqlite_enabled, sqlite_path, sqlite_retention_days}"), "{}", notices[0]);
+}
+
+#[test]
+fn roles_that_discord_cannot_ping_are_told_with_their_place() {
+    let settings = loaded("discord.toml").unwrap_or_else(|problems| panic!("{problems}"));
+    let shown = validate::report(&settings);
+    let expected = "warning: alerting.discord.mention_roles: \"@devops\" pings no one: a webhook knows roles by id \
+                    (Developer Mode, role, Copy Role ID)\n --> ";
+    assert!(shown.starts_with("OK: ") && shown.contains(expected), "{shown}");
+    assert!(shown.contains("discord.toml:5:17\n  |\n5 | mention_roles = [\"@devops\"]\n"), "{shown}");
+    let warnings = |enabled: bool, roles: &str| {
+        let text = format!(
+            "[alerting.discord]\nenabled = {enabled}\nwebhook_url = \"http://h/\"\nmention_roles = [{roles}]\n"
+        );
+        let settings = parse("config.toml", &text, &catalog::declared(), &environment);
+        settings.unwrap_or_else(|problems| panic!("{problems}")).warnings.len()
+    };
+    assert_eq!(warnings(true, "\"123456789012345678\", \"<@&123456789012345678>\""), 0);
+    assert_eq!(warnings(true, "\"123456789012345678\", \"@a\", \"b\""), 2);
+    assert_eq!(warnings(false, "\"@a\""), 0);
 }
 
 #[test]

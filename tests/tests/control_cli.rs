@@ -156,7 +156,8 @@ async fn a_test_is_sent_from_here_where_no_agent_runs() {
     if !require(agent::missing()) {
         return;
     }
-    let far_end = FarEnd::start([Answer::status("200 OK"), Answer::status("403 Forbidden")]).await;
+    let answers = ["200 OK", "403 Forbidden", "503 Service Unavailable", "200 OK"].map(Answer::status);
+    let far_end = FarEnd::start(answers).await;
     let scratch = Scratch::new();
     let configuration = format!(
         "[agent]\nhostname = \"web-1\"\ndata_dir = \"{}\"\n[alerting.webhook]\nenabled = true\nurl = \"{}/hook\"\n",
@@ -180,6 +181,8 @@ async fn a_test_is_sent_from_here_where_no_agent_runs() {
     let document = schema::parse("test-alert", out.as_bytes());
     assert_eq!((status, &document["agent"]), (1, &false.into()));
     assert_eq!(document["channels"][0]["result"], "refused", "{document}");
+    let (status, out, _) = test("test-alert --channel webhook").await;
+    assert_eq!((status, far_end.seen().len()), (0, 4), "it is tried again as the agent would: {out}");
     let (status, _, err) = test("test-alert --channel syslog").await;
     assert!(status == 1 && err.ends_with("error: syslog: not enabled: set alerting.syslog.enabled = true\n"), "{err}");
 }

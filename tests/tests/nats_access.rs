@@ -2,15 +2,14 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests measure time")]
 
-use std::io::Write;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use sysops_agent::deliver::export::{Exporter, nats};
 use sysops_agent::spec::Value;
 use sysops_tests::credentials;
 use sysops_tests::feed::{Hand, reported, repository_file, run, start, text, until};
+use sysops_tests::log::Log;
 use sysops_tests::servers::{self, Scratch, free_port};
 use sysops_tests::subscriber::{Wire, first, subscribe};
 
@@ -36,41 +35,6 @@ fn published(exporter: &dyn Exporter, kind: &str) -> Option<f64> {
 
 async fn until_published(exporter: &dyn Exporter) {
     until("a heartbeat is confirmed", LONG, || published(exporter, "heartbeat") == Some(1.0)).await;
-}
-
-/// What is logged, of everyone, at the finest level.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().expect("no holder panics").extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Log {
-    fn all() -> (Self, tracing_subscriber::fmt::SubscriberBuilder) {
-        (Self::default(), tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::TRACE))
-    }
-
-    fn catch() -> Self {
-        let (log, builder) = Self::all();
-        let writer = log.clone();
-        builder.with_writer(move || writer.clone()).with_ansi(false).init();
-        log
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().expect("no holder panics")).into_owned()
-    }
-
-    fn count(&self, text: &str) -> usize {
-        self.text().matches(text).count()
-    }
 }
 
 #[test]

@@ -39,6 +39,9 @@ pub static OTHERS: &[Component] = &[
 /// Components' looks at their own values: one line for each.
 pub static CHECKS: &[Check] = &[keys::check, alert::check, control::check, rules, channels];
 
+/// Their looks at what is accepted but does not do what it seems to.
+pub static DOUBTS: &[Check] = &[channel::discord::doubts];
+
 /// Tables of parts that were left out of this build.
 pub static ABSENT: &[Absent] = &[
     #[cfg(not(feature = "email"))]
@@ -156,7 +159,7 @@ pub fn keys() -> Vec<&'static KeySpec> {
 /// Everything that a configuration may say.
 #[must_use]
 pub fn declared() -> Declared {
-    Declared { keys: keys(), absent: ABSENT.to_vec(), checks: CHECKS.to_vec() }
+    Declared { keys: keys(), absent: ABSENT.to_vec(), checks: CHECKS.to_vec(), doubts: DOUBTS.to_vec() }
 }
 
 /// What is wrong with the user's rules.

@@ -31,7 +31,7 @@ pub fn socket(args: &Args) -> Result<Option<PathBuf>, Problems> {
     let (ours, others): (Vec<_>, Vec<_>) = all.keys.into_iter().partition(|key| key.table() == "agent");
     let tables = others.iter().filter_map(|key| key.path.split('.').next());
     let absent = tables.map(|table| Absent { table, feature: "" }).chain(all.absent).collect();
-    let declared = Declared { keys: ours, absent, checks: Vec::new() };
+    let declared = Declared { keys: ours, absent, ..Declared::default() };
     let environment = |name: &str| Some(settings::environment(name).unwrap_or_default());
     let settings = settings::load(args.config_file(), &declared, &environment)?;
     Ok(control::path(&settings.values, Path::new(&settings.values.get(&keys::DATA_DIR))))

@@ -1,27 +1,23 @@
 //! `test-alert`: sends a notice that says it is a test through the channels, and says what each far end answered. The agent
-//! that runs does it; where none runs, this process does, by the same channels.
+//! that runs does it; where none runs, this process does, by an outbox of its own.
 
+use std::convert::Infallible;
 use std::io::{self, Write as _};
-use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use serde::Serialize;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
 
 use super::output::{Colour, Style};
 use super::{Args, ask, exit, output, validate};
 use crate::control::protocol::{Answer, End, Request, Timed};
 use crate::control::{self, Answers, AskError, trial};
-use crate::deliver::channel::{self, SendError, console};
+use crate::deliver::Outbox;
+use crate::deliver::channel::{self, console};
 use crate::host::{Host, Roots, os};
-use crate::model::{Fate, Outcome, Severity, shown};
+use crate::model::{Fate, Severity, shown};
 use crate::pipeline;
 use crate::settings::{self, Settings};
 use crate::spec::Value;
-
-/// Time for a far end to answer, where this process sends.
-const WAIT: Duration = Duration::from_secs(60);
 
 /// Arguments of `test-alert`.
 #[derive(Clone, Debug, clap::Args, PartialEq, Eq)]
@@ -78,11 +74,7 @@ pub async fn run(args: &Args, test: &TestAlertArgs) -> u8 {
         Ok(path) => path,
         Err(problems) => return validate::refuse(&problems),
     };
-    let request = Request::TestAlert {
-        channels: (!test.channel.is_empty()).then(|| test.channel.clone()),
-        severity: test.severity,
-        resolved: test.resolved,
-    };
+    let request = Request::TestAlert { channels: test.channels(), severity: test.severity, resolved: test.resolved };
     let settings = args.settings();
     let asked = path.as_deref().map(|path| control::ask(path, &request).and_then(|answers| report.follow(answers)));
     match (asked, path) {
@@ -99,8 +91,10 @@ pub async fn run(args: &Args, test: &TestAlertArgs) -> u8 {
     }
 }
 
-/// What the agent told of a test as a whole.
+/// What is known of a test as a whole.
 struct Heard {
+    /// The agent that runs told it.
+    agent: bool,
     sent_to: Vec<String>,
     end: End,
 }
@@ -119,7 +113,7 @@ impl Report {
             match answers.next_answer()? {
                 Answer::SentTo(channels) => sent_to = channels,
                 Answer::Outcome(timed) => self.take(timed),
-                Answer::End(end) => return Ok(Heard { sent_to, end }),
+                Answer::End(end) => return Ok(Heard { agent: true, sent_to, end }),
                 _ => return Err(AskError::Strange("the answer to another question".to_owned())),
             }
         }
@@ -132,9 +126,9 @@ impl Report {
             // It would write between the lines of the document.
             settings.values.set(console::ENABLED.spec(), Value::Bool(false));
         }
-        match self.try_each(args, &settings, test).await {
-            Ok(sent_to) => {
-                self.rest(Some(&settings), test, &Heard { sent_to, end: End::Answered });
+        match self.send_all(args, &settings, test).await {
+            Ok(heard) => {
+                self.rest(Some(&settings), test, &heard);
                 self.finish(false)
             }
             Err(error) => {
@@ -144,42 +138,29 @@ impl Report {
         }
     }
 
-    /// One try for each channel, all at once. Gives their names.
-    async fn try_each(
-        &mut self,
-        args: &Args,
-        settings: &Settings,
-        test: &TestAlertArgs,
-    ) -> Result<Vec<String>, String> {
+    /// Sends it by an outbox of its own, as the agent does by its.
+    async fn send_all(&mut self, args: &Args, settings: &Settings, test: &TestAlertArgs) -> Result<Heard, String> {
+        let outbox = Outbox::start(&settings.values).map_err(|errors| errors.join("; "))?;
+        let enabled = outbox.channels();
+        if let Some(missing) = test.channel.iter().find(|name| !enabled.contains(name)) {
+            return Err(format!("{missing}: not enabled: set alerting.{missing}.enabled = true"));
+        }
         let host = Host::live(&Roots { root: args.host_root.clone() });
         let by = control::user_name(&host.files, os::effective_user());
         let hostname = pipeline::hostname(settings);
-        let notice = trial::notice(&hostname, &by, test.severity, test.resolved, None, &host.clock.now());
-        let mut tries = JoinSet::new();
-        let mut sent_to = Vec::new();
-        for entry in channel::ALL.iter().filter(|entry| test.wants(entry, settings)) {
-            let Some(mut channel) = (entry.build)(&settings.values)? else {
-                if test.names(entry) {
-                    return Err(format!("{}: not enabled: set alerting.{0}.enabled = true", entry.name));
-                }
-                continue;
-            };
-            sent_to.push(entry.name.to_owned());
-            let notice = notice.clone();
-            tries.spawn(async move {
-                let start = Instant::now();
-                let result = timeout(WAIT, channel.send(&notice)).await;
-                let result = result.unwrap_or_else(|_| {
-                    Err(SendError::Retry { reason: format!("no answer within {} s", WAIT.as_secs()), after: None })
-                });
-                let outcome = Outcome { channel: entry.name.to_owned(), result: fate(result) };
-                Timed { outcome, secs: start.elapsed().as_secs_f64() }
-            });
-        }
-        while let Some(tried) = tries.join_next().await {
-            self.take(tried.map_err(|error| format!("a channel has failed; that is a bug: {error}"))?);
-        }
-        Ok(sent_to)
+        let now = host.clock.now();
+        let notice = trial::notice(&hostname, &by, test.severity, test.resolved, test.channels(), &now);
+        let (sent_to, outcomes) = outbox.send_and_watch(&notice);
+        let take = async |mut timed: Timed| {
+            // This process may end before.
+            if let Fate::Later { in_secs, .. } = &mut timed.outcome.result {
+                *in_secs = 0;
+            }
+            self.take(timed);
+            Ok::<_, Infallible>(())
+        };
+        let Ok(end) = trial::follow(sent_to.clone(), outcomes, take).await;
+        Ok(Heard { agent: false, sent_to, end })
     }
 
     fn take(&mut self, Timed { outcome, secs }: Timed) {
@@ -195,9 +176,11 @@ impl Report {
 
     /// What is known of channels that gave no word: of those that it went to, and of those of the configuration.
     fn rest(&mut self, settings: Option<&Settings>, test: &TestAlertArgs, heard: &Heard) {
-        let waited = WAIT.as_secs();
         let silent = match heard.end {
-            End::Deadline => format!("none within {waited} s; the outbox goes on"),
+            End::Deadline => {
+                let goes_on = if heard.agent { "; the outbox goes on" } else { "" };
+                format!("none within {} s{goes_on}", trial::PATIENCE.as_secs())
+            }
             End::Answered => "none; the log of the agent says more".to_owned(),
         };
         for channel in &heard.sent_to {
@@ -273,6 +256,10 @@ impl Report {
 }
 
 impl TestAlertArgs {
+    fn channels(&self) -> Option<Vec<String>> {
+        (!self.channel.is_empty()).then(|| self.channel.clone())
+    }
+
     fn names(&self, entry: &channel::Entry) -> bool {
         self.channel.iter().any(|name| name == entry.name)
     }
@@ -283,16 +270,5 @@ impl TestAlertArgs {
             return self.names(entry);
         }
         Severity::from_name(&settings.values.get(entry.min_severity)).is_none_or(|least| self.severity >= least)
-    }
-}
-
-fn fate(result: Result<channel::Receipt, SendError>) -> Fate {
-    match result {
-        Ok(receipt) => Fate::Delivered { answer: receipt.answer },
-        Err(SendError::Retry { reason, after }) => {
-            Fate::Later { reason, in_secs: after.map_or(0, |after| after.as_secs()) }
-        }
-        Err(SendError::Refused { reason }) => Fate::Refused { reason },
-        Err(SendError::Permanent { reason }) => Fate::Parked { reason },
     }
 }

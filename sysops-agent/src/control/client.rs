@@ -11,12 +11,13 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::protocol::{Answer, Request, parse_answer};
+use super::trial;
 
 /// Time for the agent to answer: it does so between two cycles.
 const WAIT: Duration = Duration::from_secs(15);
 
 /// The same where it waits for far ends, for a minute at most.
-const WAIT_TEST: Duration = Duration::from_secs(60 + WAIT.as_secs());
+const WAIT_TEST: Duration = trial::PATIENCE.saturating_add(WAIT);
 
 /// Longest answer: some 100,000 alerts.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;

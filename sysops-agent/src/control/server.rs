@@ -9,22 +9,19 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{sleep, timeout};
 
-use super::protocol::{Answer, End, REQUEST_BYTES_MAX, Request, TEXT_BYTES_MAX, Timed, answer_line, too_long};
+use super::protocol::{Answer, REQUEST_BYTES_MAX, Request, TEXT_BYTES_MAX, answer_line, too_long};
 use super::socket::{Name, Unavailable};
-use super::{Desk, SILENCE_MAX, user_name};
+use super::{Desk, SILENCE_MAX, trial, user_name};
 use crate::host::{Host, os};
-use crate::model::{Fate, Matcher, Severity, shown};
+use crate::model::{Matcher, Severity, shown};
 
 /// Connections that are served at a time; others wait in the kernel.
 const CONNECTIONS_MAX: usize = 8;
 
 /// Time for a request to come, and for each line of an answer to be taken.
 const IDLE: Duration = Duration::from_secs(5);
-
-/// Time for far ends to answer a test.
-const TEST: Duration = Duration::from_secs(60);
 
 /// Time for the disk to take what was changed.
 const DISK: Duration = Duration::from_secs(2);
@@ -163,24 +160,10 @@ impl Clerk {
         by: &str,
     ) -> Result<Answer, String> {
         let gone = |()| "nobody listens".to_owned();
-        let start = Instant::now();
-        let (mut awaited, mut outcomes) = self.desk.test_alert(channels, severity, resolved, by)?;
+        let (awaited, outcomes) = self.desk.test_alert(channels, severity, resolved, by)?;
         tell(stream, &Ok(Answer::SentTo(awaited.clone()))).await.map_err(gone)?;
-        while !awaited.is_empty() {
-            match timeout_at(start + TEST, outcomes.recv()).await {
-                Ok(Some(outcome)) => {
-                    let took = start.elapsed();
-                    // Another try that comes too late to be waited for is the outbox's alone.
-                    let comes_soon = matches!(outcome.result, Fate::Later { in_secs, .. } if took + Duration::from_secs(in_secs) < TEST);
-                    awaited.retain(|channel| comes_soon || *channel != outcome.channel);
-                    let secs = took.as_secs_f64();
-                    tell(stream, &Ok(Answer::Outcome(Timed { outcome, secs }))).await.map_err(gone)?;
-                }
-                Ok(None) => break,
-                Err(_) => return Ok(Answer::End(End::Deadline)),
-            }
-        }
-        Ok(Answer::End(End::Answered))
+        let told = trial::follow(awaited, outcomes, async |timed| tell(stream, &Ok(Answer::Outcome(timed))).await);
+        told.await.map(Answer::End).map_err(gone)
     }
 }
 

@@ -84,6 +84,18 @@ pub fn dot(alert: &Alert) -> &'static str {
     }
 }
 
+/// The colour of an alert beside words, as 0xRRGGBB.
+#[must_use]
+pub fn colour(alert: &Alert) -> u32 {
+    match (alert.status, alert.severity) {
+        (Status::Resolved, _) => 0x2e_cc_71,
+        (_, Severity::Info) => 0x34_98_db,
+        (_, Severity::Warn) => 0xf1_c4_0f,
+        (_, Severity::Critical) => 0xe7_4c_3c,
+        (_, Severity::Emergency) => 0x8e_1b_1b,
+    }
+}
+
 /// What it is called where one acts on it: `rule disk_percent, alert 1f3a09c2`.
 #[must_use]
 pub fn origin(alert: &Alert) -> String {

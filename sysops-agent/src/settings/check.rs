@@ -10,7 +10,7 @@ use super::document::{in_words, is_table, kind, number, quoting, written};
 use super::problem::{Problem, Problems, Source};
 use super::redact::{self, Redactor};
 use super::{Absent, Declared, Settings, expand, keys, suggest, write};
-use crate::spec::{Complaint, KeySpec, Shape, Value};
+use crate::spec::{Check, Complaint, KeySpec, Shape, Value};
 
 /// Checks `text`; see [`super::parse`].
 pub(super) fn check(
@@ -315,22 +315,28 @@ impl<'a> Checker<'a> {
     }
 
     fn complaints(&mut self, declared: &Declared) {
-        let complaints: Vec<Complaint> =
-            declared.checks.iter().flat_map(|check| check(&self.settings.values)).collect();
-        for Complaint { path, message } in complaints {
+        let (complaints, doubts) = (self.said_by(&declared.checks), self.said_by(&declared.doubts));
+        self.problems.extend(complaints);
+        self.settings.warnings.extend(doubts.into_iter().map(|(_, problem)| problem));
+    }
+
+    /// What components say of their values, with its place.
+    fn said_by(&self, checks: &[Check]) -> Vec<(usize, Problem)> {
+        let mut said = Vec::new();
+        for Complaint { path, message } in checks.iter().flat_map(|check| check(&self.settings.values)) {
             let key = self.keys.get(path.as_str()).copied();
-            let table = key.map_or_else(|| list_of(&path).to_owned(), |key| key.table().to_owned());
+            let table = key.map_or_else(|| list_of(&path), |key| key.table());
             // What follows from a mistake that is shown already would only confuse.
-            if self.faulty.contains(&table) {
+            if self.faulty.contains(table) {
                 continue;
             }
             let message = if message.starts_with(&path) { message } else { format!("{path}: {message}") };
-            let place = ancestors(&path).find_map(|path| self.places.get(path)).cloned();
-            match place {
-                Some(at) => self.problem(&at, key, message, None),
-                None => self.problems.push((0, Problem::of_file(self.source.name(), message, None))),
-            }
+            said.push(match ancestors(&path).find_map(|path| self.places.get(path)) {
+                Some(at) => self.source.problem(at, key, message, None),
+                None => (0, Problem::of_file(self.source.name(), message, None)),
+            });
         }
+        said
     }
 }
 

@@ -93,8 +93,10 @@ pub struct Declared {
     pub keys: Vec<&'static KeySpec>,
     /// Tables of parts that were left out of this build: accepted and reported, checked as far as their keys are known.
     pub absent: Vec<Absent>,
-    /// The components' looks at their values.
+    /// The components' looks at their values, for what is wrong with them.
     pub checks: Vec<Check>,
+    /// The same for what is accepted but does not do what it seems to.
+    pub doubts: Vec<Check>,
 }
 
 /// Reads and checks a configuration. Without a path every value is the default.

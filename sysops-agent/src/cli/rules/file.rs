@@ -87,8 +87,8 @@ pub(super) struct Expect {
 pub(super) fn load(path: &Path) -> Result<TestFile, Problems> {
     let declared = Declared {
         keys: vec![RULES.spec(), THRESHOLDS.spec(), TESTS.spec()],
-        absent: Vec::new(),
         checks: vec![|values| Reader::default().tests(values).1],
+        ..Declared::default()
     };
     let settings = settings::load(Some(path), &declared, &settings::environment)?;
     let values = &settings.values;

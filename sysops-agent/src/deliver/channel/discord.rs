@@ -1,18 +1,18 @@
 //! Alerts to a Discord channel through its webhook, as embeds. Outside text pings no one, links nowhere and has no style; what
 //! Discord says of its rate limits is kept.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::deliver::http::{Answer, Endpoint, HttpError, TlsFiles};
-use crate::deliver::own_text::OwnText;
+use crate::deliver::http::{Answer, Endpoint};
 use crate::deliver::text::{self, Room, fitted, units};
-use crate::model::{Alert, Notice, Severity, Status, shown, time};
-use crate::spec::{Key, Secret, Values};
+use crate::model::{Alert, Notice, Severity, shown, time};
+use crate::spec::{Complaint, Key, Secret, Values};
 
-use super::pace::{Pace, seconds};
-use super::{Channel, Entry, Receipt, SendError, Sending, verdict};
+use super::chat::{self, ALERTS_MAX, Keys, Service};
+use super::pace::seconds;
+use super::{Channel, Entry, Receipt, SendError, ca_file, needed, timeout, verdict};
 
 /// The channel as the list knows it.
 pub static ENTRY: Entry = Entry {
@@ -23,10 +23,10 @@ pub static ENTRY: Entry = Entry {
         USERNAME.spec(),
         ROLES.spec(),
         MIN_SEVERITY.spec(),
-        TEMPLATE.spec(),
-        TIMEOUT.spec(),
-        RETRIES.spec(),
-        CA_FILE.spec(),
+        KEYS.template.spec(),
+        KEYS.timeout.spec(),
+        KEYS.retries.spec(),
+        KEYS.ca_file.spec(),
     ],
     min_severity: &MIN_SEVERITY,
     grouped: true,
@@ -52,27 +52,19 @@ static MIN_SEVERITY: Key<String> = Key::choice(
     "warn",
     "The least severity that is sent to Discord.",
 );
-static TEMPLATE: Key<Option<String>> = Key::optional(
-    "alerting.discord.template",
-    "Text of the embed instead of message and fields, as a template (docs/ALERTING.md) in Discord's Markdown.",
-);
-static TIMEOUT: Key<Duration> =
-    Key::secs("alerting.discord.timeout_secs", 10, 1, 300, "How long one request may take, answer included.");
-static RETRIES: Key<i64> = Key::int(
-    "alerting.discord.retry_count",
-    3,
-    0,
-    20,
-    "How many more times an alert is sent at once after a failure that may pass.",
-);
-static CA_FILE: Key<Option<String>> = Key::optional(
-    "alerting.discord.ca_file",
-    "Certificate authorities in PEM to trust instead of the machine's (tls-rustls only).",
-);
+static KEYS: Keys = Keys {
+    template: Key::optional(
+        "alerting.discord.template",
+        "Text of the embed instead of message and fields, as a template (docs/ALERTING.md) in Discord's Markdown.",
+    ),
+    timeout: timeout("alerting.discord.timeout_secs"),
+    retries: chat::retries("alerting.discord.retry_count"),
+    ca_file: ca_file("alerting.discord.ca_file"),
+};
 
-/// Discord's limits of one message: <https://discord.com/developers/docs/resources/message>.
+/// Discord's limits of one message, which takes no more than [`ALERTS_MAX`] embeds, either:
+/// <https://discord.com/developers/docs/resources/message>.
 const CONTENT_MAX: usize = 2000;
-const EMBEDS_MAX: usize = 10;
 const EMBEDS_UNITS_MAX: usize = 6000;
 const TITLE_MAX: usize = 256;
 const DESCRIPTION_MAX: usize = 4096;
@@ -85,13 +77,8 @@ const FOOTER_MAX: usize = 160;
 const ROLES_MAX: usize = 20;
 
 struct Discord {
-    endpoint: Endpoint,
     username: String,
     roles: Vec<Role>,
-    template: Option<OwnText>,
-    timeout: Duration,
-    retries: u32,
-    pace: Pace,
 }
 
 /// One of `mention_roles`.
@@ -103,40 +90,34 @@ enum Role {
 }
 
 impl Role {
-    fn name(&self) -> Option<&str> {
-        match self {
-            Self::Name(name) => Some(name),
-            Self::Id(_) => None,
-        }
+    fn of(text: &str) -> Self {
+        let id = text.strip_prefix("<@&").and_then(|rest| rest.strip_suffix('>')).unwrap_or(text);
+        let is_id = (15..=20).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_digit());
+        if is_id { Self::Id(id.to_owned()) } else { Self::Name(shown(text, 32)) }
     }
+}
+
+/// Roles that are mentioned by name.
+pub fn doubts(values: &Values) -> Vec<Complaint> {
+    let roles = if values.get(&ENABLED) { values.get(&ROLES) } else { Vec::new() };
+    let doubt = |role: &String| match Role::of(role) {
+        Role::Id(_) => None,
+        Role::Name(name) => Some(Complaint {
+            path: ROLES.spec().path.to_owned(),
+            message: format!("{name:?} pings no one: a webhook knows roles by id (Developer Mode, role, Copy Role ID)"),
+        }),
+    };
+    roles.iter().filter_map(doubt).collect()
 }
 
 fn build(values: &Values) -> Result<Option<Box<dyn Channel>>, String> {
     if !values.get(&ENABLED) {
         return Ok(None);
     }
-    let missing = "alerting.discord.webhook_url: missing, and alerting.discord.enabled needs it";
-    let url = values.get(&URL).ok_or(missing)?;
-    let endpoint = Endpoint::new(&waiting(&url)).map_err(|error| format!("alerting.discord.webhook_url: {error}"))?;
-    let files = TlsFiles { ca: values.get(&CA_FILE), ..TlsFiles::default() };
-    let endpoint = endpoint.with_tls(&files).map_err(|error| format!("alerting.discord.{error}"))?;
-    let template = values.get(&TEMPLATE);
-    let roles = roles(&values.get(&ROLES))?;
-    for name in roles.iter().filter_map(Role::name) {
-        tracing::warn!(
-            role = name,
-            "alerting.discord.mention_roles: a webhook pings roles by id only; the name is shown"
-        );
-    }
-    Ok(Some(Box::new(Discord {
-        endpoint,
-        username: username(values.get(&USERNAME))?,
-        roles,
-        template: OwnText::new(TEMPLATE.spec().path, template.as_deref(), escaped)?,
-        timeout: values.get(&TIMEOUT),
-        retries: u32::try_from(values.get(&RETRIES)).unwrap_or(0),
-        pace: Pace::default(),
-    })))
+    let url = waiting(&needed(values, &URL)?);
+    let endpoint = Endpoint::new(&url).map_err(|error| format!("alerting.discord.webhook_url: {error}"))?;
+    let discord = Discord { username: username(values.get(&USERNAME))?, roles: roles(&values.get(&ROLES))? };
+    chat::build(discord, endpoint, escaped, &KEYS, values)
 }
 
 /// The URL with `wait=true`: without it Discord answers before it has looked, and says nothing of what it throws away.
@@ -165,61 +146,50 @@ fn roles(written: &[String]) -> Result<Vec<Role>, String> {
     if written.len() > ROLES_MAX {
         return Err(format!("alerting.discord.mention_roles: expected at most {ROLES_MAX} roles"));
     }
-    let role = |text: &String| {
-        let id = text.strip_prefix("<@&").and_then(|rest| rest.strip_suffix('>')).unwrap_or(text);
-        let is_id = (15..=20).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_digit());
-        if is_id { Role::Id(id.to_owned()) } else { Role::Name(shown(text, 32)) }
-    };
-    Ok(written.iter().map(role).collect())
+    Ok(written.iter().map(|text| Role::of(text)).collect())
 }
 
-impl Channel for Discord {
-    fn send<'a>(&'a mut self, notice: &'a Notice) -> Sending<'a> {
-        Box::pin(async move {
-            self.pace.take()?;
-            let wall = notice.head().timestamp;
-            let message = self.message(notice);
-            match self.post(&message, wall).await {
-                // Discord has found something wrong with the message: its words alone are better than nothing.
-                Err(SendError::Permanent { reason }) => {
-                    tracing::warn!(channel = "discord", %reason, "the message is not taken, sending plain text");
-                    let message = self.plain(notice);
-                    self.post(&message, wall).await
-                }
-                other => other,
-            }
+impl Service for Discord {
+    const NAME: &'static str = ENTRY.name;
+    const OWN_MAX: usize = DESCRIPTION_MAX;
+
+    fn message(&self, notice: &Notice, own: Option<String>) -> Value {
+        let embeds = match own {
+            Some(text) => vec![json!({
+                "title": fitted(&text::headline(notice), TITLE_MAX, markdown),
+                "description": text,
+                "color": text::colour(notice.head()),
+                "timestamp": time::rfc3339_secs(notice.head().timestamp),
+            })],
+            None => embeds(notice),
+        };
+        let headline = if notice.alerts.len() > 1 { text::headline(notice) } else { String::new() };
+        json!({
+            "username": self.username,
+            "content": self.content(notice, &headline),
+            "embeds": embeds,
+            "allowed_mentions": self.allowed_mentions(notice),
         })
     }
 
-    fn retries(&self) -> u32 {
-        self.retries
-    }
-}
-
-impl Discord {
-    async fn post(&mut self, body: &Value, wall: SystemTime) -> Result<Receipt, SendError> {
-        let answer = self.endpoint.post_json(body, self.timeout, wall).await;
-        self.judge(answer)
+    fn plain(&self, notice: &Notice) -> Value {
+        let content = self.content(notice, &chat::words(notice));
+        json!({ "content": content, "allowed_mentions": self.allowed_mentions(notice) })
     }
 
-    fn judge(&mut self, answer: Result<Answer, HttpError>) -> Result<Receipt, SendError> {
-        let Ok(mut answer) = answer else { return verdict(answer) };
-        let said = answer.json();
+    fn pause(answer: &Answer) -> Option<Duration> {
         let number = |name: &str| answer.headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
         let reset = number("x-ratelimit-reset-after").and_then(seconds);
-        let is_used_up = number("x-ratelimit-remaining") == Some(0.0);
-        if answer.status.as_u16() == 429 {
-            answer.retry_after = said["retry_after"].as_f64().and_then(seconds).or(answer.retry_after).or(reset);
+        match answer.status.as_u16() {
+            429 => answer.json()["retry_after"].as_f64().and_then(seconds).or(answer.retry_after).or(reset),
+            _ => answer.retry_after.or(reset.filter(|_| number("x-ratelimit-remaining") == Some(0.0))),
         }
-        let pause = match answer.status.as_u16() {
-            429 => answer.retry_after,
-            _ => reset.filter(|_| is_used_up),
-        };
-        if let Some(pause) = pause {
-            self.pace.pause(pause);
-        }
+    }
+
+    fn judge(&mut self, answer: &Answer) -> Result<Receipt, SendError> {
+        let said = answer.json();
         let code = said["code"].as_u64();
-        match verdict(Ok(answer)) {
+        match verdict(answer) {
             // With wait=true Discord answers with the message that it has made.
             Ok(_) => match said["id"].as_str().and_then(|id| id.parse::<u64>().ok()) {
                 Some(id) => Ok(Receipt::new(&format!("message {id}"))),
@@ -246,36 +216,9 @@ impl Discord {
             other => other,
         }
     }
+}
 
-    fn message(&mut self, notice: &Notice) -> Value {
-        let own = self.template.as_mut().and_then(|own| own.of(notice, |text| text::held(text, DESCRIPTION_MAX)));
-        let embeds = match own {
-            Some(text) => vec![json!({
-                "title": fitted(&text::headline(notice), TITLE_MAX, markdown),
-                "description": text,
-                "color": colour(notice.head()),
-                "timestamp": time::rfc3339_secs(notice.head().timestamp),
-            })],
-            None => embeds(notice),
-        };
-        let headline = if notice.alerts.len() > 1 { text::headline(notice) } else { String::new() };
-        json!({
-            "username": self.username,
-            "content": self.content(notice, &headline),
-            "embeds": embeds,
-            "allowed_mentions": self.allowed_mentions(notice),
-        })
-    }
-
-    fn plain(&self, notice: &Notice) -> Value {
-        let mut text = text::headline(notice);
-        for alert in notice.alerts.iter().take(EMBEDS_MAX) {
-            text.push('\n');
-            text.push_str(&shown(&alert.message, 1000));
-        }
-        json!({ "content": self.content(notice, &text), "allowed_mentions": self.allowed_mentions(notice) })
-    }
-
+impl Discord {
     /// Mentions and `words`.
     fn content(&self, notice: &Notice, words: &str) -> String {
         let mention = |role: &Role| match role {
@@ -299,7 +242,7 @@ impl Discord {
 
 /// One embed for each alert, as many as there may be, which share the room that there is.
 fn embeds(notice: &Notice) -> Vec<Value> {
-    let told = notice.alerts.len().min(EMBEDS_MAX);
+    let told = notice.alerts.len().min(ALERTS_MAX);
     let more = text::and_more(notice, told);
     let each = EMBEDS_UNITS_MAX / told.max(1);
     let last = told.saturating_sub(1);
@@ -333,21 +276,11 @@ fn embed(alert: &Alert, more: Option<&str>, room: usize) -> Value {
     json!({
         "title": title,
         "description": description,
-        "color": colour(alert),
+        "color": text::colour(alert),
         "fields": fields,
         "footer": { "text": fitted(&footer.join(" "), FOOTER_MAX, text::as_it_is) },
         "timestamp": time::rfc3339_secs(alert.timestamp),
     })
-}
-
-fn colour(alert: &Alert) -> u32 {
-    match (alert.status, alert.severity) {
-        (Status::Resolved, _) => 0x2e_cc_71,
-        (_, Severity::Info) => 0x34_98_db,
-        (_, Severity::Warn) => 0xf1_c4_0f,
-        (_, Severity::Critical) => 0xe7_4c_3c,
-        (_, Severity::Emergency) => 0x8e_1b_1b,
-    }
 }
 
 /// Text in which nothing is Markdown, a mention, an emoji or a link to Discord.

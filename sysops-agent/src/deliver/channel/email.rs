@@ -129,7 +129,7 @@ mod mailer {
         ALLOW_PLAIN, CA_FILE, FROM, HOST, PASSWORD, PORT, RETRIES, SUBJECT_PREFIX, TEMPLATE, TIMEOUT, TLS, TLS_MODE,
         TO, USERNAME,
     };
-    use crate::deliver::channel::{Channel, Receipt, SendError, Sending};
+    use crate::deliver::channel::{Channel, Receipt, SendError, Sending, missing, needed};
     use crate::deliver::own_text::OwnText;
     use crate::model::Notice;
     use crate::spec::Values;
@@ -148,19 +148,18 @@ mod mailer {
 
     impl Mailer {
         pub(super) fn new(values: &Values) -> Result<Self, String> {
-            let missing = |key: &str| format!("alerting.email.{key}: missing, and alerting.email.enabled needs it");
-            let from = values.get(&FROM).ok_or_else(|| missing("from"))?;
+            let from = needed(values, &FROM)?;
             let mut to = Mailboxes::new();
             for recipient in values.get(&TO) {
                 to.push(mailbox("to", &recipient)?);
             }
             if to.iter().next().is_none() {
-                return Err(missing("to"));
+                return Err(missing(TO.spec()));
             }
             let own = OwnText::new(TEMPLATE.spec().path, values.get(&TEMPLATE).as_deref(), plain)?;
             Ok(Self {
                 server: Server::new(&super::smtp::Wanted {
-                    host: values.get(&HOST).ok_or_else(|| missing("smtp_host"))?,
+                    host: needed(values, &HOST)?,
                     port: u16::try_from(values.get(&PORT)).unwrap_or(587),
                     tls: values.get(&TLS),
                     tls_mode: values.get(&TLS_MODE),

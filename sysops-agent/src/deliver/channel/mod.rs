@@ -1,5 +1,6 @@
 //! Ways to people. Each channel is one file and one line in [`ALL`]; queueing, retries and limits are `outbox`'s.
 
+mod chat;
 pub mod console;
 pub mod discord;
 pub mod email;
@@ -18,7 +19,7 @@ use hyper::StatusCode;
 
 use super::http::{Answer, HttpError};
 use crate::model::{Notice, shown};
-use crate::spec::{Key, KeySpec, Values};
+use crate::spec::{FromValue, Key, KeySpec, Values};
 
 /// One way to people.
 pub trait Channel: Send {
@@ -107,12 +108,36 @@ pub static ALL: &[&Entry] = &[
     &nats::ENTRY,
 ];
 
+/// The value of a key without which there is no channel.
+fn needed<T>(values: &Values, key: &'static Key<Option<T>>) -> Result<T, String>
+where
+    Option<T>: FromValue,
+{
+    values.get(key).ok_or_else(|| missing(key.spec()))
+}
+
+fn missing(key: &KeySpec) -> String {
+    format!("{}: missing, and {}.enabled needs it", key.path, key.table())
+}
+
+/// The key for the deadline of a channel over HTTP.
+const fn timeout(path: &'static str) -> Key<Duration> {
+    Key::secs(path, 10, 1, 300, "How long one request may take, answer included.")
+}
+
+/// The key for whom a channel over HTTP trusts.
+const fn ca_file(path: &'static str) -> Key<Option<String>> {
+    Key::optional(path, "Certificate authorities in PEM to trust instead of the machine's (tls-rustls only).")
+}
+
+impl From<HttpError> for SendError {
+    fn from(error: HttpError) -> Self {
+        Self::Retry { reason: error.to_string(), after: None }
+    }
+}
+
 /// What an answer over HTTP means for the alert that was sent.
-///
-/// # Errors
-/// Unless the far end took it.
-pub(crate) fn verdict(answer: Result<Answer, HttpError>) -> Result<Receipt, SendError> {
-    let answer = answer.map_err(|error| SendError::Retry { reason: error.to_string(), after: None })?;
+fn verdict(answer: &Answer) -> Result<Receipt, SendError> {
     let status = answer.status;
     // The server's own words are not repeated: it may quote a header or the URL back.
     let reason = format!("the server answered {status}");

@@ -1,18 +1,15 @@
 //! Alerts to a Slack channel through an incoming webhook, as blocks. Outside text stands in plain text objects, where Slack looks
 //! for no style, no link and no mention; delivered is what Slack answers `ok` to.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
-use crate::deliver::http::{Answer, Endpoint, HttpError, TlsFiles};
-use crate::deliver::own_text::OwnText;
+use crate::deliver::http::{Answer, Endpoint};
 use crate::deliver::text::{self, Escape, fitted};
-use crate::model::{Alert, Notice, Severity, Status, shown};
+use crate::model::{Alert, Notice, Severity, shown};
 use crate::spec::{Key, Secret, Values};
 
-use super::pace::Pace;
-use super::{Channel, Entry, Receipt, SendError, Sending, verdict};
+use super::chat::{self, ALERTS_MAX, Keys, Service};
+use super::{Channel, Entry, Receipt, SendError, ca_file, needed, timeout, verdict};
 
 /// The channel as the list knows it.
 pub static ENTRY: Entry = Entry {
@@ -23,10 +20,10 @@ pub static ENTRY: Entry = Entry {
         CHANNEL.spec(),
         USERS.spec(),
         MIN_SEVERITY.spec(),
-        TEMPLATE.spec(),
-        TIMEOUT.spec(),
-        RETRIES.spec(),
-        CA_FILE.spec(),
+        KEYS.template.spec(),
+        KEYS.timeout.spec(),
+        KEYS.retries.spec(),
+        KEYS.ca_file.spec(),
     ],
     min_severity: &MIN_SEVERITY,
     grouped: true,
@@ -51,23 +48,15 @@ static USERS: Key<Vec<String>> = Key::list(
 );
 static MIN_SEVERITY: Key<String> =
     Key::choice("alerting.slack.min_severity", Severity::NAMES, "warn", "The least severity that is sent to Slack.");
-static TEMPLATE: Key<Option<String>> = Key::optional(
-    "alerting.slack.template",
-    "Text of the message instead of the built-in one, as a template (docs/ALERTING.md) in Slack's mrkdwn.",
-);
-static TIMEOUT: Key<Duration> =
-    Key::secs("alerting.slack.timeout_secs", 10, 1, 300, "How long one request may take, answer included.");
-static RETRIES: Key<i64> = Key::int(
-    "alerting.slack.retry_count",
-    3,
-    0,
-    20,
-    "How many more times an alert is sent at once after a failure that may pass.",
-);
-static CA_FILE: Key<Option<String>> = Key::optional(
-    "alerting.slack.ca_file",
-    "Certificate authorities in PEM to trust instead of the machine's (tls-rustls only).",
-);
+static KEYS: Keys = Keys {
+    template: Key::optional(
+        "alerting.slack.template",
+        "Text of the message instead of the built-in one, as a template (docs/ALERTING.md) in Slack's mrkdwn.",
+    ),
+    timeout: timeout("alerting.slack.timeout_secs"),
+    retries: chat::retries("alerting.slack.retry_count"),
+    ca_file: ca_file("alerting.slack.ca_file"),
+};
 
 /// Slack's limits: <https://docs.slack.dev/reference/block-kit/blocks>. With [`ALERTS_MAX`] alerts of four blocks each a message
 /// keeps below its 50 blocks, too.
@@ -75,38 +64,23 @@ const HEADER_MAX: usize = 150;
 const SECTION_MAX: usize = 3000;
 const FIELD_MAX: usize = 2000;
 const FIELDS_MAX: usize = 10;
-const ALERTS_MAX: usize = 10;
 
 /// What of the alternative text is worth sending: notifications show its beginning.
 const FALLBACK_MAX: usize = 3000;
 
 struct Slack {
-    endpoint: Endpoint,
     channel: Option<String>,
     mentions: String,
-    template: Option<OwnText>,
-    timeout: Duration,
-    retries: u32,
-    pace: Pace,
 }
 
 fn build(values: &Values) -> Result<Option<Box<dyn Channel>>, String> {
     if !values.get(&ENABLED) {
         return Ok(None);
     }
-    let url = values.get(&URL).ok_or("alerting.slack.webhook_url: missing, and alerting.slack.enabled needs it")?;
+    let url = needed(values, &URL)?;
     let endpoint = Endpoint::new(&url).map_err(|error| format!("alerting.slack.webhook_url: {error}"))?;
-    let files = TlsFiles { ca: values.get(&CA_FILE), ..TlsFiles::default() };
-    let template = values.get(&TEMPLATE);
-    Ok(Some(Box::new(Slack {
-        endpoint: endpoint.with_tls(&files).map_err(|error| format!("alerting.slack.{error}"))?,
-        channel: values.get(&CHANNEL),
-        mentions: mentions(&values.get(&USERS))?,
-        template: OwnText::new(TEMPLATE.spec().path, template.as_deref(), |text| fitted(text, usize::MAX, entities))?,
-        timeout: values.get(&TIMEOUT),
-        retries: u32::try_from(values.get(&RETRIES)).unwrap_or(0),
-        pace: Pace::default(),
-    })))
+    let slack = Slack { channel: values.get(&CHANNEL), mentions: mentions(&values.get(&USERS))? };
+    chat::build(slack, endpoint, |text| fitted(text, usize::MAX, entities), &KEYS, values)
 }
 
 /// `<@U12345> <!subteam^S12345>`
@@ -127,47 +101,11 @@ fn mentions(ids: &[String]) -> Result<String, String> {
     Ok(ids.iter().map(mention).collect::<Result<Vec<_>, _>>()?.join(" "))
 }
 
-impl Channel for Slack {
-    fn send<'a>(&'a mut self, notice: &'a Notice) -> Sending<'a> {
-        Box::pin(async move {
-            self.pace.take()?;
-            let message = self.message(notice);
-            match self.post(message, notice).await {
-                // Slack has found something wrong with the blocks: the words alone are better than nothing.
-                Err(SendError::Permanent { reason }) => {
-                    tracing::warn!(channel = "slack", %reason, "the message is not taken, sending plain text");
-                    self.post(self.plain(notice), notice).await
-                }
-                other => other,
-            }
-        })
-    }
+impl Service for Slack {
+    const NAME: &'static str = ENTRY.name;
+    const OWN_MAX: usize = SECTION_MAX;
 
-    fn retries(&self) -> u32 {
-        self.retries
-    }
-}
-
-impl Slack {
-    async fn post(&mut self, mut body: Value, notice: &Notice) -> Result<Receipt, SendError> {
-        if let Some(channel) = &self.channel {
-            body["channel"] = json!(channel);
-        }
-        // No style, no links and no names: what Slack looks for by itself.
-        body["mrkdwn"] = json!(false);
-        body["parse"] = json!("none");
-        body["link_names"] = json!(false);
-        body["unfurl_links"] = json!(false);
-        body["unfurl_media"] = json!(false);
-        let answer = self.endpoint.post_json(&body, self.timeout, notice.head().timestamp).await;
-        if let Ok(Answer { retry_after: Some(pause), .. }) = &answer {
-            self.pace.pause(*pause);
-        }
-        judge(answer)
-    }
-
-    fn message(&mut self, notice: &Notice) -> Value {
-        let own = self.template.as_mut().and_then(|own| own.of(notice, |text| text::held(text, SECTION_MAX)));
+    fn message(&self, notice: &Notice, own: Option<String>) -> Value {
         let mut blocks = vec![json!({ "type": "header", "text": plain_text(&headline(notice), HEADER_MAX) })];
         let mentions = self.mentions(notice);
         if !mentions.is_empty() {
@@ -181,49 +119,60 @@ impl Slack {
             }
             None => attachments(notice),
         };
-        json!({ "text": fitted(&headline(notice), FALLBACK_MAX, entities), "blocks": blocks, "attachments": attachments })
+        let text = fitted(&headline(notice), FALLBACK_MAX, entities);
+        self.body(json!({ "text": text, "blocks": blocks, "attachments": attachments }))
     }
 
     fn plain(&self, notice: &Notice) -> Value {
-        let mut text = headline(notice);
-        for alert in notice.alerts.iter().take(ALERTS_MAX) {
-            text.push('\n');
-            text.push_str(&shown(&alert.message, 1000));
+        let words = format!("{} {}", text::dot(notice.head()), chat::words(notice));
+        let text = format!("{} {}", self.mentions(notice), fitted(&words, FALLBACK_MAX, entities));
+        self.body(json!({ "text": text.trim_start() }))
+    }
+
+    /// Slack says it in one word of the body.
+    fn judge(&mut self, answer: &Answer) -> Result<Receipt, SendError> {
+        let status = answer.status;
+        let word = String::from_utf8_lossy(&answer.body).trim().to_ascii_lowercase().replace(' ', "_");
+        let refused = |what: &str| Err(SendError::Refused { reason: format!("Slack answered {status}: {what}") });
+        match word.as_str() {
+            "ok" if status.is_success() => Ok(Receipt::new("ok")),
+            "no_service" | "no_service_id" | "no_active_hooks" | "invalid_token" => {
+                refused("the webhook is not there any more: set alerting.slack.webhook_url to a new one")
+            }
+            "channel_not_found" | "no_team" | "team_disabled" => {
+                refused("it has no such channel: set alerting.slack.channel")
+            }
+            "channel_is_archived" => refused("the channel is archived: give the webhook another"),
+            "action_prohibited" | "posting_to_general_channel_denied" => {
+                refused("an administrator has forbidden the webhook to post there")
+            }
+            _ if status.is_success() => refused("without Slack's \"ok\": see alerting.slack.webhook_url"),
+            _ => match verdict(answer) {
+                Err(SendError::Refused { reason }) => Err(SendError::Refused {
+                    reason: format!("{reason}: set alerting.slack.webhook_url to a webhook that exists"),
+                }),
+                other => other,
+            },
         }
-        let text = fitted(&text, FALLBACK_MAX, entities);
-        json!({ "text": format!("{} {text}", self.mentions(notice)).trim_start() })
+    }
+}
+
+impl Slack {
+    /// With no style, no links and no names: what Slack looks for by itself.
+    fn body(&self, mut body: Value) -> Value {
+        if let Some(channel) = &self.channel {
+            body["channel"] = json!(channel);
+        }
+        body["mrkdwn"] = json!(false);
+        body["parse"] = json!("none");
+        body["link_names"] = json!(false);
+        body["unfurl_links"] = json!(false);
+        body["unfurl_media"] = json!(false);
+        body
     }
 
     fn mentions(&self, notice: &Notice) -> &str {
         if text::is_urgent(notice) { &self.mentions } else { "" }
-    }
-}
-
-/// What an answer means: Slack says it in one word of the body.
-fn judge(answer: Result<Answer, HttpError>) -> Result<Receipt, SendError> {
-    let Ok(answer) = answer else { return verdict(answer) };
-    let status = answer.status;
-    let word = String::from_utf8_lossy(&answer.body).trim().to_ascii_lowercase().replace(' ', "_");
-    let refused = |what: &str| Err(SendError::Refused { reason: format!("Slack answered {status}: {what}") });
-    match word.as_str() {
-        "ok" if status.is_success() => Ok(Receipt::new("ok")),
-        "no_service" | "no_service_id" | "no_active_hooks" | "invalid_token" => {
-            refused("the webhook is not there any more: set alerting.slack.webhook_url to a new one")
-        }
-        "channel_not_found" | "no_team" | "team_disabled" => {
-            refused("it has no such channel: set alerting.slack.channel")
-        }
-        "channel_is_archived" => refused("the channel is archived: give the webhook another"),
-        "action_prohibited" | "posting_to_general_channel_denied" => {
-            refused("an administrator has forbidden the webhook to post there")
-        }
-        _ if status.is_success() => refused("without Slack's \"ok\": see alerting.slack.webhook_url"),
-        _ => match verdict(Ok(answer)) {
-            Err(SendError::Refused { reason }) => Err(SendError::Refused {
-                reason: format!("{reason}: set alerting.slack.webhook_url to a webhook that exists"),
-            }),
-            other => other,
-        },
     }
 }
 
@@ -275,14 +224,8 @@ fn plain_text(text: &str, units_max: usize) -> Value {
     json!({ "type": "plain_text", "text": fitted(text, units_max, escape), "emoji": false })
 }
 
-fn colour(alert: &Alert) -> &'static str {
-    match (alert.status, alert.severity) {
-        (Status::Resolved, _) => "#2ecc71",
-        (_, Severity::Info) => "#3498db",
-        (_, Severity::Warn) => "#f1c40f",
-        (_, Severity::Critical) => "#e74c3c",
-        (_, Severity::Emergency) => "#8e1b1b",
-    }
+fn colour(alert: &Alert) -> String {
+    format!("#{:06x}", text::colour(alert))
 }
 
 /// The three characters that Slack wants written otherwise; with them nothing is a mention.

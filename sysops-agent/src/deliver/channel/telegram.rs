@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::deliver::http::{Answer, Endpoint, HttpError, TlsFiles};
-use crate::deliver::own_text::OwnText;
-use crate::deliver::text::{self, units};
+use crate::deliver::http::{Answer, Endpoint};
+use crate::deliver::text::units;
 use crate::model::{Notice, Severity, Status};
 use crate::spec::{Key, Secret, Values};
 
+use super::chat::{self, Keys, Service};
 use super::pace::{Pace, seconds};
-use super::{Channel, Entry, Receipt, SendError, Sending, verdict};
+use super::{Channel, Entry, Receipt, SendError, ca_file, needed, timeout, verdict};
 
 mod markup;
 
@@ -27,11 +27,11 @@ pub static ENTRY: Entry = Entry {
         CHAT.spec(),
         PARSE_MODE.spec(),
         MIN_SEVERITY.spec(),
-        TEMPLATE.spec(),
-        TIMEOUT.spec(),
-        RETRIES.spec(),
+        KEYS.template.spec(),
+        KEYS.timeout.spec(),
+        KEYS.retries.spec(),
         API_URL.spec(),
-        CA_FILE.spec(),
+        KEYS.ca_file.spec(),
     ],
     min_severity: &MIN_SEVERITY,
     grouped: true,
@@ -58,28 +58,20 @@ static MIN_SEVERITY: Key<String> = Key::choice(
     "warn",
     "The least severity that is sent to Telegram.",
 );
-static TEMPLATE: Key<Option<String>> = Key::optional(
-    "alerting.telegram.template",
-    "Text of the message instead of the built-in one, as a template (docs/ALERTING.md) in the language of parse_mode.",
-);
-static TIMEOUT: Key<Duration> =
-    Key::secs("alerting.telegram.timeout_secs", 10, 1, 300, "How long one request may take, answer included.");
-static RETRIES: Key<i64> = Key::int(
-    "alerting.telegram.retry_count",
-    3,
-    0,
-    20,
-    "How many more times an alert is sent at once after a failure that may pass.",
-);
 static API_URL: Key<String> = Key::text(
     "alerting.telegram.api_url",
     "https://api.telegram.org",
     "The Bot API, for those who run a server of their own.",
 );
-static CA_FILE: Key<Option<String>> = Key::optional(
-    "alerting.telegram.ca_file",
-    "Certificate authorities in PEM to trust instead of the machine's (tls-rustls only).",
-);
+static KEYS: Keys = Keys {
+    template: Key::optional(
+        "alerting.telegram.template",
+        "Text of the message instead of the built-in one, as a template (docs/ALERTING.md) in the language of parse_mode.",
+    ),
+    timeout: timeout("alerting.telegram.timeout_secs"),
+    retries: chat::retries("alerting.telegram.retry_count"),
+    ca_file: ca_file("alerting.telegram.ca_file"),
+};
 
 /// Telegram's limit of a message, counted without markup.
 const TEXT_MAX: usize = 4096;
@@ -88,41 +80,23 @@ const TEXT_MAX: usize = 4096;
 const GROUP_MESSAGES_MAX: usize = 20;
 
 struct Telegram {
-    endpoint: Endpoint,
     chat: String,
     markup: Markup,
-    template: Option<OwnText>,
-    timeout: Duration,
-    retries: u32,
-    pace: Pace,
 }
 
 fn build(values: &Values) -> Result<Option<Box<dyn Channel>>, String> {
     if !values.get(&ENABLED) {
         return Ok(None);
     }
-    let missing = |key: &str| format!("alerting.telegram.{key}: missing, and alerting.telegram.enabled needs it");
-    let token = values.get(&TOKEN).ok_or_else(|| missing("bot_token"))?;
-    let chat = values.get(&CHAT).ok_or_else(|| missing("chat_id"))?;
+    let token = needed(values, &TOKEN)?;
+    let chat = needed(values, &CHAT)?;
     let is_name = chat.len() > 1 && chat.starts_with('@');
     if !is_name && chat.parse::<i64>().is_err() {
         return Err("alerting.telegram.chat_id: expected a number, as -1001234567890, or @name of a channel".to_owned());
     }
-    let files = TlsFiles { ca: values.get(&CA_FILE), ..TlsFiles::default() };
     let endpoint = endpoint(&values.get(&API_URL), &token)?;
     let markup = Markup::named(&values.get(&PARSE_MODE));
-    let template = values.get(&TEMPLATE);
-    let minute = Duration::from_secs(60);
-    Ok(Some(Box::new(Telegram {
-        endpoint: endpoint.with_tls(&files).map_err(|error| format!("alerting.telegram.{error}"))?,
-        // A group's id is negative; what is @named is one too.
-        pace: if chat.starts_with(['-', '@']) { Pace::at_most(GROUP_MESSAGES_MAX, minute) } else { Pace::default() },
-        chat,
-        markup,
-        template: OwnText::new(TEMPLATE.spec().path, template.as_deref(), markup.escape())?,
-        timeout: values.get(&TIMEOUT),
-        retries: u32::try_from(values.get(&RETRIES)).unwrap_or(0),
-    })))
+    chat::build(Telegram { chat, markup }, endpoint, markup.escape(), &KEYS, values)
 }
 
 fn endpoint(api: &str, token: &Secret) -> Result<Endpoint, String> {
@@ -135,62 +109,43 @@ fn endpoint(api: &str, token: &Secret) -> Result<Endpoint, String> {
     Endpoint::new(&Secret::new(url)).map_err(|error| format!("alerting.telegram.bot_token: {error}"))
 }
 
-impl Channel for Telegram {
-    fn send<'a>(&'a mut self, notice: &'a Notice) -> Sending<'a> {
-        Box::pin(async move {
-            self.pace.take()?;
-            let message = self.message(notice);
-            match self.post(message, notice).await {
-                // Telegram has found something wrong with the text: its words without markup are better than nothing.
-                Err(SendError::Permanent { reason }) => {
-                    tracing::warn!(channel = "telegram", %reason, "the message is not taken, sending plain text");
-                    self.post(plain(notice), notice).await
-                }
-                other => other,
-            }
-        })
+impl Service for Telegram {
+    const NAME: &'static str = ENTRY.name;
+    // Markup counts for nothing at the far end, so that what fits with it fits.
+    const OWN_MAX: usize = TEXT_MAX;
+
+    fn pace(&self) -> Pace {
+        // A group's id is negative; what is @named is one too.
+        let is_group = self.chat.starts_with(['-', '@']);
+        if is_group { Pace::at_most(GROUP_MESSAGES_MAX, Duration::from_secs(60)) } else { Pace::default() }
     }
 
-    fn retries(&self) -> u32 {
-        self.retries
-    }
-}
-
-impl Telegram {
-    /// Posts to the chat, and once more where the chat has gone to.
-    async fn post(&mut self, mut body: Value, notice: &Notice) -> Result<Receipt, SendError> {
-        body["disable_notification"] = json!(is_quiet(notice));
-        body["link_preview_options"] = json!({ "is_disabled": true });
-        body["chat_id"] = json!(self.chat);
-        let answer = self.call(&body, notice).await;
-        let Some(chat) = answer.as_ref().ok().and_then(moved_to) else { return self.judge(answer) };
-        tracing::warn!(
-            channel = "telegram",
-            chat,
-            "the group has become a supergroup: set alerting.telegram.chat_id to this"
-        );
-        self.chat = chat.to_string();
-        body["chat_id"] = json!(self.chat);
-        let answer = self.call(&body, notice).await;
-        self.judge(answer)
+    fn message(&self, notice: &Notice, own: Option<String>) -> Value {
+        let text = own.unwrap_or_else(|| self.markup.render(notice, TEXT_MAX));
+        self.body(notice, json!({ "text": text, "parse_mode": self.markup.name() }))
     }
 
-    async fn call(&self, body: &Value, notice: &Notice) -> Result<Answer, HttpError> {
-        self.endpoint.post_json(body, self.timeout, notice.head().timestamp).await
+    /// All of it is marked as code by place and length, which nothing in it can end.
+    fn plain(&self, notice: &Notice) -> Value {
+        let text = Markup::None.render(notice, TEXT_MAX);
+        let code = json!({ "type": "pre", "offset": 0, "length": units(&text) });
+        self.body(notice, json!({ "text": text, "entities": [code] }))
     }
 
-    fn judge(&mut self, answer: Result<Answer, HttpError>) -> Result<Receipt, SendError> {
-        let Ok(mut answer) = answer else { return verdict(answer) };
+    fn pause(answer: &Answer) -> Option<Duration> {
+        answer.json()["parameters"]["retry_after"].as_f64().and_then(seconds).or(answer.retry_after)
+    }
+
+    fn judge(&mut self, answer: &Answer) -> Result<Receipt, SendError> {
         let said = answer.json();
-        if answer.status.as_u16() == 429 {
-            answer.retry_after = said["parameters"]["retry_after"].as_f64().and_then(seconds).or(answer.retry_after);
-            if let Some(pause) = answer.retry_after {
-                self.pace.pause(pause);
-            }
-        }
         let status = answer.status;
         let words = said["description"].as_str().unwrap_or_default().to_ascii_lowercase();
         let refused = |what: &str| Err(SendError::Refused { reason: format!("Telegram answered {status}: {what}") });
+        if let (400, Some(chat)) = (status.as_u16(), said["parameters"]["migrate_to_chat_id"].as_i64()) {
+            self.chat = chat.to_string();
+            let reason = format!("the group has become a supergroup: set alerting.telegram.chat_id to {chat}");
+            return Err(SendError::Retry { reason, after: None });
+        }
         match status.as_u16() {
             200 if said["ok"] == true => {
                 let number = said["result"]["message_id"].as_i64();
@@ -208,30 +163,21 @@ impl Telegram {
             400 if words.contains("can't parse entities") => {
                 Err(SendError::Permanent { reason: format!("Telegram answered {status}: it cannot read the markup") })
             }
-            _ => verdict(Ok(answer)),
+            _ => verdict(answer),
         }
-    }
-
-    fn message(&mut self, notice: &Notice) -> Value {
-        // Markup counts for nothing at the far end, so that what fits with it fits.
-        let own = self.template.as_mut().and_then(|own| own.of(notice, |text| text::held(text, TEXT_MAX)));
-        let text = own.unwrap_or_else(|| self.markup.render(notice, TEXT_MAX));
-        json!({ "text": text, "parse_mode": self.markup.name() })
     }
 }
 
-/// The words alone. All of them are marked as code by place and length, which nothing in them can end.
-fn plain(notice: &Notice) -> Value {
-    let text = Markup::None.render(notice, TEXT_MAX);
-    json!({ "text": text, "entities": [{ "type": "pre", "offset": 0, "length": units(&text) }] })
+impl Telegram {
+    fn body(&self, notice: &Notice, mut body: Value) -> Value {
+        body["disable_notification"] = json!(is_quiet(notice));
+        body["link_preview_options"] = json!({ "is_disabled": true });
+        body["chat_id"] = json!(self.chat);
+        body
+    }
 }
 
 /// True when nobody is to be disturbed.
 fn is_quiet(notice: &Notice) -> bool {
     notice.alerts.iter().all(|alert| alert.status == Status::Resolved || alert.severity == Severity::Info)
-}
-
-/// The id of the supergroup that the group has become.
-fn moved_to(answer: &Answer) -> Option<i64> {
-    answer.json()["parameters"]["migrate_to_chat_id"].as_i64().filter(|_| answer.status.as_u16() == 400)
 }

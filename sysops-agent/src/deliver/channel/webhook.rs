@@ -14,7 +14,7 @@ use crate::model::{Notice, Severity};
 use crate::spec::{Key, Secret, Values};
 use crate::template;
 
-use super::{Channel, Entry, SendError, Sending, verdict};
+use super::{Channel, Entry, SendError, Sending, ca_file, needed, timeout, verdict};
 
 mod payload;
 mod signature;
@@ -65,18 +65,14 @@ static HMAC_SECRET: Key<Option<Secret>> = Key::secret(
     "alerting.webhook.hmac_secret",
     "Signs every request as Standard Webhooks has it: whsec_ and the key in base64, or any text as the key.",
 );
-static CA_FILE: Key<Option<String>> = Key::optional(
-    "alerting.webhook.ca_file",
-    "Certificate authorities in PEM to trust instead of the machine's (tls-rustls only).",
-);
+static CA_FILE: Key<Option<String>> = ca_file("alerting.webhook.ca_file");
 static CERT_FILE: Key<Option<String>> = Key::optional(
     "alerting.webhook.cert_file",
     "Certificate in PEM that the agent shows to the server (tls-rustls only).",
 );
 static KEY_FILE: Key<Option<String>> =
     Key::optional("alerting.webhook.key_file", "Private key in PEM of that certificate.");
-static TIMEOUT: Key<Duration> =
-    Key::secs("alerting.webhook.timeout_secs", 10, 1, 300, "How long one request may take, answer included.");
+static TIMEOUT: Key<Duration> = timeout("alerting.webhook.timeout_secs");
 static RETRIES: Key<i64> = Key::int(
     "alerting.webhook.retry_count",
     3,
@@ -113,7 +109,7 @@ fn build(values: &Values) -> Result<Option<Box<dyn Channel>>, String> {
     if !values.get(&ENABLED) {
         return Ok(None);
     }
-    let url = values.get(&URL).ok_or("alerting.webhook.url: missing, and alerting.webhook.enabled needs it")?;
+    let url = needed(values, &URL)?;
     let endpoint = Endpoint::new(&url).map_err(|error| format!("alerting.webhook.url: {error}"))?;
     let files = TlsFiles { ca: values.get(&CA_FILE), certificate: values.get(&CERT_FILE), key: values.get(&KEY_FILE) };
     let headers = headers(&values.get(&HEADERS))?;
@@ -182,7 +178,7 @@ impl Channel for Webhook {
             let (headers, body) = self.request(notice)?;
             let sent =
                 self.endpoint.send(self.method.clone(), headers, Bytes::from(body), self.timeout, alert.timestamp);
-            verdict(sent.await)
+            verdict(&sent.await?)
         })
     }
 

@@ -75,7 +75,7 @@ fn frame(alert: &Alert, priority: usize, tag: &str) -> String {
         ("starts_at", &time::rfc3339_secs(alert.starts_at)),
     ];
     for (name, value) in fields {
-        param(&mut out, name, value, 256);
+        param(&mut out, name, &shown(value, 256), 256);
     }
     out.push(']');
     let labels = alert.labels.iter().map(|(name, value)| (name.as_str(), value.clone()));
@@ -114,14 +114,14 @@ fn line(alert: &Alert, priority: usize, tag: &str, with_host: bool, zone: TimeZo
     // Writing into a String does not fail, here and below.
     let _ = write!(out, "{tag}[{}]: {}: ", std::process::id(), header(&alert.metric, 64));
     let mut labels = String::new();
-    for (name, value) in &alert.labels {
-        let blank = if labels.is_empty() { "" } else { " " };
-        let _ = write!(labels, "{blank}{}={}", shown(name, 32), shown(value, 64));
+    if !alert.labels.is_empty() {
+        let all = alert.labels.iter().map(|(name, value)| format!("{}={}", shown(name, 32), shown(value, 64)));
+        labels.push_str(" [");
+        push(&mut labels, &all.collect::<Vec<_>>().join(" "), 256);
+        labels.push(']');
     }
-    let labels = if labels.is_empty() { labels } else { format!(" [{}]", cut(&labels, 256)) };
     message(&mut out, alert, OLD_BYTES_MAX - labels.len());
-    out.push_str(&labels);
-    out
+    out + &labels
 }
 
 /// `Feb  2 16:30:00`.
@@ -149,45 +149,54 @@ fn header(text: &str, chars_max: usize) -> String {
     if field.is_empty() { "-".to_owned() } else { field }
 }
 
-/// `[id name="value" …]` with as many as have room; nothing when there is none.
+/// `[id name="value" …]`: the value that has no room is cut, and nothing comes behind it; no element when there are none.
 fn element<'a>(out: &mut String, id: &str, bytes_max: usize, params: impl Iterator<Item = (&'a str, String)>) {
-    let mut element = format!("[{id}");
-    let empty = element.len();
+    let (begin, end) = (out.len(), out.len() + bytes_max);
     for (name, value) in params {
-        let before = element.len();
-        param(&mut element, &header(name, 32).replace(['=', ']', '"'], "_"), &value, 1024);
-        if element.len() > bytes_max {
-            element.truncate(before);
+        if out.len() == begin {
+            let _ = write!(out, "[{id}");
+        }
+        let name = header(name, 32).replace(['=', ']', '"'], "_");
+        let room = end.saturating_sub(out.len() + name.len());
+        if !param(out, &name, &shown(&value, 1024), room) || room == 0 {
             break;
         }
     }
-    if element.len() > empty {
-        out.push_str(&element);
+    if out.len() > begin {
         out.push(']');
     }
 }
 
-/// ` name="value"` with `"`, `\` and `]` escaped, as RFC 5424 §6.3.3 wants it.
-fn param(out: &mut String, name: &str, value: &str, chars_max: usize) {
+/// ` name="value"` with `"`, `\` and `]` escaped, as RFC 5424 §6.3.3 wants it. False when the value is cut, to `bytes_max` and a mark.
+fn param(out: &mut String, name: &str, value: &str, bytes_max: usize) -> bool {
     let _ = write!(out, " {name}=\"");
-    for c in shown(value, chars_max).chars() {
-        if matches!(c, '"' | '\\' | ']') {
-            out.push('\\');
+    let end = out.len() + bytes_max;
+    for c in value.chars() {
+        let escape = if matches!(c, '"' | '\\' | ']') { "\\" } else { "" };
+        if out.len() + escape.len() + c.len_utf8() > end {
+            out.push_str("…\"");
+            return false;
         }
+        out.push_str(escape);
         out.push(c);
     }
     out.push('"');
+    true
 }
 
 /// The message in what room is left. A control character would forge a record where lines are records.
 fn message(out: &mut String, alert: &Alert, bytes_max: usize) {
     let over = if alert.status == Status::Resolved { "resolved: " } else { "" };
     let text = format!("{over}{}", shown(&alert.message, bytes_max));
-    let room = bytes_max.saturating_sub(out.len());
-    if text.len() <= room {
-        out.push_str(&text);
+    push(out, &text, bytes_max.saturating_sub(out.len()));
+}
+
+/// As much as has room, with a mark where it is cut.
+fn push(out: &mut String, text: &str, bytes_max: usize) {
+    if text.len() <= bytes_max {
+        out.push_str(text);
     } else {
-        out.push_str(cut(&text, room.saturating_sub('…'.len_utf8())));
+        out.push_str(cut(text, bytes_max.saturating_sub('…'.len_utf8())));
         out.push('…');
     }
 }
@@ -243,6 +252,36 @@ mod tests {
         );
         let local = line(&Alert { labels: BTreeMap::new(), ..alert() }, 26, "a b:[]", false, TimeZone::UTC);
         assert_eq!(local, format!("<26>Feb 22 16:30:00 a_b___[{pid}]: oom_kill: The kernel killed dd."));
+    }
+
+    #[test]
+    fn a_value_without_room_is_cut_with_a_mark_and_the_last() {
+        let wide = "😀".repeat(1024);
+        let labels = [("a", "]".to_owned()), ("b", wide.clone()), ("c", "x".to_owned())];
+        let labels = labels.map(|(name, value)| (name.to_owned(), value)).into();
+        let mut alert = Alert { labels, ..alert() };
+        let of_alert = |alert: &Alert| frame(alert, 26, "sysops-agent");
+        let element = |frame: &str| {
+            let (_, labels) = frame.split_once("[labels@32473 ").expect("there are labels");
+            labels.split_once("\"] \u{feff}The kernel killed dd.").expect("the message follows").0.to_owned()
+        };
+        let labels = element(&of_alert(&alert));
+        let b =
+            labels.strip_prefix("a=\"\\]\" b=\"").and_then(|value| value.strip_suffix('…')).expect("cut and the last");
+        assert!(wide.starts_with(b) && (LABELS_BYTES_MAX - 50..LABELS_BYTES_MAX).contains(&b.len()), "{}", b.len());
+        for length in 0..60 {
+            alert.labels = (0..1000).map(|i| (format!("l{i:03}"), "x".repeat(length))).collect();
+            assert!(length == 0 || element(&of_alert(&alert)).ends_with('…'), "{length}: {}", of_alert(&alert));
+            assert!(of_alert(&alert).len() < BYTES_MAX);
+        }
+        // The widest there can be is bounded like all else.
+        (alert.metric, alert.rule, alert.id) = (wide.clone(), wide.clone(), wide.clone());
+        alert.labels = [("a".to_owned(), wide.clone())].into();
+        alert.context.events = vec![wide.clone()];
+        (alert.context.cause, alert.context.runbook_url) = (Some(wide.clone()), Some(wide));
+        assert!(of_alert(&alert).len() <= BYTES_MAX, "{}", of_alert(&alert).len());
+        let line = line(&alert, 26, "a", true, TimeZone::UTC);
+        assert!(line.ends_with("…]") && line.len() <= OLD_BYTES_MAX, "{line}");
     }
 
     #[test]

@@ -1,12 +1,10 @@
 //! The languages in which Telegram takes text. What a message says is laid out in pieces and cut first, and marked up last: names
 //! are bold and what they say is code.
 
+use crate::deliver::channel::chat::ALERTS_MAX;
 use crate::deliver::text::{self, Fact, Room, as_it_is};
 use crate::model::{Alert, Notice, shown};
 use crate::template;
-
-/// Alerts of one notice that are told.
-const ALERTS_MAX: usize = 10;
 
 /// How Telegram reads a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
