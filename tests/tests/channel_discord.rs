@@ -18,16 +18,9 @@ fn chat() -> Chat {
     let webhook = |url: &str| text(format!("{url}/api/webhooks/1/{CANARY}?thread_id=7"));
     Chat {
         at: Box::new(move |url| made("discord", [("webhook_url", webhook(url)), ("mention_roles", roles())])),
-        answer,
+        answer: discord::answer,
         receipt: "message 1185000000000000001",
         holds,
-    }
-}
-
-fn answer(request: &Request) -> Answer {
-    match discord::take(&request.json()) {
-        Ok(_) => Answer::json("200 OK", &json!({ "id": "1185000000000000001", "type": 0 })),
-        Err(faults) => Answer::json("400 Bad Request", &discord::error(&faults)),
     }
 }
 

@@ -17,18 +17,7 @@ fn chat() -> Chat {
             ("mention_users", Value::TextList(vec!["U12345".to_owned(), "S777".to_owned()])),
         ]
     };
-    Chat { at: Box::new(move |url| made("slack", set(url))), answer, receipt: "ok", holds }
-}
-
-fn word(line: &'static str, word: &str) -> Answer {
-    Answer::Status(line, "content-type: text/html\r\n".to_owned(), word.as_bytes().to_vec())
-}
-
-fn answer(request: &Request) -> Answer {
-    match slack::take(&request.json()) {
-        Ok(_) => word("200 OK", "ok"),
-        Err((why, _)) => word("400 Bad Request", why),
-    }
+    Chat { at: Box::new(move |url| made("slack", set(url))), answer: slack::answer, receipt: "ok", holds }
 }
 
 fn taken(request: &Request) -> Posted {
@@ -109,7 +98,8 @@ async fn each_word_means_what_slack_says() {
         ("400 Bad Request", "invalid_payload", "Permanent", "400"),
     ];
     for (line, said, kind, words) in cases {
-        let (sent, seen) = chat().told(&injection::notice("dd"), [word(line, said), word(line, said)]).await;
+        let (sent, seen) =
+            chat().told(&injection::notice("dd"), [slack::word(line, said), slack::word(line, said)]).await;
         let error = sent.expect_err(said);
         assert!(format!("{error:?}").starts_with(kind) && error.to_string().contains(words), "{said}: {error:?}");
         assert_eq!(seen.len(), if kind == "Permanent" { 2 } else { 1 }, "{said}");
@@ -118,7 +108,7 @@ async fn each_word_means_what_slack_says() {
 
 #[tokio::test]
 async fn blocks_that_are_not_taken_go_as_plain_text() {
-    let answers = [word("400 Bad Request", "invalid_blocks"), word("200 OK", "ok")];
+    let answers = [slack::word("400 Bad Request", "invalid_blocks"), slack::word("200 OK", "ok")];
     let (sent, seen) = chat().told(&injection::notice("dd"), answers).await;
     sent.expect("the second is taken");
     let plain = taken(&seen[1]);

@@ -28,13 +28,11 @@ fn made_for(url: &str, chat: &str, mode: &str, template: Option<&str>) -> Box<dy
 }
 
 fn chat(mode: &'static str) -> Chat {
-    Chat { at: Box::new(move |url| made_for(url, PERSON, mode, None)), answer, receipt: "message 42", holds }
-}
-
-fn answer(request: &Request) -> Answer {
-    match telegram::take(&request.json()) {
-        Ok(_) => Answer::json("200 OK", &json!({ "ok": true, "result": { "message_id": 42 } })),
-        Err(words) => Answer::json("400 Bad Request", &telegram::error(400, &words)),
+    Chat {
+        at: Box::new(move |url| made_for(url, PERSON, mode, None)),
+        answer: telegram::answer,
+        receipt: "message 42",
+        holds,
     }
 }
 
@@ -137,7 +135,7 @@ async fn nobody_is_woken_for_what_is_over_or_for_the_record() {
 
 #[tokio::test]
 async fn a_group_chat_gets_twenty_messages_a_minute() {
-    let far_end = FarEnd::answering(answer).await;
+    let far_end = FarEnd::answering(telegram::answer).await;
     let mut channel = made_for(&far_end.url, GROUP, "HTML", None);
     for _ in 0..20 {
         send(&mut *channel, &injection::notice("dd")).await.expect("it is taken");
@@ -160,7 +158,7 @@ async fn a_group_that_has_moved_is_followed_and_remembered() {
     let mut moved = telegram::error(400, "Bad Request: group chat was upgraded to a supergroup chat");
     moved["parameters"] = json!({ "migrate_to_chat_id": -1_009_876_543_210_i64 });
     let mut answers = vec![Answer::json("400 Bad Request", &moved)];
-    let far_end = FarEnd::answering(move |request| answers.pop().unwrap_or_else(|| answer(request))).await;
+    let far_end = FarEnd::answering(move |request| answers.pop().unwrap_or_else(|| telegram::answer(request))).await;
     let mut channel = made_for(&far_end.url, "-12345", "HTML", None);
     let error = send(&mut *channel, &injection::notice("dd")).await.expect_err("it is not there any more");
     let reason = "the group has become a supergroup: set alerting.telegram.chat_id to -1009876543210".to_owned();

@@ -25,11 +25,15 @@ impl Posted {
     }
 }
 
+/// Slack's way to say one word.
+#[must_use]
+pub fn word(line: &'static str, word: &str) -> Answer {
+    Answer::Status(line, "content-type: text/html\r\n".to_owned(), word.as_bytes().to_vec())
+}
+
 /// What Slack answers to a request.
 #[must_use]
 pub fn answer(request: &Request) -> Answer {
-    let word =
-        |line, word: &str| Answer::Status(line, "content-type: text/html\r\n".to_owned(), word.as_bytes().to_vec());
     match take(&request.json()) {
         Ok(_) => word("200 OK", "ok"),
         Err((why, _)) => word("400 Bad Request", why),
