@@ -60,6 +60,21 @@ pub fn copy_to_memory(file: &File, length: u64) -> io::Result<File> {
     Ok(copy)
 }
 
+/// Gives memory that is free back to the kernel (malloc_trim(3)); glibc would keep it for the next time. For after work that took
+/// much and is done for long: reading the kernel's types.
+pub fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    {
+        #[expect(unsafe_code, reason = "glibc has this function, and no crate hands it on")]
+        // SAFETY: the declaration is that of malloc.h; it may be called at any time from any thread.
+        unsafe extern "C" {
+            safe fn malloc_trim(pad: usize) -> std::ffi::c_int;
+        }
+        // What it says is whether there was any.
+        let _ = malloc_trim(0);
+    }
+}
+
 /// Name of the calling thread, at most 15 bytes.
 ///
 /// # Errors

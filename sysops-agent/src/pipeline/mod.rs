@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 use crate::collect;
 use crate::control::{self, Control};
 use crate::deliver::Outbox;
-use crate::host::{Host, Systemd};
+use crate::host::{Host, Systemd, os};
 use crate::kernel::{self, Rung};
 use crate::model::{Alert, Audience, Batch, Event, Notice, Readings, Tick};
 use crate::schedule::{Finished, State};
@@ -158,6 +158,7 @@ impl Pipeline {
     /// Runs until the order to stop, then drains.
     pub async fn run(mut self) {
         let mut watchdog = Watchdog::new(&self.systemd);
+        os::give_memory_back();
         loop {
             tokio::select! {
                 // Kernel events first: a person waits for them.
@@ -327,6 +328,7 @@ impl Pipeline {
                 if !same_socket {
                     self.open_desk();
                 }
+                os::give_memory_back();
                 tracing::info!("configuration read again");
             }
             Err(error) => tracing::error!("kept the last good configuration: {error:#}"),
