@@ -358,7 +358,7 @@ impl Pipeline {
 /// The agent's name for this host: configured, else the kernel's node name.
 #[must_use]
 pub fn hostname(settings: &Settings) -> String {
-    settings.hostname_or(&crate::host::os::uname().nodename().to_string_lossy())
+    settings.hostname_or(&os::uname().nodename().to_string_lossy())
 }
 
 fn wait_durable(outbox: &RefCell<Outbox>, sent: u64) -> impl Future<Output = ()> + use<> {
