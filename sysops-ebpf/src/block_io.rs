@@ -6,6 +6,8 @@
 
 #[path = "block_io/bios.rs"]
 mod bios;
+#[path = "block_io/cgroups.rs"]
+mod cgroups;
 #[path = "block_io/places.rs"]
 mod places;
 #[path = "block_io/reach.rs"]

@@ -9,6 +9,7 @@ use sysops_ebpf::counters::{Fate, count};
 use sysops_ebpf::memory::add;
 
 use crate::OFFSETS;
+use crate::cgroups::charged;
 use crate::reach::Reach;
 use crate::requests::{ask, number, operation};
 use crate::totals::{finish, totals};
@@ -28,7 +29,7 @@ pub fn queue<R: Reach>(bio: u64) {
     let (Some(sector), Some((series, bytes))) = place else { return count(Fate::ReadFault) };
     let mut flight = Flight { sector, bytes, series, ..Flight::IDLE };
     // SAFETY: it is a variable of ours.
-    unsafe { ask::<R>(&raw mut flight, || Some(bio)) };
+    unsafe { ask(&raw mut flight) };
     flight.issue_ns = clock_ns();
     if BIOS.insert(bio, flight, 0).is_err() {
         count(Fate::MapFull);
@@ -41,7 +42,7 @@ pub fn complete<R: Reach>(bio: u64) {
     let now = clock_ns();
     let Some(flight) = BIOS.get_ptr_mut(bio) else { return };
     match R::member::<u8>(bio, &OFFSETS.bio_status) {
-        Some(status) => finish(flight, now, i32::from(status), || disk::<R>(bio)),
+        Some(status) => finish(flight, now, i32::from(status), || disk::<R>(bio), || charged::<R>(bio)),
         None => count(Fate::ReadFault),
     }
     let _ = BIOS.remove(bio);

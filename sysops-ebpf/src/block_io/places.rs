@@ -9,7 +9,6 @@ use sysops_ebpf::counters::{Fate, count};
 use sysops_ebpf::memory::{add, member};
 
 use crate::OFFSETS;
-use crate::reach::Copied;
 use crate::requests::ask;
 use crate::totals::{finish, see, totals};
 
@@ -32,7 +31,7 @@ pub fn insert(base: u64) -> Option<()> {
     }
     let mut flight = Flight { insert_ns: clock_ns(), series, ..Flight::IDLE };
     // SAFETY: it is a variable of ours.
-    unsafe { ask::<Copied>(&raw mut flight, || None) };
+    unsafe { ask(&raw mut flight) };
     put(&place, &flight);
     Some(())
 }
@@ -48,7 +47,7 @@ pub fn issue(base: u64) -> Option<()> {
     flight.bytes = sectors.saturating_mul(SECTOR);
     if waited.is_none() && series.operation != Operation::Flush as u32 {
         // SAFETY: it is a variable of ours.
-        unsafe { ask::<Copied>(&raw mut flight, || None) };
+        unsafe { ask(&raw mut flight) };
     }
     flight.issue_ns = clock_ns();
     if series.dev != 0 {
@@ -100,7 +99,7 @@ pub fn complete(base: u64) -> Option<()> {
             return Some(());
         }
         if (*flight).issue_ns != 0 {
-            finish(flight, now, error, || None);
+            finish(flight, now, error, || None, || None);
         }
     }
     let _ = PLACES.remove(place);

@@ -10,6 +10,7 @@ use sysops_ebpf::counters::{Fate, count};
 use sysops_ebpf::memory::{add, copy_current_comm, offset};
 
 use crate::OFFSETS;
+use crate::cgroups::charged;
 use crate::reach::Reach;
 use crate::totals::{finish, see, totals};
 
@@ -23,6 +24,10 @@ static IN_FLIGHT: HashMap<u64, Flight> = HashMap::with_max_entries(8192, 0);
 static PASSING: HashMap<u64, Flight> = HashMap::with_max_entries(8192, 0);
 
 /// A request has to wait: its disk's scheduler takes it from the task that wants it.
+#[expect(
+    clippy::extra_unused_type_parameters,
+    reason = "its programs are declared like those of all that read members"
+)]
 #[inline(always)]
 pub fn insert<R: Reach>(request: u64) {
     let Some(flight) = enter(request) else { return };
@@ -36,7 +41,7 @@ pub fn insert<R: Reach>(request: u64) {
             (*flight).insert_ns = clock_ns();
         }
         if (*flight).known == 0 {
-            ask::<R>(flight, || R::follow(request, &OFFSETS.request_bio));
+            ask(flight);
         }
     }
 }
@@ -58,7 +63,7 @@ pub fn issue<R: Reach>(request: u64) {
         (*flight).bytes = bytes;
         // What never waited is issued by who wants it. The kernel's own flush is issued by whom it meets.
         if (*flight).known == 0 && (*flight).insert_ns == 0 && series.operation != Operation::Flush as u32 {
-            ask::<R>(flight, || R::follow(request, &OFFSETS.request_bio));
+            ask(flight);
         }
         (*flight).issue_ns = clock_ns();
     }
@@ -115,7 +120,13 @@ pub fn complete<R: Reach>(request: u64, error: i32, bytes: u32) {
             if bytes > to_do {
                 see(|seen| &raw mut seen.beyond);
             }
-            finish(flight, now, error, || disk::<R>(request));
+            finish(
+                flight,
+                now,
+                error,
+                || disk::<R>(request),
+                || charged::<R>(R::follow(request, &OFFSETS.request_bio)?),
+            );
         }
         (*flight).insert_ns = 0;
         (*flight).issue_ns = 0;
@@ -181,46 +192,23 @@ fn forget(request: u64) {
     }
 }
 
-/// The root of the unified hierarchy, in which every task of the kernel itself is.
-const ROOT_CGROUP: u64 = 1;
-
-/// Notes who asks: the running task and its cgroup. For a task in the root it is the cgroup which the kernel charges, so
-/// that what is written back counts for those who wrote it.
+/// Notes who asks: the running task and its cgroup.
 ///
 /// # Safety
-/// `flight` points to a value of a map.
+/// `flight` points to a value of a map, or is the caller's own.
 #[inline(always)]
-pub unsafe fn ask<R: Reach>(flight: *mut Flight, bio: impl FnOnce() -> Option<u64>) {
+pub unsafe fn ask(flight: *mut Flight) {
     let id = bpf_get_current_pid_tgid();
-    // SAFETY: the helper takes nothing.
-    let mut cgroup = unsafe { generated::bpf_get_current_cgroup_id() };
-    if cgroup == ROOT_CGROUP
-        && let Some(charged) = bio().and_then(charged::<R>)
-    {
-        cgroup = charged;
-    }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's promise; the helper takes nothing.
     unsafe {
         (*flight).tgid = (id >> 32) as u32;
         (*flight).tid = id as u32;
-        (*flight).cgroup = cgroup;
+        (*flight).cgroup = generated::bpf_get_current_cgroup_id();
         (*flight).known = known::CGROUP;
         if copy_current_comm(&mut (*flight).comm).is_some() {
             (*flight).known = known::CGROUP | known::TASK;
         }
     }
-}
-
-/// The cgroup to which the kernel charges a bio, where its controller is in the unified hierarchy.
-#[inline(always)]
-fn charged<R: Reach>(bio: u64) -> Option<u64> {
-    let charged = R::follow(R::follow(bio, &OFFSETS.bio_blkg)?, &OFFSETS.blkg_blkcg)?;
-    let cgroup = R::follow(charged, &OFFSETS.blkcg_cgroup)?;
-    let root = R::follow(cgroup, &OFFSETS.cgroup_root)?;
-    if R::member::<u32>(root, &OFFSETS.hierarchy_id)? != 0 {
-        return None;
-    }
-    R::member(R::follow(cgroup, &OFFSETS.cgroup_kn)?, &OFFSETS.kn_id)
 }
 
 /// The whole disk of a request; `Some(0)` when it has none.

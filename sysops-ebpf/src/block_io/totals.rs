@@ -1,16 +1,19 @@
 //! Adds what has completed to the totals of its device and operation, and hands over what took long. Following a request
 //! to its completion is left to `requests` and `bios`.
 
+use core::ptr::{NonNull, null_mut};
+
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, RingBuf};
 use sysops_common::block_io::{
-    Buckets, CgroupTotals, DiskName, Failure, Flight, LATENCY_NS_MAX, NAME_LEN, OTHER_CGROUPS, Operation,
-    SLOW_PER_WINDOW, SLOW_WINDOW_SHIFT, Seen, Series, Slow, SlowLimit, Totals, known,
+    Buckets, DiskName, Failure, Flight, LATENCY_NS_MAX, NAME_LEN, SLOW_PER_WINDOW, SLOW_WINDOW_SHIFT, Seen, Series,
+    Slow, SlowLimit, Totals,
 };
 use sysops_ebpf::counters::{Fate, count};
 use sysops_ebpf::memory::{add, copy_member};
 
+use crate::cgroups::{attribute, charge};
 use crate::{OFFSETS, setting};
 
 // 200 disks with all operations, or more with fewer.
@@ -20,9 +23,6 @@ static TOTALS: HashMap<Series, Totals> = HashMap::with_max_entries(1024, 0);
 // Few disks fail at a time, and each in few ways.
 #[map]
 static FAILURES: HashMap<Failure, u64> = HashMap::with_max_entries(512, 0);
-
-#[map]
-static CGROUPS: HashMap<u64, CgroupTotals> = HashMap::with_max_entries(1024, 0);
 
 #[map]
 static NAMES: HashMap<u32, DiskName> = HashMap::with_max_entries(512, 0);
@@ -40,9 +40,16 @@ static SEEN: Array<Seen> = Array::with_max_entries(1, 0);
 // Larger than a program's stack.
 static ZERO: Totals = Totals::ZERO;
 
-/// Enters the completion of `flight` at `now`; `disk` is where the name is, for the first of its device.
+/// Enters the completion of `flight` at `now`; `disk` is where the name is, for the first of its device, and `charged` the
+/// cgroup that the kernel charges.
 #[inline(always)]
-pub fn finish(flight: *const Flight, now: u64, status: i32, disk: impl FnOnce() -> Option<u64>) {
+pub fn finish(
+    flight: *mut Flight,
+    now: u64,
+    status: i32,
+    disk: impl FnOnce() -> Option<u64>,
+    charged: impl FnOnce() -> Option<u64>,
+) {
     // SAFETY: it points into a value of a map, which the verifier checks.
     let (issue_ns, queue_ns, series) = unsafe { ((*flight).issue_ns, (*flight).queue_ns(), (*flight).series) };
     if now < issue_ns || now - issue_ns > LATENCY_NS_MAX || queue_ns > LATENCY_NS_MAX {
@@ -65,11 +72,16 @@ pub fn finish(flight: *const Flight, now: u64, status: i32, disk: impl FnOnce() 
             add(&raw mut (*totals).errors, 1);
             fail(Failure { dev: series.dev, status });
         }
-        if setting(&OFFSETS.by_cgroup) != 0 {
+        let by_cgroup = setting(&OFFSETS.by_cgroup) != 0;
+        let slow_ns = setting(&OFFSETS.slow_ns);
+        let is_slow = slow_ns != 0 && queue_ns + device_ns >= slow_ns;
+        if by_cgroup || is_slow {
+            attribute(flight, charged);
+        }
+        if by_cgroup {
             charge(flight);
         }
-        let slow_ns = setting(&OFFSETS.slow_ns);
-        if slow_ns != 0 && queue_ns + device_ns >= slow_ns {
+        if is_slow {
             add(&raw mut (*totals).slow, 1);
             tell(flight, now, status);
         }
@@ -83,8 +95,16 @@ pub fn totals(series: Series, disk: impl FnOnce() -> Option<u64>) -> Option<*mut
     if let Some(totals) = TOTALS.get_ptr_mut(series) {
         return Some(totals);
     }
-    if let Some(disk) = disk() {
-        name(disk, series.dev);
+    NonNull::new(begin(series.dev, series.operation, disk().unwrap_or(0))).map(NonNull::as_ptr)
+}
+
+/// Makes room for the first of its device and operation; null when there is none. `disk` may be null. A function of its own, as all
+/// that is seldom: it would stand in the way of what is not. Its arguments are numbers, as BPF has it.
+#[inline(never)]
+fn begin(dev: u32, operation: u32, disk: u64) -> *mut Totals {
+    let series = Series { dev, operation };
+    if disk != 0 {
+        name(disk, dev);
     }
     // Another CPU may have been quicker: then the value is there just as well.
     #[expect(clippy::needless_borrows_for_generic_args, reason = "by value it would not fit on the stack of a program")]
@@ -93,7 +113,7 @@ pub fn totals(series: Series, disk: impl FnOnce() -> Option<u64>) -> Option<*mut
     if totals.is_none() {
         count(Fate::MapFull);
     }
-    totals
+    totals.unwrap_or(null_mut())
 }
 
 /// Counts what is seen seldom.
@@ -112,7 +132,7 @@ unsafe fn tally(buckets: *mut Buckets, ns: u64) {
     unsafe { add(buckets.cast::<u64>().add(Totals::bucket(ns)), 1) };
 }
 
-#[inline(always)]
+#[inline(never)]
 fn fail(failure: Failure) {
     let found = FAILURES.get_ptr_mut(failure).or_else(|| {
         let _ = FAILURES.insert(failure, 0, u64::from(BPF_NOEXIST));
@@ -125,30 +145,9 @@ fn fail(failure: Failure) {
     }
 }
 
-/// Counts requests and bytes for the cgroup of who asked; for all others together when there is no more room.
-#[inline(always)]
-fn charge(flight: *const Flight) {
-    // SAFETY: it points into a value of a map.
-    let (cgroup, known, bytes, operation) =
-        unsafe { ((*flight).cgroup, (*flight).known, (*flight).bytes, (*flight).series.operation) };
-    let cgroup = if known & known::CGROUP != 0 { cgroup } else { OTHER_CGROUPS };
-    let found = CGROUPS.get_ptr_mut(cgroup).or_else(|| {
-        let none = CgroupTotals { requests: [0; 2], bytes: [0; 2] };
-        let _ = CGROUPS.insert(cgroup, none, u64::from(BPF_NOEXIST));
-        CGROUPS.get_ptr_mut(cgroup).or_else(|| CGROUPS.get_ptr_mut(OTHER_CGROUPS))
-    });
-    let Some(totals) = found else { return count(Fate::MapFull) };
-    let way = (operation != Operation::Read as u32) as usize;
-    // SAFETY: both point into a value of a map.
-    unsafe {
-        add((&raw mut (*totals).requests).cast::<u64>().add(way), 1);
-        add((&raw mut (*totals).bytes).cast::<u64>().add(way), u64::from(bytes));
-    }
-}
-
 /// Hands over a slow request, unless enough were handed over in this window of time. CPUs that come at the same moment
 /// may each hand over one more.
-#[inline(always)]
+#[inline(never)]
 fn tell(flight: *const Flight, now: u64, status: i32) {
     let Some(limit) = SLOW_LIMIT.get_ptr_mut(0) else { return };
     let window = now >> SLOW_WINDOW_SHIFT;
