@@ -11,6 +11,7 @@ pub mod memory_leak;
 pub mod offset;
 pub mod oom_kill;
 pub mod plain;
+pub mod sieve;
 pub mod sigkill;
 pub mod stack;
 pub mod task;

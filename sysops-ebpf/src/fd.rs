@@ -12,6 +12,7 @@ use aya_ebpf::programs::{BtfTracePointContext, FEntryContext, RawTracePointConte
 use sysops_common::fd::{ARGUMENTS, CALLS, Counts, Descriptor, Effect, Held, Offsets, Pending, WATCHED_MAX};
 use sysops_ebpf::counters::{Fate, count};
 use sysops_ebpf::memory::{add, follow, masked, member, offset, read};
+use sysops_ebpf::sieve::may_be_watched;
 use sysops_ebpf::{clock_ns, stack};
 
 #[unsafe(no_mangle)]
@@ -216,6 +217,9 @@ struct Process {
 #[inline(always)]
 fn watched() -> Option<Process> {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    if !may_be_watched(tgid) {
+        return None;
+    }
     WATCHED.get_ptr_mut(tgid).map(|counts| Process { tgid, counts })
 }
 

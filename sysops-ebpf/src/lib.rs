@@ -7,6 +7,7 @@
 pub mod check;
 pub mod counters;
 pub mod memory;
+pub mod sieve;
 pub mod stack;
 pub mod task;
 

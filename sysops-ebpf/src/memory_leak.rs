@@ -17,6 +17,7 @@ use sysops_common::memory_leak::{
 };
 use sysops_ebpf::counters::{Fate, count};
 use sysops_ebpf::memory::member;
+use sysops_ebpf::sieve::may_be_watched;
 use sysops_ebpf::stack::read_user;
 use sysops_ebpf::{clock_ns, stack};
 
@@ -97,6 +98,9 @@ fn on_record(base: u64) -> u32 {
 #[inline(always)]
 fn on_fault(address: u64, error: u64) {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    if !may_be_watched(tgid) {
+        return;
+    }
     // SAFETY: the value is copied at once.
     let Some(mask) = (unsafe { WATCHED.get(tgid) }).copied() else { return };
     if error & WRITE == 0 || address >> 63 != 0 || !is_chosen(address, mask) {

@@ -24,6 +24,7 @@ mod process;
 mod record;
 mod run_stats;
 mod rung;
+mod sieved;
 mod sigkill;
 #[cfg(feature = "ebpf")]
 mod stacks;

@@ -168,7 +168,7 @@ impl Object {
     ///
     /// # Errors
     /// Never.
-    pub(super) fn slot<V: Plain>(&mut self, _name: &str) -> Result<Slot<V>, Refusal> {
+    pub(super) fn slots<V: Plain>(&mut self, _name: &str) -> Result<Slots<V>, Refusal> {
         match *self {}
     }
 }
@@ -208,12 +208,17 @@ impl<K: Plain, V: Plain> Table<K, V> {
 }
 
 /// There is none.
-pub(super) struct Slot<V>(Infallible, PhantomData<V>);
+pub(super) struct Slots<V>(Infallible, PhantomData<V>);
 
-impl<V: Plain> Slot<V> {
-    /// There is no slot.
+impl<V: Plain> Slots<V> {
+    /// There are no slots.
     #[must_use]
-    pub(super) fn get(&self) -> Option<V> {
+    pub(super) fn get(&self, _index: u32) -> Option<V> {
+        match self.0 {}
+    }
+
+    /// There are no slots.
+    pub(super) fn set(&mut self, _index: u32, _value: &V) {
         match self.0 {}
     }
 }

@@ -1,4 +1,5 @@
-//! A process that duplicates and closes descriptors when it is told to, and says what an operation took it.
+//! A process that duplicates and closes descriptors when it is told to, and says what an operation took it; or that sends itself
+//! signals that mean nothing.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -23,7 +24,8 @@ pub(crate) fn main(args: &[String]) -> Result<()> {
         let mut words = line.split(' ');
         match (words.next(), words.next().map(str::parse::<u32>)) {
             (Some("burst"), _) => println!("{}", burst()?),
-            (Some("second"), Some(Ok(count))) => println!("{}", second(count)?),
+            (Some("second"), Some(Ok(count))) => println!("{}", second(count, 10, duplicate)?),
+            (Some("signals"), Some(Ok(count))) => println!("{}", second(count, 1, signal)?),
             _ => bail!("no such order: {line}"),
         }
     }
@@ -36,25 +38,35 @@ fn burst() -> Result<f64> {
     for _ in 0..BURSTS {
         let start = Instant::now();
         for _ in 0..BURST {
-            drop(rustix::io::dup(std::io::stderr())?);
+            duplicate()?;
         }
         least = least.min(start.elapsed().as_secs_f64() * 1e9 / f64::from(BURST) / 2.0);
     }
     Ok(least)
 }
 
-/// Gets and closes `count` descriptors within a second, ten at a time.
-fn second(count: u32) -> Result<u32> {
+/// Does something `count` times within a second, some at a time.
+fn second(count: u32, at_a_time: u32, act: fn() -> rustix::io::Result<()>) -> Result<u32> {
     let start = Instant::now();
-    let turns = count.div_ceil(10).max(1);
+    let turns = count.div_ceil(at_a_time).max(1);
     for turn in 1..=turns {
-        for _ in 0..10 {
-            drop(rustix::io::dup(std::io::stderr())?);
+        for _ in 0..at_a_time {
+            act()?;
         }
         let next = Duration::from_secs(1) * turn / turns;
         std::thread::sleep(next.saturating_sub(start.elapsed()));
     }
-    Ok(turns * 10)
+    Ok(turns * at_a_time)
+}
+
+/// Gets a descriptor and closes it.
+fn duplicate() -> rustix::io::Result<()> {
+    rustix::io::dup(std::io::stderr()).map(drop)
+}
+
+/// A signal that is ignored: to the kernel it is one like any.
+fn signal() -> rustix::io::Result<()> {
+    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::WINCH)
 }
 
 /// The bench's side.
@@ -99,6 +111,18 @@ impl FdLoad {
     pub(super) fn rate(&mut self, count: u32, seconds: u32) -> Result<()> {
         for _ in 0..seconds {
             writeln!(self.orders, "second {count}")?;
+            self.answer()?;
+        }
+        Ok(())
+    }
+
+    /// Has it send itself `count` signals each second, for some seconds; returns when it is through.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub(super) fn signal(&mut self, count: u32, seconds: u32) -> Result<()> {
+        for _ in 0..seconds {
+            writeln!(self.orders, "signals {count}")?;
             self.answer()?;
         }
         Ok(())

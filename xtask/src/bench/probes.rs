@@ -1,5 +1,6 @@
 //! What the probes cost: a descriptor as the process that gets it feels it, each probe by the kernel's own account of its
 //! programs (BPF stats), and everything together under a given load. A probe that is new is measured with the others.
+//! The kernel's account includes what counting itself takes; that is measured with a program that has nothing to do, and taken off.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -86,7 +87,10 @@ fn accounts(dir: &Path) -> Result<Vec<Row>> {
     let disk = Disk::new(dir)?;
     let agent = Agent::start_as(dir, &wanted(1, 100, &[WATCHED]))?;
     let _ = watched_series(&agent);
+    let idle = Account::settled(&agent, 1)?;
+    load.signal(IOPS, 3)?;
     let before = Account::settled(&agent, 1)?;
+    let counting = counting(&idle, &before)?;
     for _ in 0..KILLS {
         oom::kill()?;
     }
@@ -95,30 +99,44 @@ fn accounts(dir: &Path) -> Result<Vec<Row>> {
     load.rate(DESCRIPTORS, 3)?;
     let after = Account::settled(&agent, 1)?;
     drop(agent);
-    let mut rows = vec![per_event("oom_kill: a kill", "oom_kill", &before, &killed, None)];
-    rows.push(per_event("block_io: an I/O", "block_io", &killed, &after, Some(BLOCK_MAX_NS)));
+    let mut rows = vec![note("to count a run, which the kernel counts too", format!("{:.0} ns", counting * 1e9))];
+    rows.push(per_event("oom_kill: a kill", "oom_kill", (&before, &killed), counting, None));
+    rows.push(per_event("block_io: an I/O", "block_io", (&killed, &after), counting, Some(BLOCK_MAX_NS)));
     for (probe, runs) in &after.runs {
-        let (count, seconds) = runs.since(before.runs.get(probe));
-        let each = if count > 0.0 { format!("{:.0} ns", seconds / count * 1e9) } else { "never ran".to_owned() };
-        rows.push(note(format!("{probe}: a run of a program ({count:.0} runs)"), each));
+        let runs = runs.since(before.runs.get(probe));
+        let each = if runs.count > 0.0 {
+            format!("{:.0} ns", runs.own(counting) / runs.count * 1e9)
+        } else {
+            "never ran".to_owned()
+        };
+        rows.push(note(format!("{probe}: a run of a program ({:.0} runs)", runs.count), each));
     }
-    rows.extend(together(dir, &mut load, &disk)?);
+    rows.extend(together(dir, &mut load, &disk, counting)?);
     Ok(rows)
+}
+
+/// Seconds that the kernel counts of a run of a program that returns at once, as that of `sigkill` does for other signals.
+/// They come one by one, as the I/Os do, from a process that sleeps in between.
+fn counting(before: &Account, after: &Account) -> Result<f64> {
+    let runs = after.runs.get("sigkill").map(|runs| runs.since(before.runs.get("sigkill")));
+    let enough = runs.filter(|runs| runs.count >= f64::from(IOPS));
+    let runs = enough.context("sigkill: its programs did not run for each signal: see doctor")?;
+    Ok(runs.seconds / runs.count)
 }
 
 /// The whole cost of an agent with its default intervals, in percent of one CPU: as it is by itself, when no process draws
 /// suspicion, and while one is followed.
-fn together(dir: &Path, load: &mut FdLoad, disk: &Disk) -> Result<Vec<Row>> {
+fn together(dir: &Path, load: &mut FdLoad, disk: &Disk, counting: f64) -> Result<Vec<Row>> {
     let rest = || {
         std::thread::sleep(Duration::from_secs(u64::from(STRETCH)));
         Ok(())
     };
     let agent = Agent::start_as(dir, &wanted(INTERVAL, 100, &[]))?;
-    let idle = Side::measure(&agent, rest)?;
-    let busy = Side::measure(&agent, || under_load(load, disk))?;
+    let idle = Side::measure(&agent, counting, rest)?;
+    let busy = Side::measure(&agent, counting, || under_load(load, disk))?;
     drop(agent);
     let agent = Agent::start_as(dir, &wanted(INTERVAL, 100, &[WATCHED]))?;
-    let followed = Side::measure(&agent, || under_load(load, disk))?;
+    let followed = Side::measure(&agent, counting, || under_load(load, disk))?;
     let io = busy.events.get("block_io").copied().unwrap_or_default() / busy.seconds;
     let parts = |side: &Side| format!("{:.3} % and {:.3} %", side.percent(side.bpf), side.percent(side.cpu));
     let whole = busy.percent(busy.bpf + busy.cpu);
@@ -152,14 +170,14 @@ struct Side {
 }
 
 impl Side {
-    fn measure(agent: &Agent, work: impl FnOnce() -> Result<()>) -> Result<Self> {
+    fn measure(agent: &Agent, counting: f64, work: impl FnOnce() -> Result<()>) -> Result<Self> {
         let before = Account::settled(agent, INTERVAL)?;
         let (cpu, start) = (agent.process.cpu()?, Instant::now());
         work()?;
         let (cpu, seconds) = (agent.process.cpu()?.since(cpu).as_secs_f64(), start.elapsed().as_secs_f64());
         let after = Account::settled(agent, INTERVAL)?;
         let runs = after.runs.iter();
-        let bpf = runs.map(|(probe, runs)| runs.since(before.runs.get(probe)).1).sum();
+        let bpf = runs.map(|(probe, runs)| runs.since(before.runs.get(probe)).own(counting)).sum();
         let events = after.received.iter();
         let events = events.map(|(probe, count)| (probe.clone(), count - before.received.get(probe).unwrap_or(&0.0)));
         Ok(Self { seconds, bpf, cpu, events: events.collect() })
@@ -172,17 +190,17 @@ impl Side {
     }
 }
 
-fn per_event(what: &str, probe: &str, before: &Account, after: &Account, most: Option<f64>) -> Row {
-    let seconds = after.runs.get(probe).map(|runs| runs.since(before.runs.get(probe)).1);
+fn per_event(what: &str, probe: &str, (before, after): (&Account, &Account), counting: f64, most: Option<f64>) -> Row {
+    let runs = after.runs.get(probe).map(|runs| runs.since(before.runs.get(probe)));
     let received = |account: &Account| account.received.get(probe).copied();
     let events = received(after).map(|count| count - received(before).unwrap_or(0.0)).filter(|count| *count > 0.0);
-    let Some((seconds, events)) = seconds.zip(events) else {
+    let Some((runs, events)) = runs.zip(events) else {
         return Row { met: false, ..note(what, "not measured: the probe told nothing") };
     };
-    let each = seconds / events * 1e9;
+    let each = runs.own(counting) / events * 1e9;
     Row {
         what: format!("{what}, of {events:.0}"),
-        value: format!("{each:.0} ns"),
+        value: format!("{each:.0} ns, as counted {:.0} ns", runs.seconds / events * 1e9),
         target: most.map(|most| format!("at most {most:.0} ns")).unwrap_or_default(),
         met: most.is_none_or(|most| each <= most),
     }
@@ -202,12 +220,19 @@ struct Runs {
 }
 
 impl Runs {
-    /// Count and seconds. One that fell was begun anew: the programs were taken away and put up again.
-    fn since(self, before: Option<&Self>) -> (f64, f64) {
+    /// Those since `before`. A count that fell was begun anew: the programs were taken away and put up again.
+    fn since(self, before: Option<&Self>) -> Self {
         match before {
-            Some(before) if self.count >= before.count => (self.count - before.count, self.seconds - before.seconds),
-            _ => (self.count, self.seconds),
+            Some(before) if self.count >= before.count => {
+                Self { count: self.count - before.count, seconds: self.seconds - before.seconds }
+            }
+            _ => self,
         }
+    }
+
+    /// Seconds without what it took to count them.
+    fn own(self, counting: f64) -> f64 {
+        (self.seconds - self.count * counting).max(0.0)
     }
 }
 
@@ -293,15 +318,15 @@ mod tests {
                     sysops_kernel_probe_received_total{probe=\"fd\"} 7\nsysops_kernel_probe_dropped_total{probe=\"fd\",reason=\"x\"} 1\n";
         let account = Account::of_page(page);
         assert_eq!((account.runs["fd"].count, account.runs["fd"].seconds, account.received["fd"]), (10.0, 5e-6, 7.0));
-        let row = per_event("fd", "fd", &Account::default(), &account, Some(700.0));
-        assert_eq!((row.value.as_str(), row.met), ("714 ns", false));
-        assert!(!per_event("x", "x", &account, &account, None).met);
+        let row = |most| per_event("fd", "fd", (&Account::default(), &account), 1e-7, Some(most));
+        assert_eq!((row(570.0).value.as_str(), row(570.0).met), ("571 ns, as counted 714 ns", false));
+        assert!(row(572.0).met && !per_event("x", "x", (&account, &account), 0.0, None).met);
     }
 
     #[test]
     fn programs_that_were_put_up_again_count_from_nothing() {
         let (now, before) = (Runs { count: 3.0, seconds: 3.0 }, Runs { count: 9.0, seconds: 5.0 });
-        assert_eq!(now.since(Some(&before)), (3.0, 3.0));
-        assert_eq!(before.since(Some(&now)), (6.0, 2.0));
+        let since = |one: Runs, other: &Runs| (one.since(Some(other)).count, one.since(Some(other)).seconds);
+        assert_eq!((since(now, &before), since(before, &now)), ((3.0, 3.0), (6.0, 2.0)));
     }
 }

@@ -27,7 +27,7 @@ use super::btf::Btf;
 use super::disks::{Disks, Found};
 use super::facts::Facts;
 use super::ladder::{Ground, Refusal, Step, WORDS};
-use super::loader::{self, Object, Slot};
+use super::loader::{self, Object, Slots};
 use super::run_stats::Runs;
 use super::{Entry, Probe, Rung, record};
 use crate::host::Host;
@@ -100,7 +100,7 @@ struct Attached {
     flights: Flights,
     cgroups: Option<Cgroups>,
     stacked: Stacked,
-    seen: Slot<Seen>,
+    seen: Slots<Seen>,
     limit: Limit,
     /// What /proc/diskstats said before.
     completed_before: u64,
@@ -161,7 +161,7 @@ impl Probe for BlockIo {
             tables: Tables::of(&mut object)?,
             flights: Flights::of(&mut object)?,
             cgroups: if self.cgroups_max > 0 { Some(Cgroups::of(&mut object, self.cgroups_max)?) } else { None },
-            seen: object.slot("SEEN")?,
+            seen: object.slots("SEEN")?,
             limit: Limit::of(&mut object)?,
             object,
             stacked,
@@ -227,7 +227,7 @@ impl Probe for BlockIo {
         if listed && attached.rung != Rung::Tracepoint {
             sums.kernel = self.disks.completed().saturating_sub(attached.completed_before);
             // What the kernel does not give proves nothing.
-            if let Some((seen, counters)) = attached.seen.get().zip(attached.object.counters()) {
+            if let Some((seen, counters)) = attached.seen.get(0).zip(attached.object.counters()) {
                 (sums.seen, sums.faults) = (seen, counters.read_fault);
                 self.contradiction = self.suspicion.look(&sums);
             }

@@ -3,7 +3,7 @@
 use sysops_common::block_io::{Operation, Slow, SlowLimit, known};
 
 use super::super::ladder::Refusal;
-use super::super::loader::{Object, Slot};
+use super::super::loader::{Object, Slots};
 use super::super::process::Process;
 use super::super::record;
 use super::cgroups::path_of;
@@ -66,7 +66,7 @@ fn cgroup(host: &Host, read: &Slow, process: Option<&Process<'_>>) -> Option<Str
 const ROOT_CGROUP: u64 = 1;
 
 /// Slow requests that were too many to be told.
-pub(super) struct Limit(Slot<SlowLimit>);
+pub(super) struct Limit(Slots<SlowLimit>);
 
 impl Limit {
     /// That of the object.
@@ -74,13 +74,13 @@ impl Limit {
     /// # Errors
     /// When the object has no such map.
     pub(super) fn of(object: &mut Object) -> Result<Self, Refusal> {
-        object.slot("SLOW_LIMIT").map(Self)
+        object.slots("SLOW_LIMIT").map(Self)
     }
 
     /// Adds the reading.
     #[expect(clippy::cast_precision_loss, reason = "counts below 2^53 are exact")]
     pub(super) fn collect(&self, out: &mut Batch) {
-        if let Some(limit) = self.0.get() {
+        if let Some(limit) = self.0.get(0) {
             out.counter(&SLOW_UNTOLD, [], limit.untold as f64);
         }
     }

@@ -104,7 +104,7 @@ impl Followed {
     /// What they counted of one process.
     #[must_use]
     pub(super) fn counts(&self, pid: u32) -> Option<Counts> {
-        self.armed.counts.get(&pid)
+        self.armed.counts.get(pid)
     }
 
     /// Whose the descriptors of a process are, as of the last look.
@@ -125,7 +125,7 @@ impl Followed {
     /// When the programs' table is full.
     pub(super) fn follow(&mut self, host: &Host, pid: u32, descriptors: &mut Descriptors) -> Result<(), Refusal> {
         let now = host.clock.now().monotonic;
-        self.armed.counts.insert(&pid, &Counts::default())?;
+        self.armed.counts.insert(pid, &Counts::default())?;
         let mut open = Open::new(pid, now);
         let mut look = Look { descriptors, held: &mut self.armed.held, stacks: &self.stacks, listed: &mut self.listed };
         // Gone again: the next look around will say so.
@@ -140,7 +140,7 @@ impl Followed {
 
     /// Follows `pid` no longer.
     pub(super) fn forget(&mut self, pid: u32) {
-        self.armed.counts.remove(&pid);
+        self.armed.counts.remove(pid);
         self.processes.retain(|one| one.pid != pid);
         self.stacks.forget_process(pid);
         self.sweep();
@@ -263,7 +263,7 @@ impl Followed {
                 let Some(counted) = path.and_then(|path| counter.at(descriptors.proc(), &path).ok()) else { continue };
                 counted.max(tally.all())
             };
-            let full = self.armed.counts.get(&one.pid).map_or(0, |counts| counts.full);
+            let full = self.armed.counts.get(one.pid).map_or(0, |counts| counts.full);
             let groups = one.groups.largest_first();
             out.push(LeakReport {
                 schema: LeakReport::SCHEMA,

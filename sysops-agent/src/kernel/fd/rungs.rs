@@ -16,6 +16,7 @@ use crate::kernel::facts::Facts;
 use crate::kernel::ladder::{Refusal, Step};
 use crate::kernel::loader::{self, Object, Table};
 use crate::kernel::process::Process;
+use crate::kernel::sieved::Sieved;
 use crate::kernel::syscalls::{self, EFFECTS};
 use crate::kernel::{Rung, layout, tracefs};
 
@@ -48,7 +49,7 @@ pub(super) struct Rungs {
 pub(super) struct Armed {
     pub object: Object,
     /// By process.
-    pub counts: Table<u32, Counts>,
+    pub counts: Sieved<Counts>,
     /// By process and descriptor.
     pub held: Table<Descriptor, Held>,
 }
@@ -149,7 +150,7 @@ impl Rungs {
     /// When the kernel refuses, or something else was seen than what was done.
     pub(super) fn arm(&self, host: &Host, rung: Rung) -> Result<Armed, Refusal> {
         let mut object = self.load(rung, self.room, RING_BYTES)?;
-        let (counts, held) = (object.table("WATCHED")?, object.table("OPEN")?);
+        let (counts, held) = (Sieved::of(&mut object)?, object.table("OPEN")?);
         for (program, point) in self.programs(rung)? {
             match point {
                 Point::Plain(group, "sys_exit_close") => object.attach_to_each(program, group, &self.ends)?,
@@ -202,10 +203,10 @@ impl Armed {
         let wanted = Counts { installs: CHECKED + 5, closes: CHECKED + 4, ..begun };
         let mut seen = Counts::default();
         for _ in 0..TURNS {
-            self.counts.insert(&own, &begun)?;
+            self.counts.insert(own, &begun)?;
             let made = self.make_and_close(own, inodes);
-            seen = self.counts.get(&own).unwrap_or_default();
-            self.counts.remove(&own);
+            seen = self.counts.get(own).unwrap_or_default();
+            self.counts.remove(own);
             made?;
             if seen == wanted {
                 return Ok(());

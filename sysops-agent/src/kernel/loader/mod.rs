@@ -321,13 +321,13 @@ impl Object {
         HashMap::try_from(map).map(|map| Table { map }).map_err(|error| refused(name, &error))
     }
 
-    /// The only value of the array `name`, taken out of the object.
+    /// The array `name`, taken out of the object.
     ///
     /// # Errors
     /// When the object has no such map, or one of another type.
-    pub(super) fn slot<V: Plain>(&mut self, name: &str) -> Result<Slot<V>, Refusal> {
+    pub(super) fn slots<V: Plain>(&mut self, name: &str) -> Result<Slots<V>, Refusal> {
         let map = take(&mut self.ebpf, name)?;
-        Array::try_from(map).map(|map| Slot { map }).map_err(|error| refused(name, &error))
+        Array::try_from(map).map(|map| Slots { map }).map_err(|error| refused(name, &error))
     }
 
     /// The ring buffer `name`, taken out of the object.
@@ -414,16 +414,22 @@ impl Ring {
     }
 }
 
-/// An array of one value that programs write.
-pub(super) struct Slot<V: Plain> {
+/// An array that programs and agent share.
+pub(super) struct Slots<V: Plain> {
     map: Array<MapData, V>,
 }
 
-impl<V: Plain> Slot<V> {
-    /// The value; `None` when the kernel does not give it.
+impl<V: Plain> Slots<V> {
+    /// One value; `None` when the kernel does not give it.
     #[must_use]
-    pub(super) fn get(&self) -> Option<V> {
-        self.map.get(&0, 0).ok()
+    pub(super) fn get(&self, index: u32) -> Option<V> {
+        self.map.get(&index, 0).ok()
+    }
+
+    /// Sets one value of those that there are.
+    pub(super) fn set(&mut self, index: u32, value: &V) {
+        // The one error that can be is that there is none of that index.
+        let _ = self.map.set(index, value, 0);
     }
 }
 

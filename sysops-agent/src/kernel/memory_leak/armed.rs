@@ -17,6 +17,7 @@ use crate::kernel::layout;
 use crate::kernel::loader::{Object, Table};
 use crate::kernel::process::Process;
 use crate::kernel::run_stats::Runs;
+use crate::kernel::sieved::Sieved;
 use crate::kernel::stacks::{StackId, Stacks};
 use crate::kernel::watched::Target as Watched;
 use crate::model::{LeakReport, LeakStack, Resource, bytes_text};
@@ -46,7 +47,7 @@ enum Source {
 }
 
 struct Faults {
-    masks: Table<u32, u64>,
+    masks: Sieved<u64>,
     pages: Table<PageKey, Touched>,
     mask: u64,
     targets: BTreeMap<u32, Target>,
@@ -87,7 +88,7 @@ impl Armed {
     /// When it has none.
     pub(super) fn at_faults(mut object: Object) -> Result<Self, Refusal> {
         let faults = Faults {
-            masks: object.table("WATCHED")?,
+            masks: Sieved::of(&mut object)?,
             pages: object.table("PAGES")?,
             mask: 0,
             targets: BTreeMap::new(),
@@ -188,14 +189,14 @@ impl Armed {
         let own = Process::own(host)
             .status("Tgid")
             .ok_or_else(|| Refusal::new("self-check: /proc/thread-self/status: no Tgid", ""))?;
-        faults.masks.insert(&own, &0)?;
+        faults.masks.insert(own, &0)?;
         // More than any allocator keeps, so that it comes from the kernel, and of all that one page is touched.
         let mut memory = vec![0_u8; UNTOUCHED];
         let middle = std::hint::black_box(&mut memory[UNTOUCHED / 2]);
         *middle = 1;
         let shift = held::page_shift();
         let address = std::ptr::from_mut(middle) as u64 >> shift << shift;
-        faults.masks.remove(&own);
+        faults.masks.remove(own);
         let touched = faults.pages.get(&PageKey { tgid: own, reserved: 0, address });
         self.stacks.drain(host);
         faults.pages.keys(&mut faults.keys);
@@ -215,11 +216,11 @@ impl Armed {
 
 impl Faults {
     fn begin(&mut self, host: &Host, pid: u32, comm: &str) -> Result<(), Refusal> {
-        self.masks.insert(&pid, &self.mask)?;
+        self.masks.insert(pid, &self.mask)?;
         match Target::new(host, pid, comm.to_owned(), now_ns(host)) {
             Ok(target) => _ = self.targets.insert(pid, target),
             Err(error) => {
-                self.masks.remove(&pid);
+                self.masks.remove(pid);
                 tracing::debug!("memory_leak: {error}: {}", error.source);
             }
         }
@@ -227,7 +228,7 @@ impl Faults {
     }
 
     fn forget(&mut self, pid: u32) {
-        self.masks.remove(&pid);
+        self.masks.remove(pid);
         if let Some(mut target) = self.targets.remove(&pid) {
             target.thin(|_| false, |key| self.pages.remove(&key));
         }
@@ -250,7 +251,7 @@ impl Faults {
             let mask = self.mask;
             for (pid, target) in &mut self.targets {
                 // It is there already: the map cannot be full.
-                _ = self.masks.insert(pid, &mask);
+                _ = self.masks.insert(*pid, &mask);
                 target.thin(|address| is_chosen(address, mask), |key| self.pages.remove(&key));
             }
         }
