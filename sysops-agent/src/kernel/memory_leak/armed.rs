@@ -41,7 +41,7 @@ pub(super) struct Armed {
 /// Where they are attached, and whom they follow.
 enum Source {
     /// Page faults of all that are followed.
-    Faults(Faults),
+    Faults(Box<Faults>),
     /// The allocator of one.
     Allocator(Allocator, Followed),
 }
@@ -94,7 +94,7 @@ impl Armed {
             targets: BTreeMap::new(),
             keys: Vec::new(),
         };
-        Ok(Self { stacks: Stacks::new(&mut object)?, object, source: Source::Faults(faults) })
+        Ok(Self { stacks: Stacks::new(&mut object)?, object, source: Source::Faults(Box::new(faults)) })
     }
 
     /// Attaches the programs to the allocator of the process `pid`.
