@@ -83,6 +83,30 @@ fn an_oom_kill_is_no_sigkill() {
     assert!(about(&events, &victim).is_none(), "{events:#?}");
 }
 
+/// earlyoom itself, told that memory is always short. It kills on the whole machine, here all that is not root's.
+#[test]
+#[ignore = "earlyoom would kill whatever else runs here; run by vm-test"]
+fn the_real_earlyoom_is_known() {
+    let missing = || require::programs(&["sh", "setpriv", "earlyoom"]);
+    if !require(MemoryCgroup::missing().or_else(missing)) {
+        return;
+    }
+    let host = live();
+    let Some(mut kernel) = start(&host, "auto", false) else { return };
+    let cgroup = Outside::new("earlyoom");
+    let mut victim = cgroup.memory.start("exec setpriv --reuid=65534 --clear-groups sleep 1000");
+    let always = ["-m", "99,99", "-s", "100,100", "-r", "0", "--ignore-root-user"];
+    let mut earlyoom = Command::new("earlyoom").args(always).stdin(Stdio::null()).spawn().expect("it is there");
+    let events = take_until(&mut kernel, &host, Duration::from_secs(60), |events| about(events, &victim).is_some());
+    earlyoom.kill().expect("our child");
+    earlyoom.wait().expect("our child");
+    assert_killed(&mut victim);
+    let event = about(&events, &victim).unwrap_or_else(|| panic!("none about {}: {events:#?}", victim.id()));
+    let kill = kill(event);
+    assert_eq!((kill.sender_pid, kill.sender_comm.as_deref()), (Some(earlyoom.id()), Some("earlyoom")), "{event:?}");
+    assert_eq!((kill.killer.as_deref(), kill.for_memory), (Some("earlyoom"), true), "{event:?}");
+}
+
 fn from_outside(rung: &str) {
     if !require(MemoryCgroup::missing().or_else(|| require::programs(&["sh"]))) {
         return;

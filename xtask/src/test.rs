@@ -32,6 +32,7 @@ const SERVERS: &[(&str, &str)] = &[
     ("postfix", "postfix"),
     ("saslpasswd2", "sasl2-bin"),
     ("rsyslogd", "rsyslog"),
+    ("earlyoom", "earlyoom"),
 ];
 
 /// Libraries and plug-ins of these servers, below `usr/lib`; what stands before `-linux-gnu` is the machine's.

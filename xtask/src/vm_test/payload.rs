@@ -60,7 +60,7 @@ impl Payload {
         }
         test::get_tools();
         for tool in TOOLS.iter().copied().chain(asked.iter().map(String::as_str)).collect::<BTreeSet<_>>() {
-            match program::find(tool) {
+            match test::server(tool) {
                 Some(file) => wanted.push((file, format!("/usr/bin/{tool}"))),
                 None => program::say(format!("{tool}: not on this machine; tests that need it will not run")),
             }
