@@ -25,6 +25,7 @@ pub mod mail_reader;
 pub mod measured;
 pub mod memory_cgroup;
 pub mod multipath;
+pub mod nfs_server;
 pub mod notify_socket;
 pub mod one_probe;
 pub mod outbox_child;
