@@ -39,3 +39,13 @@ pub fn programs(names: &[&str]) -> Option<String> {
 pub fn files(paths: &[&str]) -> Option<String> {
     paths.iter().find(|path| !Path::new(path).exists()).map(|path| format!("needs {path}"))
 }
+
+/// What is missing of these modules of the kernel, which are loaded.
+#[must_use]
+pub fn modules(names: &[&str]) -> Option<String> {
+    let loads = |name: &str| {
+        let output = std::process::Command::new("modprobe").arg(name).output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    names.iter().find(|name| !loads(name)).map(|name| format!("needs the kernel's module {name}"))
+}

@@ -1,6 +1,6 @@
-//! Disks of a test's own that make no requests of their own: one in memory that is compressed, and one that is mapped onto
-//! another.
-#![expect(clippy::disallowed_methods, reason = "a test reads files and runs programs")]
+//! Disks of a test's own that make no requests of their own: one in memory that is compressed, one that is mapped onto
+//! another, and one that is an array of two.
+#![expect(clippy::disallowed_methods, clippy::panic, reason = "a test reads files, runs programs and fails by panic")]
 
 use std::process::Command;
 
@@ -17,7 +17,12 @@ enum Kind {
     InMemory,
     /// Its name for the device mapper, and what it is mapped onto.
     Mapped(String, LoopDevice),
+    /// What it is made of.
+    Array([LoopDevice; 2]),
 }
+
+/// A number that no array gets that the machine itself makes.
+const ARRAY: &str = "md126";
 
 impl StackedDisk {
     /// A zram disk, if this kernel has any.
@@ -57,6 +62,37 @@ impl StackedDisk {
         Self { name, kind: Kind::Mapped(mapping, below) }
     }
 
+    /// What is missing to make arrays.
+    #[must_use]
+    pub fn arrays_missing() -> Option<String> {
+        require::modules(&["raid0", "raid1"])
+    }
+
+    /// An array of `level` (`raid0`, `raid1`) over `below`.
+    ///
+    /// # Panics
+    /// When the machine refuses.
+    #[must_use]
+    pub fn array(level: &str, below: [LoopDevice; 2]) -> Self {
+        std::fs::write("/sys/module/md_mod/parameters/new_array", ARRAY).expect("arrays_missing() was asked");
+        let read = |disk: &LoopDevice, name: &str| {
+            std::fs::read_to_string(format!("/sys/block/{}/{name}", disk.name())).expect("it is there")
+        };
+        let kib = |disk| (read(disk, "size").trim().parse::<u64>().expect("sectors") / 2).to_string();
+        // Nothing of it is written to the disks, and they are taken to be the same already.
+        let whole = [("metadata_version", "none"), ("level", level), ("raid_disks", "2"), ("resync_start", "none")];
+        whole.iter().for_each(|(name, value)| set(name, value));
+        set("chunk_size", "65536");
+        set("component_size", &kib(&below[0]));
+        for (slot, disk) in below.iter().enumerate() {
+            set("new_dev", &read(disk, "dev"));
+            set(&format!("dev-{}/size", disk.name()), &kib(disk));
+            set(&format!("dev-{}/slot", disk.name()), &slot.to_string());
+        }
+        set("array_state", "active");
+        Self { name: ARRAY.to_owned(), kind: Kind::Array(below) }
+    }
+
     /// As the kernel names it.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -68,14 +104,33 @@ impl StackedDisk {
     /// # Panics
     /// When it fails.
     pub fn transfer(&self, write: bool, count: u32) {
-        let device = format!("/dev/{}", self.name);
-        let (from, to) = if write { ("/dev/zero", &*device) } else { (&*device, "/dev/null") };
-        let flag = if write { "oflag=direct" } else { "iflag=direct" };
-        let arguments =
-            [format!("if={from}"), format!("of={to}"), format!("count={count}"), "bs=4096".into(), flag.into()];
-        let output = Command::new("dd").args(arguments).output().expect("require() was asked");
-        assert!(output.status.success(), "{output:?}");
+        transfer(&self.name, write, count);
     }
+}
+
+/// Writes to the disk `name`, or reads from it, `count` times 4 KiB, past the page cache.
+///
+/// # Panics
+/// When it fails.
+pub fn transfer(name: &str, write: bool, count: u32) {
+    let output = transferring(name, write, count).output().expect("require() was asked");
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// The program that does so.
+#[must_use]
+pub fn transferring(name: &str, write: bool, count: u32) -> Command {
+    let device = format!("/dev/{name}");
+    let (from, to) = if write { ("/dev/zero", &*device) } else { (&*device, "/dev/null") };
+    let flag = if write { "oflag=direct" } else { "iflag=direct" };
+    let mut dd = Command::new("dd");
+    dd.args([format!("if={from}"), format!("of={to}"), format!("count={count}"), "bs=4096".into(), flag.into()]);
+    dd
+}
+
+fn set(attribute: &str, value: &str) {
+    let file = format!("/sys/block/{ARRAY}/md/{attribute}");
+    std::fs::write(&file, value).unwrap_or_else(|error| panic!("{file}: {value}: {error}"));
 }
 
 fn dmsetup(arguments: &[&str]) {
@@ -94,6 +149,9 @@ impl Drop for StackedDisk {
             // The disk below goes behind it.
             Kind::Mapped(mapping, _below) => {
                 let _ = Command::new("dmsetup").args(["remove", "--noudevsync", mapping]).output();
+            }
+            Kind::Array(_below) => {
+                let _ = std::fs::write(format!("/sys/block/{ARRAY}/md/array_state"), "clear");
             }
         }
     }

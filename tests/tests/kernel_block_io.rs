@@ -12,11 +12,11 @@ use sysops_agent::spec::{Value, Values};
 use sysops_tests::events::take_until;
 use sysops_tests::falsified_btf::move_member;
 use sysops_tests::frozen_mount::FrozenMount;
-use sysops_tests::loop_device::{Completed, LoopDevice, completed};
+use sysops_tests::loop_device::LoopDevice;
+use sysops_tests::measured::{counts, settle, stands};
 use sysops_tests::one_probe::{OneProbe, has_tracefs, key};
 use sysops_tests::require::require;
 use sysops_tests::schema::hold;
-use sysops_tests::stacked_disk::StackedDisk;
 
 const OPERATIONS: [&str; 5] = ["read", "write", "discard", "flush", "other"];
 
@@ -42,11 +42,11 @@ fn on_rung(rung: &str) {
     let Some((host, mut probe)) = stands(rung) else { return };
     let disk = LoopDevice::new(&format!("io-{rung}"));
     // What udev may still read of a new disk is over when two looks are the same.
-    settle(&host, &mut probe, &disk);
+    settle(&host, &mut probe, disk.name());
     let (kernel_before, before) = (disk.completed(), counts(&probe, disk.name()));
     let start = host.clock.now();
     assert!(disk.transfer(true, 4096, 0, 300) && disk.transfer(false, 8192, 0, 200) && disk.discard(1 << 20));
-    settle(&host, &mut probe, &disk);
+    settle(&host, &mut probe, disk.name());
     let wall = host.clock.now().since(&start);
     let kernel = disk.completed().since(&kernel_before);
     assert!(kernel.reads >= 200 && kernel.writes >= 300 && kernel.discards >= 1, "{kernel:?}");
@@ -56,7 +56,7 @@ fn on_rung(rung: &str) {
     disk.set("iostats", "0");
     let before = counts(&probe, disk.name());
     assert!(disk.transfer(true, 4096, 0, 250));
-    settle(&host, &mut probe, &disk);
+    settle(&host, &mut probe, disk.name());
     assert_eq!(counts(&probe, disk.name()).since(&before).writes, 250, "with iostats=0");
     assert_eq!(probe.standing().rung.word(), rung);
 }
@@ -80,7 +80,7 @@ fn in_parts(rung: &str) {
     const REQUESTS: u32 = 20;
     let Some((host, mut probe)) = stands(rung) else { return };
     let disk = LoopDevice::new(&format!("parts-{rung}"));
-    settle(&host, &mut probe, &disk);
+    settle(&host, &mut probe, disk.name());
     let (kernel_before, before) = (disk.completed(), counts(&probe, disk.name()));
     disk.cut((1 << 20) + 4096);
     let ends_well = (0..REQUESTS).filter(|_| disk.transfer(false, 65536, 16, 1)).count();
@@ -90,7 +90,7 @@ fn in_parts(rung: &str) {
         return;
     }
     assert_eq!(ends_well, 0, "the rest is beyond the end of the file");
-    settle(&host, &mut probe, &disk);
+    settle(&host, &mut probe, disk.name());
     let kernel = disk.completed().since(&kernel_before);
     assert_eq!(counts(&probe, disk.name()).since(&before), kernel, "{:?}", probe.standing());
     assert_eq!(probe.number("block_io_errors_total", &[disk.name(), "read"]), Some(u64::from(REQUESTS)));
@@ -113,8 +113,8 @@ fn nothing_is_lost_at_depth_32_with_two_agents() {
     // Where others attach to the same tracepoint at that very moment the kernel may pass over a completion. Then it is
     // counted as dropped when the request is used again, and another turn is to be without.
     let exact = (0..8).any(|_| {
-        settle(&host, &mut one, &disk);
-        settle(&host, &mut other, &disk);
+        settle(&host, &mut one, disk.name());
+        settle(&host, &mut other, disk.name());
         let (kernel, before) = (disk.completed(), [&one, &other].map(|probe| counts(probe, disk.name())));
         let dropped = [&one, &other].map(|probe| probe.standing().dropped);
         assert!(disk.read_at_random(100_000, 32));
@@ -125,8 +125,8 @@ fn nothing_is_lost_at_depth_32_with_two_agents() {
             let [half, most, all] = ["0.5", "0.9", "0.99"].map(|word| share(word).expect("there were reads"));
             assert!(0.0 < half && half <= most && most <= all && all < 60.0, "{half} {most} {all}");
         }
-        settle(&host, &mut one, &disk);
-        settle(&host, &mut other, &disk);
+        settle(&host, &mut one, disk.name());
+        settle(&host, &mut other, disk.name());
         let kernel = disk.completed().since(&kernel).reads;
         assert!(kernel >= 100_000, "{kernel}");
         [&one, &other].into_iter().zip(before).zip(dropped).fold(true, |exact, ((probe, before), dropped)| {
@@ -162,7 +162,7 @@ fn waits(rung: &str) {
     let disk = LoopDevice::new(&format!("queue-{rung}"));
     let queue = |probe: &OneProbe| probe.histogram("block_io_queue_seconds", &[disk.name(), "write"]);
     assert!(disk.transfer(true, 4096, 0, 100));
-    settle(&host, &mut probe, &disk);
+    settle(&host, &mut probe, disk.name());
     let (buckets, sum) = queue(&probe).expect("there were writes");
     // 5.10 puts a request into the queue of its CPU first; later kernels issue it at once.
     assert_eq!(buckets.iter().sum::<u64>(), 100);
@@ -170,7 +170,7 @@ fn waits(rung: &str) {
     let at_once = sum;
     disk.set("scheduler", "mq-deadline");
     assert!(disk.transfer(true, 4096, 0, 100));
-    settle(&host, &mut probe, &disk);
+    settle(&host, &mut probe, disk.name());
     let (buckets, sum) = queue(&probe).expect("there were writes");
     assert_eq!(buckets.iter().sum::<u64>(), 200);
     assert!(sum > at_once && sum < 10.0, "{sum} s in the queue, {at_once} without a scheduler");
@@ -200,7 +200,7 @@ fn slow(rung: &str) {
     }
     let mut below = FrozenMount::thawed("96M");
     let disk = LoopDevice::over(below.at().join("disk.img"));
-    settle(&host, &mut probe, &disk);
+    settle(&host, &mut probe, disk.name());
 
     below.freeze();
     let mut write = disk.start_write(5);
@@ -238,7 +238,7 @@ fn slow(rung: &str) {
     for mut write in writes {
         assert!(write.wait().expect("our child").success());
     }
-    settle(&host, &mut probe, &disk);
+    settle(&host, &mut probe, disk.name());
     let told = take_until(probe.source(), &host, Duration::ZERO, |_| true);
     let slow = probe.number("block_io_slow_total", &[disk.name(), "write"]).expect("there were writes");
     assert!(slow > u64::from(WRITES), "{slow}");
@@ -263,51 +263,16 @@ fn what_does_not_fit_is_counted() {
         return;
     }
     let disk = LoopDevice::new("full");
-    settle(&host, &mut probe, &disk);
+    settle(&host, &mut probe, disk.name());
     let (kernel_before, before) = (disk.completed(), counts(&probe, disk.name()));
     let dropped_before = probe.standing().dropped;
     assert!(disk.read_at_random(5000, 32));
-    settle(&host, &mut probe, &disk);
+    settle(&host, &mut probe, disk.name());
     let kernel = disk.completed().since(&kernel_before).reads;
     let measured = counts(&probe, disk.name()).since(&before).reads;
     let dropped = probe.standing().dropped - dropped_before;
     assert!(measured < kernel && measured + dropped >= kernel, "{measured} and {dropped} of {kernel}");
     assert_eq!(probe.standing().rung, Rung::TpBtf);
-}
-
-/// A disk that makes no requests comes while the probe runs: from then on its bios are measured.
-#[test]
-fn a_disk_without_requests_is_measured_by_its_bios() {
-    by_bios(|| {
-        let disk = StackedDisk::in_memory();
-        (disk.is_some() || require(Some("no zram in this kernel".to_owned()))).then_some(disk).flatten()
-    });
-}
-
-/// The same of a disk that is mapped onto another one.
-#[test]
-#[ignore = "not every machine has the device mapper; run by vm-test"]
-fn a_mapped_disk_is_measured_by_its_bios() {
-    if require(StackedDisk::mapping_missing()) {
-        by_bios(|| Some(StackedDisk::mapped_onto(LoopDevice::new("mapped"))));
-    }
-}
-
-fn by_bios(disk: impl Fn() -> Option<StackedDisk>) {
-    for rung in ["tp_btf", "raw_tracepoint"] {
-        let Some((host, mut probe)) = stands(rung) else { return };
-        let Some(disk) = disk() else { return };
-        probe.collect(&host);
-        assert_eq!(probe.number("block_io_stacked_measured", &[disk.name()]), Some(1));
-        let (kernel_before, before) = (completed(disk.name()), counts(&probe, disk.name()));
-        disk.transfer(true, 100);
-        disk.transfer(false, 50);
-        probe.collect(&host);
-        let kernel = completed(disk.name()).since(&kernel_before);
-        let measured = counts(&probe, disk.name()).since(&before);
-        assert!(kernel.writes >= 100 && kernel.reads >= 50, "{kernel:?}");
-        assert_eq!((measured.reads, measured.writes), (kernel.reads, kernel.writes), "{rung}: {:?}", probe.standing());
-    }
 }
 
 /// Bytes by cgroup: those of a process in a cgroup of its own are its own, and stay counted when the cgroup is gone.
@@ -402,15 +367,15 @@ fn a_disk_that_is_gone_has_no_series_and_begins_anew() {
     let own = OwnDiskstats::new(&live);
     let mut probe = OneProbe::start(&own.host, "block_io", "auto", Values::default());
     assert!(disk.transfer(true, 4096, 0, 10));
-    settle(&own.host, &mut probe, &disk);
+    settle(&own.host, &mut probe, disk.name());
     assert_eq!(counts(&probe, disk.name()).writes, 10);
     own.leave_out(disk.name());
-    settle(&own.host, &mut probe, &disk);
+    settle(&own.host, &mut probe, disk.name());
     assert_eq!(probe.histogram("block_io_latency_seconds", &[disk.name(), "write"]), None);
     assert_eq!(probe.number("block_io_requeues_total", &[disk.name()]), None);
     own.leave_out("no disk");
     assert!(disk.transfer(true, 4096, 0, 3));
-    settle(&own.host, &mut probe, &disk);
+    settle(&own.host, &mut probe, disk.name());
     assert_eq!(counts(&probe, disk.name()).writes, 3, "what was before belongs to a disk that is gone");
 }
 
@@ -428,7 +393,7 @@ fn what_a_disk_left_behind_is_not_waited_for() {
     let disk = LoopDevice::over(below.at().join("disk.img"));
     let own = OwnDiskstats::new(&live);
     let mut probe = OneProbe::start(&own.host, "block_io", "auto", Values::default());
-    settle(&own.host, &mut probe, &disk);
+    settle(&own.host, &mut probe, disk.name());
     below.freeze();
     let mut write = disk.start_write(1);
     let start = live.clock.now();
@@ -444,7 +409,7 @@ fn what_a_disk_left_behind_is_not_waited_for() {
     below.thaw();
     assert!(write.wait().expect("our child").success());
     own.leave_out("no disk");
-    settle(&own.host, &mut probe, &disk);
+    settle(&own.host, &mut probe, disk.name());
     assert_eq!(counts(&probe, disk.name()).writes, 0, "it belongs to a disk that was gone");
 }
 
@@ -453,7 +418,7 @@ fn a_steady_cycle_takes_no_memory() {
     let Some((host, mut probe)) = stands("auto") else { return };
     let disk = LoopDevice::new("steady");
     assert!(disk.transfer(true, 4096, 0, 10));
-    settle(&host, &mut probe, &disk);
+    settle(&host, &mut probe, disk.name());
     let taken = allocation_counter::measure(|| probe.collect(&host));
     assert!(counts(&probe, disk.name()).writes >= 10);
     assert_eq!(taken.count_total, 0, "{taken:?}");
@@ -495,50 +460,10 @@ fn a_wrong_offset_shows_with_the_first_requests() {
     }
 }
 
-/// The probe on its rung, if this machine lets it stand.
-fn stands(rung: &str) -> Option<(Host, OneProbe)> {
-    if !require(LoopDevice::missing()) {
-        return None;
-    }
-    let host = Host::live(&Roots::default());
-    let probe = OneProbe::start(&host, "block_io", rung, Values::default());
-    let standing = probe.standing();
-    if standing.rung == Rung::Off {
-        let _ = require(Some(standing.reason));
-        return None;
-    }
-    assert!(rung == "auto" || standing.rung.word() == rung, "{standing:?}");
-    Some((host, probe))
-}
-
 fn scratch(name: &str) -> PathBuf {
     let directory = std::env::temp_dir().join(format!("sysops-{name}-{}", std::process::id()));
     std::fs::create_dir_all(&directory).expect("a directory of our own");
     directory
-}
-
-/// Reads the probe until neither it nor the kernel counts any more.
-fn settle(host: &Host, probe: &mut OneProbe, disk: &LoopDevice) {
-    let start = host.clock.now();
-    let mut last = None;
-    loop {
-        probe.collect(host);
-        let now = Some((disk.completed(), counts(probe, disk.name())));
-        if now == last {
-            return;
-        }
-        assert!(host.clock.now().since(&start) < Duration::from_secs(10), "the disk is never quiet");
-        last = now;
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-fn counts(probe: &OneProbe, device: &str) -> Completed {
-    let of = |operation: &str| {
-        let found = probe.histogram("block_io_latency_seconds", &[device, operation]);
-        found.map_or(0, |(buckets, _)| buckets.iter().sum())
-    };
-    Completed { reads: of("read"), writes: of("write"), discards: of("discard"), flushes: of("flush") }
 }
 
 /// The requests came one after the other, so that all together took no longer than the clock on the wall; and the sum

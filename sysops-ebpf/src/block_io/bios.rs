@@ -27,6 +27,11 @@ pub fn queue<R: Reach>(bio: u64) {
     }
     let place = (R::member::<u64>(bio, &OFFSETS.bio_sector), series::<R>(bio, disk));
     let (Some(sector), Some((series, bytes))) = place else { return count(Fate::ReadFault) };
+    // The name of the disk is kept now: some (raid0 of 5.10, NVMe multipath) hand the bio itself to the disk below, and
+    // when it is complete it is that one's.
+    if totals(series, || Some(disk)).is_none() {
+        return;
+    }
     let mut flight = Flight { sector, bytes, series, ..Flight::IDLE };
     // SAFETY: it is a variable of ours.
     unsafe { ask(&raw mut flight) };
@@ -42,7 +47,7 @@ pub fn complete<R: Reach>(bio: u64) {
     let now = clock_ns();
     let Some(flight) = BIOS.get_ptr_mut(bio) else { return };
     match R::member::<u8>(bio, &OFFSETS.bio_status) {
-        Some(status) => finish(flight, now, i32::from(status), || disk::<R>(bio), || charged::<R>(bio)),
+        Some(status) => finish(flight, now, i32::from(status), || None, || charged::<R>(bio)),
         None => count(Fate::ReadFault),
     }
     let _ = BIOS.remove(bio);

@@ -113,7 +113,7 @@ stop events TERM; tell 'oom events' events
 for t in oomkill oomkill.bt; do stop $t INT; tell "oom $t" $t; done
 
 disk=/sys/block/nullb0
-insmod /modules/*-null_blk.ko nr_devices=1 gb=1 queue_mode=2 irqmode=2 completion_nsec=2000000
+modprobe null_blk nr_devices=1 gb=1 queue_mode=2 irqmode=2 completion_nsec=2000000
 run agent {AGENT} --config /etc/agent.toml
 ready agent 'wget -q -O - http://127.0.0.1:9100/metrics | grep -q kernel_probe_rung'
 for stats in 1 0; do

@@ -62,6 +62,8 @@ pub(crate) fn run(
         Machine::Qemu => qemu(kernel, initramfs, memory_mib, [&console, &said], &dir.join(format!("{name}.qemu")))?,
         Machine::Uml => uml(kernel, initramfs, memory_mib, &console, &said)?,
     };
+    // What an earlier guest said must not be taken for what one said that could not begin.
+    File::create(&said).with_context(|| said.display().to_string())?;
     let start = Instant::now();
     let child = command.stdin(Stdio::null()).spawn();
     let mut running =
@@ -91,6 +93,13 @@ fn qemu(kernel: &Kernel, initramfs: &Path, memory_mib: u32, lines: [&PathBuf; 2]
         command.args(["-object", &format!("memory-backend-ram,id=node{node},size={half}M")]);
         command.args(["-numa", &format!("node,nodeid={node},cpus={node},memdev=node{node}")]);
     }
+    // A disk of NVMe with two ways to it, for the test that loads the driver.
+    command.args(["-blockdev", "null-co,node-name=shared,size=33554432,read-zeroes=on"]);
+    command.args(["-device", "nvme-subsys,id=subsystem,nqn=shared"]);
+    for path in ["one", "other"] {
+        command.args(["-device", &format!("nvme,id={path},serial=shared,subsys=subsystem")]);
+    }
+    command.args(["-device", "nvme-ns,drive=shared,bus=one,shared=on"]);
     command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
     command.args(["-append", APPEND]);
     for file in lines {

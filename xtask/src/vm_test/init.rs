@@ -4,6 +4,7 @@
 use std::fmt::Write;
 
 use super::conditions;
+use super::kernels::LOADED;
 use super::payload::{AGENT, Payload};
 use super::said::{BEGIN, DONE, END};
 
@@ -47,11 +48,12 @@ pub(crate) fn preamble() -> String {
          mount -t tracefs tracefs /sys/kernel/tracing; mount -t securityfs securityfs /sys/kernel/security\n\
          ip link set lo up; ulimit -l unlimited\n\
          /bin/stty -F /dev/$said raw -echo 115200; exec </dev/null >/dev/$said 2>&1\n\
-         for module in /modules/*.ko; do case $module in *-null_blk.ko) ;; *) insmod $module ;; esac; done\n\
+         mkdir -p /lib/modules; ln -s /modules /lib/modules/$(uname -r); modprobe -q -a {}\n\
          section() {{\n\
          echo \"{BEGIN}$1\"; shift; timeout -s KILL {LIMIT_SECONDS} \"$@\"; status=$?; read -r up _ </proc/uptime; echo; echo \"{END}$status $up\"\n\
          }}\n\
-         section kernel cat /proc/version\n"
+         section kernel cat /proc/version\n",
+        LOADED.join(" ")
     )
 }
 
@@ -63,7 +65,7 @@ pub(crate) fn end() -> String {
 /// The init as a script for busybox.
 pub(crate) fn script(payload: &Payload, tests: &str, has_setpriv: bool) -> String {
     let mut script = preamble();
-    for rung in rungs(&payload.probes) {
+    for rung in rungs(&payload.probes).iter().filter(|_| payload.is_whole) {
         let _ = writeln!(script, "section 'forced {rung}' {AGENT} --config /etc/{rung}.toml doctor --json");
     }
     for (suite, name) in &payload.tests {
@@ -72,7 +74,10 @@ pub(crate) fn script(payload: &Payload, tests: &str, has_setpriv: bool) -> Strin
             "section 'test {suite} {name}' {tests}/{suite} --include-ignored --exact {name} --nocapture --test-threads=1"
         );
     }
-    script + &conditions::script(has_setpriv) + &end()
+    if payload.is_whole {
+        script += &conditions::script(has_setpriv);
+    }
+    script + &end()
 }
 
 #[cfg(test)]

@@ -35,12 +35,16 @@ static SERIES: &[Series] = &[
     Series { name: "uml", suite: "bookworm", prefixes: &["user-mode-linux"], machine: Machine::Uml },
 ];
 
-/// What tests mount and write to. One that is not there is built into the kernel. Up to 6.x ext4 asks for crc32c only
-/// when it mounts, by an alias that nothing in the guest could resolve.
-const MODULES: &[&str] = &["loop", "crc32c_generic", "ext4", "null_blk", "dm_mod", "fuse"];
+/// What tests mount and write to, loaded when the guest starts. One that is not there is built into the kernel. Up to 6.x ext4
+/// asks for crc32c only when it mounts.
+pub(crate) const LOADED: &[&str] = &["loop", "crc32c_generic", "ext4", "dm_mod", "fuse"];
+/// What a test loads for itself, as its disks, or that they can be, would be there for all others too.
+const AT_HAND: &[&str] = &["null_blk", "nvme", "nfsv3", "raid0", "raid1"];
 
-/// Beside a kept kernel: which modules were looked for.
+/// Beside a kept kernel: which modules were looked for, and how they were kept.
 const WANTED: &str = "wanted";
+/// Which modules each of them needs, as modprobe(8) reads it.
+const DEPENDENCIES: &str = "modules.dep";
 
 /// A kernel that can be booted.
 pub(crate) struct Kernel {
@@ -50,7 +54,7 @@ pub(crate) struct Kernel {
     pub(crate) machine: Machine,
     /// The image that is started.
     pub(crate) image: PathBuf,
-    /// Its modules, unpacked, each behind those that it needs.
+    /// Its modules, unpacked, and modules.dep.
     pub(crate) modules: Vec<PathBuf>,
 }
 
@@ -92,7 +96,7 @@ pub(crate) fn get(name: &str) -> Result<Kernel> {
     })?;
     let dir = home().join("kernels").join(series.name);
     // A kept kernel with other modules than are wanted now is fetched anew.
-    if std::fs::read_to_string(dir.join(WANTED)).ok() != Some(MODULES.join(" ")) {
+    if std::fs::read_to_string(dir.join(WANTED)).ok() != Some(wanted()) {
         remove(&dir)?;
         program::step(&format!("kernel {}: fetching from {}", series.name, series.suite), || fetch(series, &dir))?;
     }
@@ -126,6 +130,10 @@ pub(crate) fn home() -> PathBuf {
     workspace::root().join("target/vm")
 }
 
+fn wanted() -> String {
+    format!("{} {DEPENDENCIES}", [LOADED, AT_HAND].concat().join(" "))
+}
+
 /// Fetches into a folder beside `dir` and renames it: what was interrupted is not taken for a kernel.
 fn fetch(series: &Series, dir: &Path) -> Result<()> {
     let world = World::new(series.suite)?;
@@ -143,16 +151,16 @@ fn fetch(series: &Series, dir: &Path) -> Result<()> {
     remove(&new)?;
     std::fs::create_dir_all(new.join("modules")).with_context(|| new.display().to_string())?;
     std::fs::copy(&image, new.join("vmlinuz")).with_context(|| image.display().to_string())?;
-    let mut loaded = Vec::new();
-    for module in MODULES {
-        self::module(&unpacked, module, &mut loaded)?;
+    let mut found = Vec::new();
+    for module in LOADED.iter().chain(AT_HAND) {
+        self::module(&unpacked, module, &mut found)?;
     }
-    for (place, (name, bytes)) in loaded.iter().enumerate() {
-        // Sorted by name they are in the order in which they can be loaded.
-        let file = new.join("modules").join(format!("{place:02}-{name}.ko"));
+    for (name, bytes) in &found {
+        let file = new.join("modules").join(format!("{name}.ko"));
         std::fs::write(&file, bytes).with_context(|| file.display().to_string())?;
     }
-    std::fs::write(new.join(WANTED), MODULES.join(" "))?;
+    std::fs::write(new.join("modules").join(DEPENDENCIES), dependencies(&found))?;
+    std::fs::write(new.join(WANTED), wanted())?;
     std::fs::rename(&new, dir).with_context(|| dir.display().to_string())
 }
 
@@ -193,6 +201,28 @@ fn module(unpacked: &Unpacked, name: &str, loaded: &mut Vec<(String, Vec<u8>)>) 
     }
     loaded.push((name.to_owned(), bytes));
     Ok(())
+}
+
+/// A line for each of `modules`, which stand behind those that they need: all that it needs, what is loaded first last.
+fn dependencies(modules: &[(String, Vec<u8>)]) -> String {
+    let mut needs: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (name, bytes) in modules {
+        let mut mine: Vec<&str> = Vec::new();
+        for direct in depends(bytes) {
+            for (name, theirs) in needs.iter().filter(|(name, _)| *name == direct) {
+                mine.extend(theirs.iter().rev().chain([name]));
+            }
+        }
+        mine.reverse();
+        needs.push((name, mine));
+    }
+    needs
+        .into_iter()
+        .map(|(name, needs)| {
+            let needs: Vec<String> = needs.iter().map(|name| format!("{name}.ko")).collect();
+            format!("{name}.ko: {}\n", needs.join(" "))
+        })
+        .collect()
 }
 
 fn uncompressed(file: &Path) -> Result<Vec<u8>> {
@@ -256,5 +286,16 @@ mod tests {
         let module = b"\x7fELF\0\0license=GPL\0depends=mbcache,jbd2,crc16\0retpoline=Y\0";
         assert_eq!(depends(module), ["mbcache", "jbd2", "crc16"]);
         assert!(depends(b"name=loop\0depends=\0").is_empty());
+    }
+
+    #[test]
+    fn what_is_loaded_first_stands_last() {
+        let module = |name: &str, needs: &str| (name.to_owned(), format!("\0depends={needs}\0").into_bytes());
+        let modules =
+            [module("sunrpc", ""), module("grace", ""), module("lockd", "sunrpc,grace"), module("nfs", "lockd")];
+        assert_eq!(
+            dependencies(&modules),
+            "sunrpc.ko: \ngrace.ko: \nlockd.ko: grace.ko sunrpc.ko\nnfs.ko: lockd.ko grace.ko sunrpc.ko\n"
+        );
     }
 }

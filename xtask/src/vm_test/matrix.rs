@@ -215,6 +215,9 @@ impl Tables<'_> {
     }
 
     fn table(&self, head: &str, rows: &[(String, Vec<String>)]) -> String {
+        if rows.is_empty() {
+            return String::new();
+        }
         let series: Vec<&str> = self.guests.iter().map(|guest| guest.series).collect();
         let mut lines: Vec<Vec<String>> = vec![head.split(" | ").chain(series).map(str::to_owned).collect()];
         lines.extend(

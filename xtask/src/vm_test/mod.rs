@@ -1,4 +1,4 @@
-//! `cargo xtask vm-test [5.10 6.1 6.12 7.x uml | all] [--dev] [--kept]`: boots Debian's kernels in QEMU without KVM, forces each probe
+//! `cargo xtask vm-test [5.10 6.1 6.12 7.x uml | all] [--dev] [--kept] [--only=WORDS]`: boots Debian's kernels in QEMU without KVM, forces each probe
 //! to each rung in them, runs the kernel tests, and prints what passed and what was refused for which reason.
 
 mod compare;
@@ -29,15 +29,26 @@ use crate::{after_dashes, program};
 const DEADLINE: Duration = Duration::from_secs(25 * 60);
 const MEMORY_MIB: u32 = 1024;
 
-const OPTIONS: &[&str] = &["--dev", "--quick", "--kept", "--compare"];
+const OPTIONS: &[&str] = &["--dev", "--quick", "--kept", "--compare", "--only=WORDS"];
+
+/// Which tests run.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Choice<'a> {
+    /// Not those that are about no rung.
+    pub(crate) quick: bool,
+    /// Those whose suite and name have these words in them, and nothing else of a guest.
+    pub(crate) only: Option<&'a str>,
+}
 
 /// The command. Without a kernel's name it takes the oldest, the newest, and the one where nothing attaches. `--dev` takes the
-/// agent's dev build; `--quick` leaves out the tests that are about no rung; `--kept` boots nothing and prints the tables of what each guest said when it ran last; `--compare` runs
-/// other tools beside the agent.
+/// agent's dev build; `--quick` leaves out the tests that are about no rung; `--kept` boots nothing and prints the tables of what each guest said when it ran last; `--only=WORDS` runs those tests alone whose `suite name` has
+/// the words in it; `--compare` runs other tools beside the agent.
 pub(crate) fn main(args: &[String]) -> Result<()> {
     let (options, names): (Vec<&str>, Vec<&str>) =
         after_dashes(args).iter().map(String::as_str).partition(|arg| arg.starts_with('-'));
-    if let Some(unknown) = options.iter().find(|option| !OPTIONS.contains(option)) {
+    let only = options.iter().find_map(|option| option.strip_prefix("--only="));
+    let is_known = |option: &&str| OPTIONS.contains(option) || option.starts_with("--only=");
+    if let Some(unknown) = options.iter().find(|option| !is_known(option)) {
         bail!("vm-test has no option {unknown:?}; it has {}", OPTIONS.join(", "));
     }
     let dev = options.contains(&"--dev");
@@ -49,9 +60,9 @@ pub(crate) fn main(args: &[String]) -> Result<()> {
         let guests = names.iter().map(|name| kept(name)).collect::<Result<Vec<Guest>>>()?;
         (guests, payload::probes(&payload::agent(dev)?)?)
     } else {
-        boot(&fetch(&names)?, dev, options.contains(&"--quick"))?
+        boot(&fetch(&names)?, dev, Choice { quick: options.contains(&"--quick"), only })?
     };
-    print(&guests, &probes)
+    print(&guests, if only.is_some() { &[] } else { &probes })
 }
 
 /// The usual kernels with the agent's dev build, each probe on each rung. Tests that are about no rung have run on the machine
@@ -67,7 +78,7 @@ pub(crate) fn usual() -> Result<()> {
         }
         fetched => fetched?,
     };
-    let (guests, probes) = boot(&kernels, true, true)?;
+    let (guests, probes) = boot(&kernels, true, Choice { quick: true, only: None })?;
     print(&guests, &probes)
 }
 
@@ -97,8 +108,8 @@ fn fetch(names: &[&str]) -> Result<Vec<Kernel>> {
 
 /// Boots the kernels, as many at a time as there are processors: each guest keeps one busy. The newest take longest and
 /// begin.
-fn boot(kernels: &[Kernel], dev: bool, quick: bool) -> Result<(Vec<Guest>, Probes)> {
-    let payload = Payload::build(dev, quick)?;
+fn boot(kernels: &[Kernel], dev: bool, choice: Choice<'_>) -> Result<(Vec<Guest>, Probes)> {
+    let payload = Payload::build(dev, choice)?;
     let start = Instant::now();
     let at_once = std::thread::available_parallelism().map_or(1, usize::from);
     let (waiting, ran) = (Mutex::new((0..kernels.len()).collect::<Vec<_>>()), Mutex::new(Vec::new()));

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use super::Choice;
 use super::init;
 use super::initramfs::Archive;
 use super::kernels::{self, Kernel};
@@ -37,6 +38,8 @@ pub(crate) struct Payload {
     pub(crate) tests: Vec<(String, String)>,
     /// Each probe with the rungs that can be forced.
     pub(crate) probes: Vec<(String, Vec<String>)>,
+    /// Rungs are forced and conditions made, too.
+    pub(crate) is_whole: bool,
 }
 
 impl Payload {
@@ -44,16 +47,17 @@ impl Payload {
     ///
     /// # Errors
     /// When something does not build or cannot be fetched. A tool that this machine lacks is no error: the tests say so.
-    pub(crate) fn build(dev: bool, quick: bool) -> Result<Self> {
+    pub(crate) fn build(dev: bool, choice: Choice<'_>) -> Result<Self> {
         // Names and rungs of the probes are the agent's own words, so it is there first.
         let agent = agent(dev)?;
         let probes = probes(&agent)?;
         let (suites, asked) = suites::find(&probes)?;
         let tests = program::step("tests for the guests", || built(&suites))?;
-        let mut payload = Self { files: Vec::new(), tests: Vec::new(), probes };
+        let is_whole = choice.only.is_none();
+        let mut payload = Self { files: Vec::new(), tests: Vec::new(), probes, is_whole };
         let mut wanted: Vec<(PathBuf, String)> = vec![(agent, AGENT.to_owned())];
         for (suite, file) in tests {
-            for name in names(&suite, &file, quick)? {
+            for name in names(&suite, &file, choice)? {
                 payload.tests.push((suite.name.clone(), name));
             }
             wanted.push((file, format!("{TESTS}/{}", suite.name)));
@@ -198,8 +202,8 @@ fn executables(messages: &str) -> Vec<(String, PathBuf)> {
 }
 
 /// Names of the tests of a suite, without those that others start, and without those that are ignored for another reason
-/// than that they need a guest. `quick` leaves those of rungs, and those that nothing but a guest can show.
-fn names(suite: &Suite, executable: &Path, quick: bool) -> Result<Vec<String>> {
+/// than that they need a guest. What is quick is those of rungs, and those that nothing but a guest can show.
+fn names(suite: &Suite, executable: &Path, choice: Choice<'_>) -> Result<Vec<String>> {
     let list = |more: &[&str]| -> Result<Vec<String>> {
         let list = program::capture(Command::new(executable).args(["--list", "--format=terse"]).args(more))?;
         Ok(list.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
@@ -209,7 +213,8 @@ fn names(suite: &Suite, executable: &Path, quick: bool) -> Result<Vec<String>> {
     names.retain(|name| {
         let here = suite.only_here.contains(name);
         let usual = suite.whole && !ignored.contains(name) && !["child", "victim"].contains(&name.as_str());
-        here || usual && (!quick || name.contains("_on_"))
+        let chosen = choice.only.is_none_or(|words| format!("{} {name}", suite.name).contains(words));
+        chosen && (here || usual && (!choice.quick || name.contains("_on_")))
     });
     Ok(names)
 }

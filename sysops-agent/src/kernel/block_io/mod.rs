@@ -148,8 +148,10 @@ impl Probe for BlockIo {
         self.lacks.clear();
         self.all = All::default();
         self.suspicion = Suspicion::default();
+        // All disks are new to the programs, so that those without requests among them are looked for.
+        self.disks = Disks::new(&host.files);
         // Without the file there is nothing to compare with; that is told when it is read for names.
-        let _ = self.disks.refresh(&host.files);
+        let _ = self.disks.refresh_names(&host.files);
         let completed_before = self.disks.completed();
         let (mut object, stacked) = match rung {
             Rung::Tracepoint => self.attach_plain()?,

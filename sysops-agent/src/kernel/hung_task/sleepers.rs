@@ -140,9 +140,10 @@ pub(super) struct TaskIter {
     frozen: u32,
 }
 
-/// PF_FROZEN and PF_FREEZER_SKIP (include/linux/sched.h) of kernels that freeze tasks in uninterruptible sleep. Since 6.1
-/// frozen tasks have a state of their own, and these bits may mean something else.
-const FROZEN: u32 = 0x0001_0000 | 0x4000_0000;
+/// PF_FROZEN (include/linux/sched.h) of kernels that freeze tasks in uninterruptible sleep. Since 6.1 frozen tasks have a
+/// state of their own, and the bit may mean something else. PF_FREEZER_SKIP, which the kernel's own detector passes over as
+/// well, is no sign of a task that is well: who waits for an NFS server has it.
+const FROZEN: u32 = 0x0001_0000;
 
 /// Bytes of the file that are read at once: the kernel's own buffer has 32 KiB.
 const READ_BYTES: usize = 32 << 10;

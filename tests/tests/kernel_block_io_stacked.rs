@@ -1,0 +1,116 @@
+//! Disks that make no requests of their own: their bios are counted as /proc/diskstats counts them, beside the requests of the
+//! disks below.
+
+use sysops_tests::loop_device::{LoopDevice, completed};
+use sysops_tests::measured::{counts, settle, stands};
+use sysops_tests::multipath::{self, Multipath};
+use sysops_tests::one_probe::OneProbe;
+use sysops_tests::require::require;
+use sysops_tests::stacked_disk::{StackedDisk, transfer, transferring};
+
+/// A disk that makes no requests comes while the probe runs: from then on its bios are measured.
+#[test]
+fn a_disk_without_requests_is_measured_by_its_bios() {
+    by_bios(|| {
+        let disk = StackedDisk::in_memory();
+        (disk.is_some() || require(Some("no zram in this kernel".to_owned()))).then_some(disk).flatten()
+    });
+}
+
+/// The same of a disk that is mapped onto another one.
+#[test]
+#[ignore = "not every machine has the device mapper; run by vm-test"]
+fn a_mapped_disk_is_measured_by_its_bios() {
+    if require(StackedDisk::mapping_missing()) {
+        by_bios(|| Some(StackedDisk::mapped_onto(LoopDevice::new("mapped"))));
+    }
+}
+
+/// Of an array that hands a bio on as it is, or a copy of it.
+#[test]
+#[ignore = "arrays are no business of a machine that is worked on; run by vm-test"]
+fn an_array_is_measured_by_its_bios() {
+    if require(StackedDisk::arrays_missing()) {
+        for level in ["raid0", "raid1"] {
+            by_bios(|| Some(StackedDisk::array(level, ["one", "other"].map(LoopDevice::new))));
+        }
+    }
+}
+
+fn by_bios(disk: impl Fn() -> Option<StackedDisk>) {
+    for rung in ["tp_btf", "raw_tracepoint"] {
+        let Some((host, mut probe)) = stands(rung) else { return };
+        let Some(disk) = disk() else { return };
+        probe.collect(&host);
+        assert_eq!(probe.number("block_io_stacked_measured", &[disk.name()]), Some(1));
+        let (kernel_before, before) = (completed(disk.name()), counts(&probe, disk.name()));
+        disk.transfer(true, 100);
+        disk.transfer(false, 50);
+        probe.collect(&host);
+        let kernel = completed(disk.name()).since(&kernel_before);
+        let measured = counts(&probe, disk.name()).since(&before);
+        assert!(kernel.writes >= 100 && kernel.reads >= 50, "{kernel:?}");
+        assert_eq!((measured.reads, measured.writes), (kernel.reads, kernel.writes), "{rung}: {:?}", probe.standing());
+    }
+}
+
+/// The head of NVMe multipath hands its bios to one of its paths. The paths are hidden: they have a name and on some kernels no
+/// number in /proc/diskstats.
+#[test]
+#[ignore = "it takes the driver away; run by vm-test"]
+fn the_head_of_two_paths_is_measured_by_its_bios_and_each_path_by_its_requests() {
+    if require(Multipath::missing()) {
+        for rung in ["tp_btf", "raw_tracepoint"] {
+            two_paths(rung);
+        }
+    }
+}
+
+fn two_paths(rung: &str) {
+    const WRITERS: u64 = 3;
+    const WRITES: u32 = 1000;
+    let Some((host, mut probe)) = stands(rung) else { return };
+    assert!(require(Multipath::missing()), "it was there before");
+    let disk = Multipath::of_the_machine();
+    let head = disk.head();
+    let all = |probe: &OneProbe| {
+        let paths = multipath::paths();
+        let measured: Vec<_> = paths.iter().map(|path| counts(probe, path)).collect();
+        (counts(probe, head), paths.iter().map(|path| completed(path)).collect::<Vec<_>>(), measured)
+    };
+    settle(&host, &mut probe, head);
+    let (before, kernel_before, measured_before) = all(&probe);
+    transfer(head, true, 100);
+    transfer(head, false, 50);
+    settle(&host, &mut probe, head);
+    assert_eq!(probe.number("block_io_stacked_measured", &[head]), Some(1));
+    let (after, kernel, measured) = all(&probe);
+    let seen = after.since(&before);
+    assert!((seen.writes, seen.reads) >= (100, 50) && seen.reads < 100, "{rung}: {seen:?} {:?}", probe.standing());
+    let since = |(after, before): (&_, &_)| sysops_tests::loop_device::Completed::since(after, before);
+    let kernel_since: Vec<_> = kernel.iter().zip(&kernel_before).map(since).collect();
+    let measured_since: Vec<_> = measured.iter().zip(&measured_before).map(since).collect();
+    assert_eq!(measured_since, kernel_since, "{rung}: {:?}", probe.standing());
+
+    // One way goes while there is much to do: all is done by the other one.
+    let (before, dropped) = (counts(&probe, head), probe.standing().dropped);
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|_| transferring(head, true, WRITES).stderr(std::process::Stdio::null()).spawn().expect("dd is there"))
+        .collect();
+    let gone = multipath::busiest();
+    Multipath::remove(&gone);
+    for mut writer in writers {
+        assert!(writer.wait().expect("our child").success(), "what the path had is done by the other one");
+    }
+    settle(&host, &mut probe, head);
+    let (_, kernel, measured) = all(&probe);
+    assert!(kernel.len() == 1 && kernel[0].writes > 0, "the other way was taken: {kernel:?}");
+    // Since 7.x one writer may take the CPU from another one within a program, whose own run is then skipped and counted.
+    let dropped = probe.standing().dropped - dropped;
+    let head_lacks = (WRITERS * u64::from(WRITES)).checked_sub(counts(&probe, head).since(&before).writes);
+    let path_lacks = kernel[0].writes.checked_sub(measured[0].writes);
+    let lacks = head_lacks.zip(path_lacks).map(|(head, path)| head + path);
+    assert!(lacks.is_some_and(|lacks| lacks <= dropped && dropped < 300), "{rung}: {lacks:?} {dropped}");
+    assert_eq!(probe.histogram("block_io_latency_seconds", &[&gone, "write"]), None, "{gone} is gone");
+    assert_eq!(probe.standing().rung.word(), rung, "{:?}", probe.standing());
+}
