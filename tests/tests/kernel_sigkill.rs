@@ -83,28 +83,36 @@ fn an_oom_kill_is_no_sigkill() {
     assert!(about(&events, &victim).is_none(), "{events:#?}");
 }
 
-/// earlyoom itself, told that memory is always short. It kills on the whole machine, here all that is not root's.
+/// earlyoom itself, told that memory is always short. It kills on the whole machine, those that sleep first.
 #[test]
 #[ignore = "earlyoom would kill whatever else runs here; run by vm-test"]
 fn the_real_earlyoom_is_known() {
-    let missing = || require::programs(&["sh", "setpriv", "earlyoom"]);
+    let missing = || require::programs(&["sh", "earlyoom"]);
     if !require(MemoryCgroup::missing().or_else(missing)) {
         return;
     }
     let host = live();
     let Some(mut kernel) = start(&host, "auto", false) else { return };
     let cgroup = Outside::new("earlyoom");
-    let mut victim = cgroup.memory.start("exec setpriv --reuid=65534 --clear-groups sleep 1000");
-    let always = ["-m", "99,99", "-s", "100,100", "-r", "0", "--ignore-root-user"];
+    // It kills one after another until it is ended.
+    let mut sleepers: Vec<Child> = (0..30).map(|_| cgroup.sleeper()).collect();
+    let always = ["-m", "99,99", "-s", "100,100", "-r", "0", "--prefer", "^sleep$", "--avoid", "^kernel_sigkill"];
     let mut earlyoom = Command::new("earlyoom").args(always).stdin(Stdio::null()).spawn().expect("it is there");
-    let events = take_until(&mut kernel, &host, Duration::from_secs(60), |events| about(events, &victim).is_some());
+    let is_told = |events: &[Event]| sleepers.iter().any(|sleeper| about(events, sleeper).is_some());
+    let events = take_until(&mut kernel, &host, Duration::from_secs(60), is_told);
     earlyoom.kill().expect("our child");
     earlyoom.wait().expect("our child");
-    assert_killed(&mut victim);
-    let event = about(&events, &victim).unwrap_or_else(|| panic!("none about {}: {events:#?}", victim.id()));
+    let victim = sleepers.iter_mut().find(|sleeper| about(&events, sleeper).is_some());
+    let victim = victim.unwrap_or_else(|| panic!("none about a sleeper: {events:#?}"));
+    let event = about(&events, victim).expect("just found");
     let kill = kill(event);
     assert_eq!((kill.sender_pid, kill.sender_comm.as_deref()), (Some(earlyoom.id()), Some("earlyoom")), "{event:?}");
     assert_eq!((kill.killer.as_deref(), kill.for_memory), (Some("earlyoom"), true), "{event:?}");
+    assert_killed(victim);
+    for sleeper in &mut sleepers {
+        sleeper.kill().expect("our child");
+        sleeper.wait().expect("our child");
+    }
 }
 
 fn from_outside(rung: &str) {
