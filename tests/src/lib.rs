@@ -31,6 +31,7 @@ pub mod one_probe;
 pub mod outbox_child;
 pub mod own_namespace;
 pub mod postfix;
+pub mod processor;
 pub mod require;
 pub mod rsyslog;
 pub mod schema;

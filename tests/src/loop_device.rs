@@ -78,6 +78,17 @@ impl LoopDevice {
         dd.arg(format!("of={}", self.path)).arg(format!("seek={place}")).spawn().expect("require() was asked")
     }
 
+    /// Starts a process that writes `count` blocks of 4096 bytes, one after the other.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start_writes(&self, count: u32) -> Child {
+        let mut dd = program("dd");
+        dd.args(["if=/dev/zero", "bs=4096", "oflag=direct", "conv=notrunc", "status=none"]);
+        dd.arg(format!("of={}", self.path)).arg(format!("count={count}")).spawn().expect("require() was asked")
+    }
+
     /// Reads blocks of 4096 bytes at random, `requests` in all and `depth` at a time; true when that succeeds.
     #[must_use]
     pub fn read_at_random(&self, requests: u32, depth: u32) -> bool {
