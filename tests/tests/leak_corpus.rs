@@ -16,7 +16,7 @@ use sysops_agent::model::{Batch, Event, LeakReport, LeakStack, Resource};
 use sysops_agent::spec::{Value, Values};
 use sysops_agent::symbolize::{Symbolizer, Trust};
 use sysops_tests::events::take_until;
-use sysops_tests::leak_corpus::{self, Program, Spec};
+use sysops_tests::leak_corpus::{self, Language, Program, Spec};
 use sysops_tests::one_probe::key;
 use sysops_tests::require::{self, require};
 
@@ -39,8 +39,47 @@ fn the_largest_stack_is_the_one_that_leaks() {
     if !require(missing()) {
         return;
     }
+    are_right(&(0..count()).map(leak_corpus::leaking).collect::<Vec<Spec>>());
+}
+
+/// Those of a hundred that are compiled, in a guest: there are kernels that let programs in at the entry of their functions.
+#[test]
+#[ignore = "all in C of a hundred take minutes; run by vm-test --only"]
+fn all_in_c_are_right() {
+    all_in(Language::C);
+}
+
+#[test]
+#[ignore = "all that are raw of a hundred take minutes; run by vm-test --only"]
+fn all_that_are_raw_are_right() {
+    all_in(Language::Raw);
+}
+
+#[test]
+#[ignore = "all in Rust of a hundred take minutes; run by vm-test --only"]
+fn all_in_rust_are_right() {
+    all_in(Language::Rust);
+}
+
+/// Makes what these run, and says where it is.
+#[test]
+#[ignore = "makes programs; run by vm-test --only"]
+fn programs() {
+    let dir = programs_dir();
+    for build in leak_corpus::compiled() {
+        println!("program: {}", leak_corpus::build(build, &dir)[0].display());
+    }
+}
+
+fn all_in(language: Language) {
+    if require(require::root()) {
+        let specs = (0..100).map(leak_corpus::leaking).filter(|spec| spec.build.language == language);
+        are_right(&specs.collect::<Vec<Spec>>());
+    }
+}
+
+fn are_right(specs: &[Spec]) {
     let host = Host::live(&Roots::default());
-    let specs: Vec<Spec> = (0..count()).map(leak_corpus::leaking).collect();
     let mut failures = Vec::new();
     let (mut least, mut rungs) = (1.0_f64, BTreeMap::new());
     for part in specs.chunks(AT_ONCE) {
@@ -131,9 +170,14 @@ fn look(kernel: &mut Kernel, host: &Host, batch: &mut Batch) -> Vec<Event> {
     events
 }
 
-fn start(specs: &[Spec]) -> Vec<Program> {
+fn programs_dir() -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("leak-corpus");
     std::fs::create_dir_all(&dir).expect("cargo's own directory can be written");
+    dir
+}
+
+fn start(specs: &[Spec]) -> Vec<Program> {
+    let dir = programs_dir();
     let mut builds: BTreeMap<_, Vec<PathBuf>> = BTreeMap::new();
     let wanted: Vec<_> = specs.iter().map(|spec| spec.build).collect();
     for build in wanted {

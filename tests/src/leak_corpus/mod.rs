@@ -7,4 +7,4 @@ mod spec;
 
 pub use build::{build, missing};
 pub use program::Program;
-pub use spec::{Build, Language, Spec, clean, leaking};
+pub use spec::{Build, Language, Spec, clean, compiled, leaking};

@@ -43,6 +43,11 @@ const RUST: &[Build] = &[
 ];
 const PYTHON: &[Build] = &[build(Language::Python, "python", &[])];
 
+/// Those that are compiled: they run where there is no compiler and no interpreter.
+pub fn compiled() -> impl Iterator<Item = &'static Build> {
+    [C, RAW, RUST].into_iter().flatten()
+}
+
 const fn build(language: Language, name: &'static str, flags: &'static [&'static str]) -> Build {
     Build { language, name, flags }
 }

@@ -41,8 +41,9 @@ pub(crate) struct Choice<'a> {
 }
 
 /// The command. Without a kernel's name it takes the oldest, the newest, and the one where nothing attaches. `--dev` takes the
-/// agent's dev build; `--quick` leaves out the tests that are about no rung; `--kept` boots nothing and prints the tables of what each guest said when it ran last; `--only=WORDS` runs those tests alone whose `suite name` has
-/// the words in it; `--compare` runs other tools beside the agent.
+/// agent's dev build; `--quick` leaves out the tests that are about no rung; `--kept` boots nothing and prints the tables of
+/// what each guest said when it ran last; `--only=WORDS` runs those tests alone that have the words in `suite name`, and those
+/// that run only when they are asked for; `--compare` runs other tools beside the agent.
 pub(crate) fn main(args: &[String]) -> Result<()> {
     let (options, names): (Vec<&str>, Vec<&str>) =
         after_dashes(args).iter().map(String::as_str).partition(|arg| arg.starts_with('-'));

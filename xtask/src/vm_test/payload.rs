@@ -51,16 +51,22 @@ impl Payload {
         // Names and rungs of the probes are the agent's own words, so it is there first.
         let agent = agent(dev)?;
         let probes = probes(&agent)?;
-        let (suites, asked) = suites::find(&probes)?;
+        let (suites, asked) = suites::find(&probes, choice.only)?;
         let tests = program::step("tests for the guests", || built(&suites))?;
         let is_whole = choice.only.is_none();
         let mut payload = Self { files: Vec::new(), tests: Vec::new(), probes, is_whole };
         let mut wanted: Vec<(PathBuf, String)> = vec![(agent, AGENT.to_owned())];
         for (suite, file) in tests {
+            if !suite.asked_for.is_empty() {
+                payload.files.extend(made_by(&file)?);
+            }
             for name in names(&suite, &file, choice)? {
                 payload.tests.push((suite.name.clone(), name));
             }
             wanted.push((file, format!("{TESTS}/{}", suite.name)));
+        }
+        if let Some(words) = choice.only.filter(|_| payload.tests.is_empty()) {
+            bail!("no test has {words:?} in its suite and name");
         }
         test::get_tools();
         for tool in TOOLS.iter().copied().chain(asked.iter().map(String::as_str)).collect::<BTreeSet<_>>() {
@@ -70,7 +76,7 @@ impl Payload {
             }
         }
         let wanted: Vec<(&Path, &str)> = wanted.iter().map(|(file, path)| (file.as_path(), path.as_str())).collect();
-        payload.files = alone(&wanted)?;
+        payload.files.extend(alone(&wanted)?);
         let busybox = kernels::busybox()?;
         payload.files.push(("/bin/busybox".to_owned(), std::fs::read(&busybox)?));
         payload.files.push(("/etc/mke2fs.conf".to_owned(), MKE2FS.as_bytes().to_vec()));
@@ -189,6 +195,22 @@ fn built(suites: &[Suite]) -> Result<Vec<(Suite, PathBuf)>> {
     suites.iter().map(executable).collect()
 }
 
+/// The programs that a suite makes for its tests, each where it was made and as it was made: their names are asked for.
+fn made_by(suite: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+    let make = ["--include-ignored", "--exact", suites::PROGRAMS, "--nocapture"];
+    let said = program::capture(Command::new(suite).args(make))?;
+    let paths: Vec<PathBuf> =
+        said.lines().filter_map(|line| line.strip_prefix("program: ")).map(PathBuf::from).collect();
+    let mut files = Vec::new();
+    for path in &paths {
+        for library in libraries(path)? {
+            files.push((library.clone(), std::fs::read(&library).with_context(|| library.clone())?));
+        }
+        files.push((path.display().to_string(), std::fs::read(path).with_context(|| path.display().to_string())?));
+    }
+    Ok(files)
+}
+
 /// Names and executables of the tests in cargo's messages.
 fn executables(messages: &str) -> Vec<(String, PathBuf)> {
     messages
@@ -214,7 +236,8 @@ fn names(suite: &Suite, executable: &Path, choice: Choice<'_>) -> Result<Vec<Str
         let here = suite.only_here.contains(name);
         let usual = suite.whole && !ignored.contains(name) && !["child", "victim"].contains(&name.as_str());
         let chosen = choice.only.is_none_or(|words| format!("{} {name}", suite.name).contains(words));
-        chosen && (here || usual && (!choice.quick || name.contains("_on_")))
+        let asked_for = suite.asked_for.contains(name) && name != suites::PROGRAMS;
+        asked_for || chosen && (here || usual && (!choice.quick || name.contains("_on_")))
     });
     Ok(names)
 }

@@ -10,8 +10,11 @@ use crate::workspace;
 
 /// Tests of more than one probe.
 pub(crate) const OF_ALL: &str = "kernel_self_check";
-/// Ends the reason of `#[ignore = "…"]` of a test that needs a guest.
+/// Ends the reason of `#[ignore = "…"]` of a test that needs a guest, and of one that runs there when it is asked for.
 const ONLY_HERE: &str = "run by vm-test\"]";
+const ASKED_FOR: &str = "run by vm-test --only\"]";
+/// The test of a suite, asked for, that makes the programs which the others run, and says `program: PATH` of each.
+pub(crate) const PROGRAMS: &str = "programs";
 /// Programs that are not themselves without files beside them.
 const NOT_ALONE: &[&str] = &["sh", "bash", "python3", "perl", "gcc", "cc"];
 
@@ -22,6 +25,8 @@ pub(crate) struct Suite {
     pub(crate) name: String,
     /// Names of tests that are ignored elsewhere.
     pub(crate) only_here: Vec<String>,
+    /// Names of those that run when they are asked for.
+    pub(crate) asked_for: Vec<String>,
     /// All others of it run too.
     pub(crate) whole: bool,
 }
@@ -30,16 +35,17 @@ pub(crate) struct Suite {
 ///
 /// # Errors
 /// When the sources cannot be read.
-pub(crate) fn find(probes: &[(String, Vec<String>)]) -> Result<(Vec<Suite>, BTreeSet<String>)> {
+pub(crate) fn find(probes: &[(String, Vec<String>)], only: Option<&str>) -> Result<(Vec<Suite>, BTreeSet<String>)> {
     let tests = workspace::root().join("tests");
     let mut suites = Vec::new();
     let mut tools = BTreeSet::new();
     for (name, text) in sources(&tests.join("tests"))? {
-        let only_here = only_here(&text);
+        let (only_here, mut asked_for) = (marked(&text, ONLY_HERE), marked(&text, ASKED_FOR));
+        asked_for.retain(|test| only.is_some_and(|words| format!("{name} {test}").contains(words)));
         let whole = name == OF_ALL || probe_of(&name, probes).is_some();
-        if whole || !only_here.is_empty() {
+        if whole || !only_here.is_empty() || !asked_for.is_empty() {
             tools.extend(programs(&text));
-            suites.push(Suite { name, only_here, whole });
+            suites.push(Suite { name, only_here, asked_for, whole });
         }
     }
     for (_, text) in sources(&tests.join("src"))? {
@@ -69,13 +75,13 @@ fn sources(dir: &Path) -> Result<Vec<(String, String)>> {
     Ok(sources)
 }
 
-/// Names of the tests that are marked as a guest's.
-fn only_here(text: &str) -> Vec<String> {
+/// Names of the tests whose mark ends so.
+fn marked(text: &str, mark: &str) -> Vec<String> {
     let name = |rest: &str| {
         let (_, after) = rest.split_once("fn ")?;
         after.split_once('(').map(|(name, _)| name.to_owned())
     };
-    text.match_indices(ONLY_HERE).filter_map(|(at, mark)| name(&text[at + mark.len()..])).collect()
+    text.match_indices(mark).filter_map(|(at, mark)| name(&text[at + mark.len()..])).collect()
 }
 
 /// Programs in `programs(&["…", "…"])`.
@@ -105,7 +111,8 @@ mod tests {
     #[test]
     fn what_only_a_guest_shows_is_marked() {
         let text = "#[test]\n#[ignore = \"needs cgroup v2; run by vm-test\"]\nfn one() {}\n#[test]\n#[ignore = \"slow\"]\nfn two() {}\n";
-        assert_eq!(only_here(text), ["one"]);
+        assert_eq!(marked(text, ONLY_HERE), ["one"]);
+        assert!(marked(text, ASKED_FOR).is_empty());
     }
 
     #[test]
