@@ -1,12 +1,18 @@
 //! A kernel's BTF that says of a member what is not so, as a wrong or foreign file, or another kernel's, would.
 #![expect(clippy::panic, reason = "a test fails by panic")]
 
+/// True when `struct name` has such a member.
+#[must_use]
+pub fn has_member(data: &[u8], name: &str, member: &str) -> bool {
+    find(data, name, member).is_some()
+}
+
 /// Moves `member` of `struct name` by `bits` in the BTF `data`.
 ///
 /// # Panics
 /// When there is no such member.
 pub fn move_member(data: &mut [u8], name: &str, member: &str, bits: i32) {
-    let place = find(data, name, member);
+    let place = place(data, name, member);
     let moved = word(data, place.at + 8).checked_add_signed(bits).expect("a place in the structure");
     set(data, place.at + 8, moved);
 }
@@ -16,7 +22,7 @@ pub fn move_member(data: &mut [u8], name: &str, member: &str, bits: i32) {
 /// # Panics
 /// When there is no such member.
 pub fn remove_member(data: &mut [u8], name: &str, member: &str) {
-    let place = find(data, name, member);
+    let place = place(data, name, member);
     let other = word(data, place.structure_at);
     set(data, place.at, other);
 }
@@ -26,7 +32,7 @@ pub fn remove_member(data: &mut [u8], name: &str, member: &str) {
 /// # Panics
 /// When there is no such member.
 pub fn retype_member(data: &mut [u8], name: &str, member: &str) {
-    let place = find(data, name, member);
+    let place = place(data, name, member);
     set(data, place.at + 4, place.structure_id);
 }
 
@@ -37,7 +43,11 @@ struct Place {
     structure_id: u32,
 }
 
-fn find(data: &[u8], name: &str, member: &str) -> Place {
+fn place(data: &[u8], name: &str, member: &str) -> Place {
+    find(data, name, member).unwrap_or_else(|| panic!("no {name}.{member}"))
+}
+
+fn find(data: &[u8], name: &str, member: &str) -> Option<Place> {
     let header = word(data, 4) as usize;
     let (mut at, types_len) = (header + word(data, 8) as usize, word(data, 12) as usize);
     let strings = header + word(data, 16) as usize;
@@ -53,7 +63,7 @@ fn find(data: &[u8], name: &str, member: &str) -> Place {
         if kind == 4 && is(word(data, at), name) {
             let mut members = (0..vlen).map(|index| at + 12 + index * 12);
             if let Some(found) = members.find(|&place| is(word(data, place), member)) {
-                return Place { at: found, structure_at: at, structure_id: id };
+                return Some(Place { at: found, structure_at: at, structure_id: id });
             }
         }
         id += 1;
@@ -66,7 +76,7 @@ fn find(data: &[u8], name: &str, member: &str) -> Place {
                 _ => 0,
             };
     }
-    panic!("no {name}.{member}");
+    None
 }
 
 fn word(data: &[u8], at: usize) -> u32 {

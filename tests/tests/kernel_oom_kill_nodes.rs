@@ -20,6 +20,8 @@ use sysops_tests::require::{self, require};
 /// More than a node has.
 const GREEDY: &str = "dd if=/dev/zero of=/dev/null bs=700M count=1";
 const LONG: Duration = Duration::from_secs(60);
+/// In this time the kernel's log takes ten reports (`oom_rs` in mm/oom_kill.c), and those of other tests may be among them.
+const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
 #[test]
 #[ignore = "needs two nodes of memory; run by vm-test"]
@@ -60,6 +62,7 @@ fn is_told(script: &str, constraint: &str, cgroup: Option<&str>) {
     let data = std::env::temp_dir().join(format!("sysops-node-{}", std::process::id()));
     std::fs::create_dir_all(&data).expect("a directory of our own");
     let mut log = Kmsg::open(&host, &Values::default(), &data).unwrap_or_else(|error| panic!("{error:?}"));
+    std::thread::sleep(LOG_INTERVAL);
     let mut victim = Command::new("sh").args(["-c", script]).spawn().expect("there is a shell");
     let status = victim.wait().expect("our child");
     assert_eq!(status.signal(), Some(9), "it was not killed: {status}");

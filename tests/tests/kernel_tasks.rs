@@ -18,7 +18,7 @@ use sysops_agent::host::{Host, Roots, TaskRow, TaskWalk, Walked};
 use sysops_agent::kernel::Rung;
 use sysops_agent::model::Batch;
 use sysops_agent::spec::Values;
-use sysops_tests::falsified_btf::move_member;
+use sysops_tests::falsified_btf::{has_member, move_member};
 use sysops_tests::one_probe::OneProbe;
 use sysops_tests::require::{self, require};
 
@@ -440,11 +440,14 @@ fn types_that_lie_leave_the_table_to_proc_with_the_reason() {
     if iterator(&live()).is_none() {
         return;
     }
+    // Up to 5.13 the member had another name.
+    let btf = fs::read(BTF).expect("require() was asked");
+    let state = if has_member(&btf, "task_struct", "__state") { "__state" } else { "state" };
     for (name, member, bits) in [
         ("task_struct", "tgid", 32),
         ("task_struct", "pid", 32),
         ("task_struct", "comm", 64),
-        ("task_struct", "__state", 32),
+        ("task_struct", state, 32),
         ("task_struct", "start_boottime", 64),
         ("task_struct", "real_parent", 192),
         ("task_struct", "signal", 64),
