@@ -46,7 +46,7 @@ pub(crate) fn preamble() -> String {
          mount -t tmpfs tmpfs /tmp; mount -t tmpfs tmpfs /run; mount -t cgroup2 cgroup2 /sys/fs/cgroup\n\
          for controller in $(cat /sys/fs/cgroup/cgroup.controllers); do echo +$controller >/sys/fs/cgroup/cgroup.subtree_control; done\n\
          mount -t tracefs tracefs /sys/kernel/tracing; mount -t securityfs securityfs /sys/kernel/security\n\
-         ip link set lo up; ulimit -l unlimited\n\
+         ip link set lo up; ulimit -l unlimited; ulimit -n 65536\n\
          /bin/stty -F /dev/$said raw -echo 115200; exec </dev/null >/dev/$said 2>&1\n\
          mkdir -p /lib/modules; ln -s /modules /lib/modules/$(uname -r); modprobe -q -a {}\n\
          section() {{\n\

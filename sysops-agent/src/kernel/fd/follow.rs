@@ -248,6 +248,7 @@ impl Followed {
         let Around { host, rung, descriptors, targets } = around;
         self.stacks.drain(host);
         let now = host.clock.now().monotonic;
+        let skipped = self.armed.object.runs().skipped.unwrap_or(0);
         for one in &mut self.processes {
             let Some(target) = targets.iter().find(|target| target.pid == one.pid) else { continue };
             let mut look =
@@ -274,7 +275,7 @@ impl Followed {
                 attributed: tally.attributed,
                 coverage: share(tally.attributed, open),
                 rung: rung.word(),
-                unattributed: unattributed(tally, open, full, stackless, self.stacks.lost()),
+                unattributed: unattributed(tally, open, full, skipped, stackless, self.stacks.lost()),
                 stacks: groups.iter().map(|(key, group)| leak_stack(&self.stacks, key, group, now)).collect(),
             });
         }
@@ -300,8 +301,9 @@ fn share(part: u64, whole: u64) -> f64 {
     if whole == 0 { 1.0 } else { part as f64 / whole as f64 }
 }
 
-/// Why not all are attributed.
-fn unattributed(tally: Tally, open: u64, full: u64, stackless: Option<&Refusal>, lost: Lost) -> String {
+/// Why not all are attributed. `skipped` are runs of the programs that the kernel passed over, of all processes, as one was
+/// running on that CPU: where it may preempt a program, those who come meanwhile are not seen.
+fn unattributed(tally: Tally, open: u64, full: u64, skipped: u64, stackless: Option<&Refusal>, lost: Lost) -> String {
     let beyond = open.saturating_sub(tally.all());
     let mut reasons = Vec::new();
     let mut say = |count: u64, what: &str| {
@@ -311,7 +313,9 @@ fn unattributed(tally: Tally, open: u64, full: u64, stackless: Option<&Refusal>,
     };
     say(tally.before, "open before the process was followed");
     let no_room = full.min(tally.unseen);
-    say(tally.unseen - no_room, "came by a way that this rung does not see");
+    let passed_over = format!(", or while the kernel passed over the programs ({skipped} times in all)");
+    let passed_over = if skipped > 0 { passed_over.as_str() } else { "" };
+    say(tally.unseen - no_room, &format!("came by a way that this rung does not see{passed_over}"));
     say(no_room, "found no room in the table (kernel.fd.descriptors_max)");
     match stackless {
         Some(refusal) => say(tally.stackless, &format!("without a stack ({})", refusal.reason)),
@@ -343,15 +347,20 @@ mod tests {
     fn what_is_not_attributed_is_said_by_reason() {
         let tally = Tally { attributed: 90, before: 3, unseen: 9, stackless: 5 };
         assert_eq!(
-            unattributed(tally, 117, 7, None, Lost { cut: 4, gone: 0, full: 1 }),
+            unattributed(tally, 117, 7, 0, None, Lost { cut: 4, gone: 0, full: 1 }),
             "3 open before the process was followed; 2 came by a way that this rung does not see; 7 found no room in the \
              table (kernel.fd.descriptors_max); 5 without a stack that could be unwound (of all captures 4 were \
              cut off, 1 more than there is room for); 10 beyond those that are looked at"
         );
         let no_types = Refusal::new("no BTF", "");
-        let said = unattributed(Tally { stackless: 1, ..Tally::default() }, 1, 0, Some(&no_types), Lost::default());
+        let of = |tally, stackless, skipped| unattributed(tally, 1, 0, skipped, stackless, Lost::default());
+        let said = of(Tally { stackless: 1, ..Tally::default() }, Some(&no_types), 3);
         assert_eq!(said, "1 without a stack (no BTF)");
-        assert_eq!(unattributed(Tally { attributed: 5, ..Tally::default() }, 5, 0, None, Lost::default()), "");
+        assert_eq!(of(Tally { attributed: 1, ..Tally::default() }, None, 3), "");
+        assert_eq!(
+            of(Tally { unseen: 1, ..Tally::default() }, None, 3),
+            "1 came by a way that this rung does not see, or while the kernel passed over the programs (3 times in all)"
+        );
         assert_eq!((share(0, 0), share(1, 4)), (1.0, 0.25));
     }
 }
