@@ -1,5 +1,6 @@
 //! Disks that make no requests of their own: their bios are counted as /proc/diskstats counts them, beside the requests of the
 //! disks below.
+#![expect(clippy::disallowed_methods, reason = "a test reads files")]
 
 use sysops_tests::loop_device::{LoopDevice, completed};
 use sysops_tests::measured::{counts, settle, stands};
@@ -26,15 +27,31 @@ fn a_mapped_disk_is_measured_by_its_bios() {
     }
 }
 
-/// Of an array that hands a bio on as it is, or a copy of it.
+/// The same of arrays.
 #[test]
 #[ignore = "arrays are no business of a machine that is worked on; run by vm-test"]
-fn an_array_is_measured_by_its_bios() {
+fn an_array_of_copies_is_measured_by_its_bios() {
     if require(StackedDisk::arrays_missing()) {
-        for level in ["raid0", "raid1"] {
-            by_bios(|| Some(StackedDisk::array(level, ["one", "other"].map(LoopDevice::new))));
-        }
+        by_bios(|| Some(array("raid1")));
     }
+}
+
+/// Up to 5.13 raid0 hands the bio itself to a disk below, and then no tracepoint tells when it is complete.
+#[test]
+#[ignore = "arrays are no business of a machine that is worked on; run by vm-test"]
+fn an_array_of_parts_is_measured_by_its_bios() {
+    if !require(StackedDisk::arrays_missing()) {
+        return;
+    }
+    let symbols = std::fs::read_to_string("/proc/kallsyms").unwrap_or_default();
+    let hands_on = !symbols.contains(" md_account_bio");
+    if require(hands_on.then(|| "raid0 of this kernel hands its bios on, and nothing tells of their end".to_owned())) {
+        by_bios(|| Some(array("raid0")));
+    }
+}
+
+fn array(level: &str) -> StackedDisk {
+    StackedDisk::array(level, ["one", "other"].map(LoopDevice::new))
 }
 
 fn by_bios(disk: impl Fn() -> Option<StackedDisk>) {

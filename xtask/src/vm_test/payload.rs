@@ -213,7 +213,8 @@ fn names(suite: &Suite, executable: &Path, choice: Choice<'_>) -> Result<Vec<Str
     names.retain(|name| {
         let here = suite.only_here.contains(name);
         let usual = suite.whole && !ignored.contains(name) && !["child", "victim"].contains(&name.as_str());
-        let chosen = choice.only.is_none_or(|words| format!("{} {name}", suite.name).contains(words));
+        let is_meant = |words: &str| words.split(',').any(|words| format!("{} {name}", suite.name).contains(words));
+        let chosen = choice.only.is_none_or(is_meant);
         chosen && (here || usual && (!choice.quick || name.contains("_on_")))
     });
     Ok(names)
