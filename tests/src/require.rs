@@ -43,9 +43,13 @@ pub fn files(paths: &[&str]) -> Option<String> {
 /// What is missing of these modules of the kernel, which are loaded.
 #[must_use]
 pub fn modules(names: &[&str]) -> Option<String> {
-    let loads = |name: &str| {
-        let output = std::process::Command::new("modprobe").arg(name).output();
-        output.is_ok_and(|output| output.status.success())
-    };
-    names.iter().find(|name| !loads(name)).map(|name| format!("needs the kernel's module {name}"))
+    names.iter().find_map(|name| module_with(name, &[]))
+}
+
+/// What is missing of a module of the kernel, which is loaded with these parameters.
+#[must_use]
+pub fn module_with(name: &str, parameters: &[&str]) -> Option<String> {
+    let output = std::process::Command::new("modprobe").arg(name).args(parameters).output();
+    let loaded = output.is_ok_and(|output| output.status.success());
+    (!loaded).then(|| format!("needs the kernel's module {name}"))
 }

@@ -1,9 +1,6 @@
 //! A processor goes offline while the probes run, and comes back: what happens before, meanwhile and after, on each of those
 //! that are online, is counted and told as if nothing were.
-#![expect(clippy::disallowed_methods, reason = "a test runs programs")]
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use sysops_agent::collect;
@@ -17,6 +14,7 @@ use sysops_tests::loop_device::LoopDevice;
 use sysops_tests::measured::{counts, settle, stands};
 use sysops_tests::memory_cgroup::{MemoryCgroup, be_victim, kill_one};
 use sysops_tests::one_probe::{OneProbe, key};
+use sysops_tests::opener::Opener;
 use sysops_tests::processor::{GOES, Offline, bind, online};
 use sysops_tests::require::require;
 
@@ -85,14 +83,14 @@ fn descriptors_are_counted_exactly() {
             continue;
         }
         let mut opener = Opener::start();
-        let pid = opener.child.id().to_string();
+        let pid = opener.pid().to_string();
         let installs = |probe: &OneProbe| probe.number("process_fd_installs_total", &[&pid, "sh"]);
         while installs(&probe).is_none() {
             probe.collect(&host);
         }
         let (mut last, mut turns) = (installs(&probe), Vec::new());
         throughout(|processor| {
-            bind(Some(opener.child.id()), processor);
+            bind(Some(opener.pid()), processor);
             opener.turn();
             probe.collect(&host);
             let now = installs(&probe);
@@ -102,38 +100,6 @@ fn descriptors_are_counted_exactly() {
         assert!(turns.len() == 5 && turns[0] >= Some(100), "{turns:?}");
         assert!(turns.iter().all(|turn| *turn == turns[0]), "{rung}: {turns:?} {:?}", probe.standing());
         assert_eq!(probe.standing().rung.word(), rung, "{:?}", probe.standing());
-    }
-}
-
-/// A shell that opens a hundred files whenever it is asked to.
-struct Opener {
-    child: Child,
-    said: BufReader<ChildStdout>,
-}
-
-impl Opener {
-    fn start() -> Self {
-        let script = "while read -r turn; do for i in 0 1 2 3 4 5 6 7 8 9; do for j in 0 1 2 3 4 5 6 7 8 9; do : </dev/null; done; done; echo done; done";
-        let mut child = Command::new("sh")
-            .args(["-c", script])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("sh is there");
-        let said = BufReader::new(child.stdout.take().expect("it was asked for"));
-        Self { child, said }
-    }
-
-    fn turn(&mut self) {
-        self.child.stdin.as_mut().expect("it was asked for").write_all(b"turn\n").expect("it runs");
-        self.said.read_line(&mut String::new()).expect("it runs");
-    }
-}
-
-impl Drop for Opener {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

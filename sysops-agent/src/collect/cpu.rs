@@ -104,9 +104,8 @@ struct Cpu {
     stat: Source,
     ticks_per_second: u64,
     per_socket: bool,
-    all: Times,
     /// Every CPU that was ever seen, in order of its number. Those that went offline keep their times, so that the
-    /// total of their socket does not step.
+    /// total of their socket, and that of all, does not step.
     cores: Vec<Core>,
     sockets: Vec<String>,
 }
@@ -117,7 +116,6 @@ impl Cpu {
             stat: Source::single(host.files.proc("stat")),
             ticks_per_second: os::ticks_per_second(),
             per_socket,
-            all: Times::default(),
             cores: Vec::new(),
             sockets: Vec::new(),
         }
@@ -132,10 +130,8 @@ impl Collector for Cpu {
         }
         let ticks = self.ticks_per_second;
         let rest = stat::parse(stat.read()?, &mut |id, times| {
-            let Some(id) = id else {
-                self.all.advance(times, ticks);
-                return Ok(());
-            };
+            // The kernel's own line of all steps back by minutes when a CPU goes, as its idle time is then another one.
+            let Some(id) = id else { return Ok(()) };
             let at = match cores.binary_search_by_key(&id, |core| core.id) {
                 Ok(at) => at,
                 Err(_) if cores.len() >= MAX_CPUS => {
@@ -160,15 +156,18 @@ impl Collector for Cpu {
 
 impl Cpu {
     fn emit_usage(&self, out: &mut Batch) {
-        let all = &self.all;
-        let whole = all.total() as f64;
-        let sum = |columns: &[usize]| columns.iter().map(|&column| all.get(column) as f64).sum::<f64>();
-        out.percent(&USAGE, [], all.busy() as f64, whole);
+        let of_all = |of: fn(&Times) -> u64| self.cores.iter().map(|core| of(&core.times) as f64).sum::<f64>();
+        let whole = of_all(Times::total);
+        let sum = |columns: &[usize]| {
+            let of_core = |core: &Core| columns.iter().map(|&column| core.times.get(column) as f64).sum::<f64>();
+            self.cores.iter().map(of_core).sum::<f64>()
+        };
+        out.percent(&USAGE, [], of_all(Times::busy), whole);
         out.percent(&USER, [], sum(&[0, 1]), whole);
         out.percent(&SYSTEM, [], sum(&[2, 5, 6]), whole);
         for (metric, column) in [(&IOWAIT, 4), (&STEAL, 7)] {
-            if let Some(part) = all.0[column] {
-                out.percent(metric, [], part as f64, whole);
+            if self.cores.iter().any(|core| core.times.0[column].is_some()) {
+                out.percent(metric, [], sum(&[column]), whole);
             }
         }
         for (socket, label) in self.sockets.iter().enumerate() {
@@ -246,9 +245,10 @@ mod tests {
     fn a_machine_of_today() {
         let (_, batch) = read(&recorded("debian12-6.18"), &ENTRY).expect("it can be read");
         declared(&batch, &ENTRY);
-        let total = 31209.0 + 8091.0 + 235_488.0 + 2483.0 + 88.0 + 27.0;
-        assert_eq!(usage(&batch, "cpu_usage_percent", &[]), Some((total - 235_488.0 - 2483.0, total)));
-        assert_eq!(usage(&batch, "cpu_iowait_percent", &[]), Some((2483.0, total)));
+        // The sums of both CPUs, of which the line of all is rounded otherwise.
+        let total = 31209.0 + 8090.0 + 235_488.0 + 2482.0 + 88.0 + 27.0;
+        assert_eq!(usage(&batch, "cpu_usage_percent", &[]), Some((total - 235_488.0 - 2482.0, total)));
+        assert_eq!(usage(&batch, "cpu_iowait_percent", &[]), Some((2482.0, total)));
         assert_eq!(usage(&batch, "cpu_steal_percent", &[]), Some((27.0, total)));
         assert_eq!(value(&batch, "node_cpu_seconds_total", &["1", "user"]), Some(16376.0 / HZ));
         assert_eq!(value(&batch, "node_cpu_guest_seconds_total", &["0", "nice"]), Some(0.0));
@@ -271,11 +271,14 @@ mod tests {
         collector.collect(&machine.host(), &mut batch).expect("it can be read");
         assert_eq!(usage(&batch, "cpu_socket_usage_percent", &["0"]), Some((200.0, 600.0)));
         assert_eq!(usage(&batch, "cpu_socket_usage_percent", &["1"]), Some((100.0, 300.0)));
-        // CPUs 1 and 2 go: the socket of 1 goes on from where it was, that of 2 has no CPU left.
-        machine.write("proc/stat", "cpu  310 0 0 610 0 0 0 0 0 0\ncpu0 110 0 0 210 0 0 0 0 0 0\nctxt 2\n");
+        assert_eq!(usage(&batch, "cpu_usage_percent", &[]), Some((300.0, 909.0)));
+        // CPUs 1 and 2 go: the socket of 1 goes on from where it was, that of 2 has no CPU left. The kernel's own sum falls, as
+        // 6.1 lets it fall.
+        machine.write("proc/stat", "cpu  310 0 0 210 0 0 0 0 0 0\ncpu0 110 0 0 210 0 0 0 0 0 0\nctxt 2\n");
         batch.clear();
         collector.collect(&machine.host(), &mut batch).expect("it can be read");
         assert_eq!(usage(&batch, "cpu_socket_usage_percent", &["0"]), Some((210.0, 620.0)));
+        assert_eq!(usage(&batch, "cpu_usage_percent", &[]), Some((310.0, 929.0)));
         assert_eq!(usage(&batch, "cpu_socket_usage_percent", &["1"]), None);
         assert_eq!(usage(&batch, "cpu_core_usage_percent", &["1"]), None);
         assert_eq!(value(&batch, "node_cpu_seconds_total", &["2", "idle"]), None);

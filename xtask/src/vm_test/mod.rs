@@ -1,4 +1,4 @@
-//! `cargo xtask vm-test [5.10 6.1 6.12 7.x uml | all] [--dev] [--kept] [--only=WORDS]`: boots Debian's kernels in QEMU without KVM, forces each probe
+//! `cargo xtask vm-test [5.10 6.1 6.12 7.x uml | all] [--dev] [--kept] [--only=WORDS,…]`: boots Debian's kernels in QEMU without KVM, forces each probe
 //! to each rung in them, runs the kernel tests, and prints what passed and what was refused for which reason.
 
 mod compare;
@@ -29,21 +29,21 @@ use crate::{after_dashes, program};
 const DEADLINE: Duration = Duration::from_secs(25 * 60);
 const MEMORY_MIB: u32 = 1024;
 
-const OPTIONS: &[&str] = &["--dev", "--quick", "--kept", "--compare", "--only=WORDS"];
+const OPTIONS: &[&str] = &["--dev", "--quick", "--kept", "--compare", "--only=WORDS,…"];
 
 /// Which tests run.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Choice<'a> {
     /// Not those that are about no rung.
     pub(crate) quick: bool,
-    /// Those whose suite and name have these words in them, and nothing else of a guest.
+    /// Those whose suite and name have one of these words in them, and nothing else of a guest.
     pub(crate) only: Option<&'a str>,
 }
 
 /// The command. Without a kernel's name it takes the oldest, the newest, and the one where nothing attaches. `--dev` takes the
 /// agent's dev build; `--quick` leaves out the tests that are about no rung; `--kept` boots nothing and prints the tables of
-/// what each guest said when it ran last; `--only=WORDS` runs those tests alone that have the words in `suite name`, and those
-/// that run only when they are asked for; `--compare` runs other tools beside the agent.
+/// what each guest said when it ran last; `--only=WORDS,…` runs those tests alone that have one of the words in `suite name`, and
+/// those that run only when they are asked for; `--compare` runs other tools beside the agent.
 pub(crate) fn main(args: &[String]) -> Result<()> {
     let (options, names): (Vec<&str>, Vec<&str>) =
         after_dashes(args).iter().map(String::as_str).partition(|arg| arg.starts_with('-'));

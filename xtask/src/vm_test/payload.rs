@@ -235,7 +235,7 @@ fn names(suite: &Suite, executable: &Path, choice: Choice<'_>) -> Result<Vec<Str
     names.retain(|name| {
         let here = suite.only_here.contains(name);
         let usual = suite.whole && !ignored.contains(name) && !["child", "victim"].contains(&name.as_str());
-        let chosen = choice.only.is_none_or(|words| format!("{} {name}", suite.name).contains(words));
+        let chosen = choice.only.is_none_or(|only| suites::is_meant(only, &suite.name, name));
         let asked_for = suite.asked_for.contains(name) && name != suites::PROGRAMS;
         asked_for || chosen && (here || usual && (!choice.quick || name.contains("_on_")))
     });

@@ -41,7 +41,7 @@ pub(crate) fn find(probes: &[(String, Vec<String>)], only: Option<&str>) -> Resu
     let mut tools = BTreeSet::new();
     for (name, text) in sources(&tests.join("tests"))? {
         let (only_here, mut asked_for) = (marked(&text, ONLY_HERE), marked(&text, ASKED_FOR));
-        asked_for.retain(|test| only.is_some_and(|words| format!("{name} {test}").contains(words)));
+        asked_for.retain(|test| only.is_some_and(|only| is_meant(only, &name, test)));
         let whole = name == OF_ALL || probe_of(&name, probes).is_some();
         if whole || !only_here.is_empty() || !asked_for.is_empty() {
             tools.extend(programs(&text));
@@ -59,6 +59,11 @@ pub(crate) fn probe_of<'a>(suite: &str, probes: &'a [(String, Vec<String>)]) -> 
     let rest = suite.strip_prefix("kernel_")?;
     let begins = |probe: &&str| rest.strip_prefix(*probe).is_some_and(|more| more.is_empty() || more.starts_with('_'));
     probes.iter().map(|(probe, _)| probe.as_str()).filter(begins).max_by_key(|probe| probe.len())
+}
+
+/// True when one of the words in `only`, between commas, is in the suite and name of a test.
+pub(crate) fn is_meant(only: &str, suite: &str, test: &str) -> bool {
+    only.split(',').any(|words| format!("{suite} {test}").contains(words))
 }
 
 /// Name and text of each file, sorted.
@@ -113,6 +118,14 @@ mod tests {
         let text = "#[test]\n#[ignore = \"needs cgroup v2; run by vm-test\"]\nfn one() {}\n#[test]\n#[ignore = \"slow\"]\nfn two() {}\n";
         assert_eq!(marked(text, ONLY_HERE), ["one"]);
         assert!(marked(text, ASKED_FOR).is_empty());
+    }
+
+    #[test]
+    fn words_are_looked_for_in_suite_and_name() {
+        assert!(
+            is_meant("kernel_fd desc", "kernel_fd", "descriptors") && is_meant("x,tors", "kernel_fd", "descriptors")
+        );
+        assert!(!is_meant("x,y", "kernel_fd", "descriptors"));
     }
 
     #[test]

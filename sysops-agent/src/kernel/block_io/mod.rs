@@ -209,14 +209,17 @@ impl Probe for BlockIo {
         if listed && self.disks.have_changed() {
             attached.stacked.look(&mut attached.object, &self.disks, host);
         }
-        attached.stacked.collect(out);
         self.unknown.clear();
         let mut sums = Sums::default();
         let series = self.all.read(&attached.tables);
         for device in series.chunk_by(|one, next| one.dev == next.dev) {
             let dev = device[0].dev;
             match self.disks.find(dev, || name_of(&attached.tables, dev)) {
-                Found::Named(name) => sums.known += self.all.emit(out, &attached.tables, device, name),
+                Found::Named(name) => {
+                    let count = self.all.emit(out, &attached.tables, device, name);
+                    attached.stacked.note(name, count > 0);
+                    sums.known += count;
+                }
                 Found::Unknown => {
                     sums.unknown += series::count(&attached.tables, device);
                     self.unknown.push(dev);
@@ -224,6 +227,7 @@ impl Probe for BlockIo {
             }
         }
         self.all.put_back(series);
+        attached.stacked.collect(out);
         attached.limit.collect(out);
         // The plain tracepoint's record says the number itself; there is nothing of ours that could be wrong.
         if listed && attached.rung != Rung::Tracepoint {

@@ -16,8 +16,8 @@ use crate::model::Batch;
 pub(super) enum Stacked {
     /// They can be as soon as there is a disk that needs it: the programs with their points.
     Ready(Vec<(String, Later)>),
-    /// They are.
-    Attached(Vec<String>),
+    /// They are: each with whether their end is seen, too.
+    Attached(Vec<(String, bool)>),
     /// They cannot be, for this reason; disks that would need it.
     Refused(Refusal, Vec<String>),
 }
@@ -79,26 +79,36 @@ impl Stacked {
                     object.attach(program, point)
                 });
                 *self = match attached {
-                    Ok(()) => Self::Attached(found),
+                    Ok(()) => Self::Attached(found.into_iter().map(|name| (name, true)).collect()),
                     Err(refusal) => {
                         tracing::warn!("block_io: {} not measured: {}", found.join(", "), refusal.reason);
                         Self::Refused(refusal, found)
                     }
                 };
             }
-            Self::Attached(known) | Self::Refused(_, known) => *known = found,
+            Self::Attached(known) => *known = found.into_iter().map(|name| (name, true)).collect(),
+            Self::Refused(_, known) => *known = found,
+        }
+    }
+
+    /// Bios of this disk have begun; `completed` says whether any was seen to end. Of those that are handed on to another disk as
+    /// they are, some kernels do not tell: raid0 on 5.10, NVMe multipath on 6.1.
+    pub(super) fn note(&mut self, name: &str, completed: bool) {
+        if let Self::Attached(disks) = self
+            && let Some((_, is_seen)) = disks.iter_mut().find(|(disk, _)| disk == name)
+        {
+            *is_seen = completed;
         }
     }
 
     /// Says which of these disks are measured.
     pub(super) fn collect(&self, out: &mut Batch) {
-        let (disks, measured) = match self {
-            Self::Ready(_) => return,
-            Self::Attached(disks) => (disks, 1.0),
-            Self::Refused(_, disks) => (disks, 0.0),
-        };
-        for disk in disks {
-            out.gauge(&MEASURED, [disk], measured);
+        match self {
+            Self::Ready(_) => {}
+            Self::Attached(disks) => {
+                disks.iter().for_each(|(disk, seen)| out.gauge(&MEASURED, [disk], f64::from(u8::from(*seen))));
+            }
+            Self::Refused(_, disks) => disks.iter().for_each(|disk| out.gauge(&MEASURED, [disk], 0.0)),
         }
     }
 }

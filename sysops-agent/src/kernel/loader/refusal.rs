@@ -21,7 +21,10 @@ pub(super) fn refused(what: &str, error: &dyn std::error::Error) -> Refusal {
         }
         cause = inner.source();
     }
-    let remedy = if text.contains("perf_event_open") && text.contains("Permission denied") {
+    let remedy = if text.contains("perf_event_open") && text.contains("No such device") {
+        // aya asks for plain tracepoints on the first CPU. What is attached goes on when that one goes.
+        "CPU 0 is offline: echo 1 >/sys/devices/system/cpu/cpu0/online while the agent starts"
+    } else if text.contains("perf_event_open") && text.contains("Permission denied") {
         // Debian's kernels give plain tracepoints to CAP_SYS_ADMIN alone when it is 3.
         "sysctl kernel.perf_event_paranoid=2, or run the agent as root"
     } else if text.contains("Operation not permitted") || text.contains("Permission denied") {
@@ -67,6 +70,12 @@ mod tests {
         assert_eq!(shorten("Operation not permitted"), "Operation not permitted");
         assert_eq!(shorten("load: \nprocessed 0 insns (limit 1)"), "load:");
         assert_eq!(shorten(""), "");
+    }
+
+    #[test]
+    fn a_first_cpu_that_is_offline_is_told() {
+        let error = std::io::Error::other("`perf_event_open_trace_point` failed: No such device (os error 19)");
+        assert!(refused("on_tracepoint", &error).remedy.starts_with("CPU 0 is offline"));
     }
 
     #[test]
