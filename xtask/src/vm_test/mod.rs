@@ -41,7 +41,7 @@ pub(crate) struct Choice<'a> {
 }
 
 /// The command. Without a kernel's name it takes the oldest, the newest, and the one where nothing attaches. `--dev` takes the
-/// agent's dev build; `--quick` leaves out the tests that are about no rung; `--kept` boots nothing and prints the tables of
+/// agent's dev build; `--quick` leaves out the tests that are about no rung and no probe alone; `--kept` boots nothing and prints the tables of
 /// what each guest said when it ran last; `--only=WORDS,…` runs those tests alone that have one of the words in `suite name`, and
 /// those that run only when they are asked for; `--compare` runs other tools beside the agent.
 pub(crate) fn main(args: &[String]) -> Result<()> {
