@@ -24,10 +24,6 @@ static IN_FLIGHT: HashMap<u64, Flight> = HashMap::with_max_entries(8192, 0);
 static PASSING: HashMap<u64, Flight> = HashMap::with_max_entries(8192, 0);
 
 /// A request has to wait: its disk's scheduler takes it from the task that wants it.
-#[expect(
-    clippy::extra_unused_type_parameters,
-    reason = "its programs are declared like those of all that read members"
-)]
 #[inline(always)]
 pub fn insert<R: Reach>(request: u64) {
     let Some(flight) = enter(request) else { return };
