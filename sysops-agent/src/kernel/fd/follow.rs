@@ -248,6 +248,7 @@ impl Followed {
         let Around { host, rung, descriptors, targets } = around;
         self.stacks.drain(host);
         let now = host.clock.now().monotonic;
+        // What the kernel does not count, before 5.12, is not spoken of.
         let skipped = self.armed.object.runs().skipped.unwrap_or(0);
         for one in &mut self.processes {
             let Some(target) = targets.iter().find(|target| target.pid == one.pid) else { continue };
