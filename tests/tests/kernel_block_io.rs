@@ -12,7 +12,7 @@ use sysops_agent::spec::{Value, Values};
 use sysops_tests::events::take_until;
 use sysops_tests::falsified_btf::move_member;
 use sysops_tests::frozen_mount::FrozenMount;
-use sysops_tests::loop_device::LoopDevice;
+use sysops_tests::loop_device::{Completed, LoopDevice};
 use sysops_tests::measured::{counts, settle, stands};
 use sysops_tests::one_probe::{OneProbe, has_tracefs, key};
 use sysops_tests::require::require;
@@ -40,25 +40,45 @@ fn every_request_is_measured_on_tracepoint() {
 /// Several hundred requests of each kind; in the last turn the kernel keeps no count of its own.
 fn on_rung(rung: &str) {
     let Some((host, mut probe)) = stands(rung) else { return };
-    let disk = LoopDevice::new(&format!("io-{rung}"));
-    // What udev may still read of a new disk is over when two looks are the same.
-    settle(&host, &mut probe, disk.name());
-    let (kernel_before, before) = (disk.completed(), counts(&probe, disk.name()));
     let start = host.clock.now();
-    assert!(disk.transfer(true, 4096, 0, 300) && disk.transfer(false, 8192, 0, 200) && disk.discard(1 << 20));
-    settle(&host, &mut probe, disk.name());
-    let wall = host.clock.now().since(&start);
-    let kernel = disk.completed().since(&kernel_before);
-    assert!(kernel.reads >= 200 && kernel.writes >= 300 && kernel.discards >= 1, "{kernel:?}");
-    assert_eq!(counts(&probe, disk.name()).since(&before), kernel, "{:?}", probe.standing());
-    plausible(&probe, disk.name(), wall);
+    let disk = LoopDevice::new(&format!("io-{rung}"));
+    in_a_quiet_turn(|| {
+        // What udev may still read of a new disk is over when two looks are the same.
+        settle(&host, &mut probe, disk.name());
+        let (kernel_before, before) = (disk.completed(), counts(&probe, disk.name()));
+        assert!(disk.transfer(true, 4096, 0, 300) && disk.transfer(false, 8192, 0, 200) && disk.discard(1 << 20));
+        settle(&host, &mut probe, disk.name());
+        let kernel = disk.completed().since(&kernel_before);
+        assert!(kernel.reads >= 200 && kernel.writes >= 300 && kernel.discards >= 1, "{kernel:?}");
+        (counts(&probe, disk.name()).since(&before), kernel)
+    });
+    plausible(&probe, disk.name(), host.clock.now().since(&start));
 
     disk.set("iostats", "0");
-    let before = counts(&probe, disk.name());
-    assert!(disk.transfer(true, 4096, 0, 250));
-    settle(&host, &mut probe, disk.name());
-    assert_eq!(counts(&probe, disk.name()).since(&before).writes, 250, "with iostats=0");
+    in_a_quiet_turn(|| {
+        let before = counts(&probe, disk.name());
+        assert!(disk.transfer(true, 4096, 0, 250));
+        settle(&host, &mut probe, disk.name());
+        let measured = counts(&probe, disk.name()).since(&before);
+        (measured, Completed { writes: 250, ..measured })
+    });
     assert_eq!(probe.standing().rung.word(), rung);
+}
+
+/// A kernel may not run the program at one completion in some tens of thousands (docs/KERNEL-COUNTERS.md). So of some turns one
+/// must measure all that there was, and the others nearly all.
+fn in_a_quiet_turn(mut turn: impl FnMut() -> (Completed, Completed)) {
+    let mut last = None;
+    for _ in 0..4 {
+        let (measured, kernel) = turn();
+        if measured == kernel {
+            return;
+        }
+        let sum = |of: Completed| of.reads + of.writes + of.discards + of.flushes;
+        assert!((1..=5).contains(&sum(kernel).saturating_sub(sum(measured))), "{measured:?} of {kernel:?}");
+        last = Some((measured, kernel));
+    }
+    panic!("in no turn all was measured: {last:?}");
 }
 
 #[test]
