@@ -101,9 +101,12 @@ fn a_victim_that_was_already_exiting_is_marked_as_such() {
     for rung in ["tp_btf", "raw_tracepoint", "tracepoint"] {
         let Some(mut kernel) = start(&host, rung) else { continue };
         let cgroup = MemoryCgroup::new(&format!("sysops-oom-{}-exiting-{rung}", std::process::id()), 47 << 20);
-        let mut mount = FrozenMount::new();
+        let mut mount = FrozenMount::thawed("16M");
         let file = mount.file("big");
-        let mut exiting = cgroup.start(&format!("dd if=/dev/zero of={} bs=32M count=1", file.display()));
+        std::fs::write(&file, "").expect("it is not frozen yet");
+        mount.freeze();
+        // It opens what is there and cuts nothing off, so that it hangs in its write and holds its 32 MiB by then.
+        let mut exiting = cgroup.start(&format!("dd if=/dev/zero of={} bs=32M count=1 conv=notrunc", file.display()));
         // A task sleeps like this for a moment now and then; only one that is stuck does so all the time.
         let mut stuck = 0;
         wait_for("it hangs in its write", || {
@@ -111,10 +114,11 @@ fn a_victim_that_was_already_exiting_is_marked_as_such() {
             stuck = if is_stuck { stuck + 1 } else { 0 };
             stuck == 20
         });
-        // Sure to be chosen, whatever the other holds.
+        // Sure to be chosen, as it holds more than the other can: this alone leaves it a few pages behind one that has all
+        // of the cgroup's memory.
         std::fs::write(format!("/proc/{}/oom_score_adj", exiting.id()), "1000").expect("our child");
         exiting.kill().expect("our child");
-        let mut greedy = cgroup.start(&format!("sh -c 'echo -500 >/proc/$$/oom_score_adj; exec {GREEDY}'"));
+        let mut greedy = cgroup.start(GREEDY);
         let about = |events: &[Event], pid: u32| events.iter().filter(|event| event.tid == Some(pid)).count();
         let events = take_until(&mut kernel, &host, Duration::from_secs(20), |events| about(events, exiting.id()) > 0);
         mount.thaw();
@@ -124,6 +128,7 @@ fn a_victim_that_was_already_exiting_is_marked_as_such() {
             events.iter().find(|event| event.tid == Some(exiting.id())).unwrap_or_else(|| panic!("{events:#?}"));
         eprintln!("{}", serde_json::to_string(event).expect("an event is JSON"));
         assert_eq!(kill(event).already_exiting, Some(true), "{rung}: {event:?}");
+        assert!(kill(event).anon_rss_bytes >= Some(32 << 20), "{rung}: as it stood when it was marked: {event:?}");
         assert_eq!(about(&events, exiting.id()), 1, "{rung}: {events:#?}");
         let counted = cgroup.oom_kills().expect("the kernel counts");
         let more = take_until(&mut kernel, &host, Duration::from_millis(300), |_| false);
