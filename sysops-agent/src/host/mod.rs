@@ -1,6 +1,7 @@
 //! The only door to the machine. A [`Host`] is passed, never global, so that fixtures and containers work.
 
 pub mod bytes;
+pub mod cgroup;
 pub mod clock;
 pub mod descriptors;
 pub mod events;
@@ -13,6 +14,7 @@ pub mod space;
 pub mod systemd;
 pub mod task_table;
 
+pub use cgroup::MemoryPath;
 pub use clock::Clock;
 pub use descriptors::Descriptors;
 pub use events::EventSource;

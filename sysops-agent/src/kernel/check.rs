@@ -5,9 +5,9 @@ use sysops_common::check::{Check, Helpers};
 use sysops_common::task::{Task, TaskOffsets, known};
 
 use super::ladder::Refusal;
-use super::process::{MemoryPath, Process};
+use super::process::Process;
 use super::record;
-use crate::host::{Host, os};
+use crate::host::{Host, MemoryPath, os};
 
 /// PROC_CGROUP_INIT_INO (include/linux/proc_ns.h).
 const INITIAL_CGROUP_NAMESPACE: &str = "cgroup:[4026531835]";

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::host::{Host, os};
+use crate::host::{Host, MemoryPath, os};
 
 /// The kernel's flag of a task that is on its way out (include/linux/sched.h).
 const PF_EXITING: u64 = 0x4;
@@ -13,15 +13,6 @@ const PF_EXITING: u64 = 0x4;
 pub(super) struct Process<'a> {
     host: &'a Host,
     directory: PathBuf,
-}
-
-/// A path in the hierarchy of the memory controller.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct MemoryPath {
-    /// The path.
-    pub path: String,
-    /// It is of the first version of cgroups.
-    pub v1: bool,
 }
 
 impl<'a> Process<'a> {
@@ -77,12 +68,11 @@ impl<'a> Process<'a> {
         Some(stat_field(&self.text("stat")?, 9)? & 0x0020_0000 != 0)
     }
 
-    /// Its path in the memory controller's hierarchy. The first version shows `/` for a task that is on its way out,
-    /// wherever it was: that is no answer.
+    /// Its path in the memory controller's hierarchy, as far as /proc can tell of a task that is on its way out.
     #[must_use]
     pub(super) fn memory_path(&self) -> Option<MemoryPath> {
-        let found = memory_path(&self.text("cgroup")?)?;
-        if found.v1 && found.path == "/" {
+        let found = MemoryPath::parse(&self.text("cgroup")?)?;
+        if found.is_of_any_that_exit() {
             let flags = stat_field(&self.text("stat")?, 9)?;
             if flags & PF_EXITING != 0 {
                 return None;
@@ -142,25 +132,6 @@ pub(super) fn stat_field(stat: &str, number: usize) -> Option<u64> {
     rest.split_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
 }
 
-/// Reads /proc/<pid>/cgroup: the line of the first version's memory hierarchy if there is one, else that of the unified one.
-#[must_use]
-pub(super) fn memory_path(text: &str) -> Option<MemoryPath> {
-    let mut unified = None;
-    for line in text.lines() {
-        let mut parts = line.splitn(3, ':');
-        let (id, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
-        // A removed cgroup is shown as "/path (deleted)".
-        let path = path.strip_suffix(" (deleted)").unwrap_or(path).to_owned();
-        if controllers.split(',').any(|name| name == "memory") {
-            return Some(MemoryPath { path, v1: true });
-        }
-        if id == "0" && controllers.is_empty() {
-            unified = Some(MemoryPath { path, v1: false });
-        }
-    }
-    unified
-}
-
 /// `[<0>] ext4_write+0x33/0x160 [ext4]` becomes `ext4_write+0x33/0x160 [ext4]`.
 fn kernel_stack(text: &str) -> Vec<String> {
     let frame = |line: &str| line.trim().split_once("] ").map_or(line, |(_, frame)| frame).trim().to_owned();
@@ -171,17 +142,6 @@ fn kernel_stack(text: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const HYBRID: &str = "9:name=systemd:/\n4:memory:/process_api/36\n3:cpuset:/\n0::/unified\n";
-
-    #[test]
-    fn the_memory_controllers_own_hierarchy_goes_before_the_unified_one() {
-        assert_eq!(memory_path(HYBRID), Some(MemoryPath { path: "/process_api/36".into(), v1: true }));
-        assert_eq!(memory_path("0::/a b:c\n"), Some(MemoryPath { path: "/a b:c".into(), v1: false }));
-        assert_eq!(memory_path("5:cpu,memory:/x (deleted)\n").map(|found| found.path), Some("/x".into()));
-        assert_eq!(memory_path("2:cpu:/\n"), None);
-        assert_eq!(memory_path("nonsense"), None);
-    }
 
     #[test]
     fn a_hostile_name_does_not_move_the_fields_of_stat() {
@@ -214,10 +174,8 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_text_is_read_without_a_panic(text: String, lines in "([0-9]{0,2}:[a-z,=]{0,9}:/[a-z()/]{0,9}\n){0,5}", field in 0..60_usize) {
-            for text in [&text, &lines] {
-                let _ = (memory_path(text), stat_field(text, field), number_in_status(text, "Tgid"), kernel_stack(text));
-            }
+        fn any_text_is_read_without_a_panic(text: String, field in 0..60_usize) {
+            let _ = (stat_field(&text, field), number_in_status(&text, "Tgid"), kernel_stack(&text));
         }
     }
 }

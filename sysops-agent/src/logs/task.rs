@@ -1,7 +1,7 @@
 //! What /proc says of a thread that the kernel's log has just named: process, user, cgroup, where it sleeps.
 //! Only for records that were read right after they were logged: later the number may be another's.
 
-use crate::host::Host;
+use crate::host::{Host, MemoryPath};
 use crate::model::{Detail, Event};
 
 /// Adds to `event` what its text does not say and /proc still knows. An OOM victim may be gone already.
@@ -19,9 +19,9 @@ pub(super) fn complete(event: &mut Event, host: &Host) {
         event.uid = event.uid.or_else(|| status_number(&status, "Uid:"));
     }
     if event.cgroup.is_none() {
-        let cgroup = read("cgroup").and_then(|text| memory_cgroup(&text));
-        // A victim that is exiting has left its cgroup of a v1 hierarchy for the root.
-        event.cgroup = cgroup.filter(|path| path != "/" || matches!(event.detail, Detail::HungTask(_)));
+        let found = read("cgroup").and_then(|text| MemoryPath::parse(&String::from_utf8_lossy(&text)));
+        let may_exit = !matches!(event.detail, Detail::HungTask(_));
+        event.cgroup = found.filter(|found| !may_exit || !found.is_of_any_that_exit()).map(|found| found.path);
     }
     if let Detail::HungTask(hung) = &mut event.detail
         && hung.wchan.is_none()
@@ -37,23 +37,6 @@ fn status_number(status: &[u8], key: &str) -> Option<u32> {
     // The name of the task is the first line, and a newline in it is escaped there.
     let text = std::str::from_utf8(&status[status.iter().position(|&byte| byte == b'\n')?..]).ok()?;
     text.lines().find_map(|line| line.strip_prefix(key))?.split_ascii_whitespace().next()?.parse().ok()
-}
-
-/// The path in the memory controller's hierarchy: v1's where the host has one, else the unified one.
-fn memory_cgroup(text: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(text);
-    let mut unified = None;
-    for line in text.lines() {
-        let mut fields = line.splitn(3, ':');
-        let (Some(id), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else { continue };
-        if controllers.split(',').any(|controller| controller == "memory") {
-            return Some(path.to_owned());
-        }
-        if id == "0" && controllers.is_empty() {
-            unified = Some(path.to_owned());
-        }
-    }
-    unified
 }
 
 #[cfg(test)]
@@ -108,16 +91,9 @@ mod tests {
         let kill = || Detail::OomKill(OomKill::default());
         assert_eq!(completed("kill", "a\nb", "/", kill()).cgroup, None);
         assert_eq!(completed("alive", "a\nb", "/a", kill()).cgroup.as_deref(), Some("/a"));
+        assert_eq!(completed("removed", "a\nb", "/a (deleted)", kill()).cgroup.as_deref(), Some("/a"));
         let other = completed("other", "sh", "/a", kill());
         assert_eq!((other.pid, other.uid, other.cgroup), (None, None, None));
-    }
-
-    #[test]
-    fn the_memory_controller_has_its_own_path_on_v1() {
-        let hybrid = b"4:memory:/a:b\n1:name=systemd:/x\n0::/u\n";
-        assert_eq!(memory_cgroup(hybrid).as_deref(), Some("/a:b"));
-        assert_eq!(memory_cgroup(b"0::/u\n").as_deref(), Some("/u"));
-        assert_eq!(memory_cgroup(b"garbage\n1:cpu:/\n"), None);
     }
 
     #[test]
