@@ -3,7 +3,7 @@
 #![expect(clippy::disallowed_methods, clippy::panic, reason = "a test reads files, runs programs and fails by panic")]
 
 use std::collections::BTreeMap;
-use std::process::Child;
+use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ fn ten_groups_of_five_at_full_load_are_fifty_events_and_ten_incidents() {
     if let Some(reason) = MemoryCgroup::groups_missing() {
         return eprintln!("skipped: {reason}; the guests of vm-test have them");
     }
-    let events = seen_by_probe(|| kill_groups("probe"));
+    let Some(events) = seen_by_probe(|| kill_groups("probe")) else { return };
     let mut groups: BTreeMap<String, usize> = BTreeMap::new();
     for (event, _) in events.values() {
         *groups.entry(kill(event).incident.clone().expect("on each rung")).or_default() += 1;
@@ -102,11 +102,10 @@ fn a_victim_that_was_already_exiting_is_marked_as_such() {
         let Some(mut kernel) = start(&host, rung) else { continue };
         let cgroup = MemoryCgroup::new(&format!("sysops-oom-{}-exiting-{rung}", std::process::id()), 47 << 20);
         let mut mount = FrozenMount::thawed("16M");
-        let file = mount.file("big");
-        std::fs::write(&file, "").expect("it is not frozen yet");
+        let file = std::fs::File::create(mount.file("big")).expect("it is not frozen yet");
         mount.freeze();
-        // It opens what is there and cuts nothing off, so that it hangs in its write and holds its 32 MiB by then.
-        let mut exiting = cgroup.start(&format!("dd if=/dev/zero of={} bs=32M count=1 conv=notrunc", file.display()));
+        // It has its file open, so that it hangs in its write and holds its 32 MiB by then.
+        let mut exiting = cgroup.start_with("dd if=/dev/zero bs=32M count=1 >&0", Stdio::from(file));
         // A task sleeps like this for a moment now and then; only one that is stuck does so all the time.
         let mut stuck = 0;
         wait_for("it hangs in its write", || {
@@ -128,7 +127,9 @@ fn a_victim_that_was_already_exiting_is_marked_as_such() {
             events.iter().find(|event| event.tid == Some(exiting.id())).unwrap_or_else(|| panic!("{events:#?}"));
         eprintln!("{}", serde_json::to_string(event).expect("an event is JSON"));
         assert_eq!(kill(event).already_exiting, Some(true), "{rung}: {event:?}");
-        assert!(kill(event).anon_rss_bytes >= Some(32 << 20), "{rung}: as it stood when it was marked: {event:?}");
+        // Up to 5.10 nothing but its number is known; up to 6.1 a task counts 63 pages before it says so.
+        let anon_rss = kill(event).anon_rss_bytes;
+        assert!(anon_rss.is_none_or(|bytes| bytes >= 31 << 20), "{rung}: as it stood when it was marked: {event:?}");
         assert_eq!(about(&events, exiting.id()), 1, "{rung}: {events:#?}");
         let counted = cgroup.oom_kills().expect("the kernel counts");
         let more = take_until(&mut kernel, &host, Duration::from_millis(300), |_| false);
@@ -174,11 +175,11 @@ fn ten_thousand_cgroups_that_come_and_go_leave_nothing_behind() {
     }
     let host = live();
     let Some(mut kernel) = start(&host, "auto") else { return };
-    let before = resident_kib();
+    let before = data_kib();
     for round in 0..10_000 {
         drop(MemoryCgroup::without_limit(&format!("sysops-oom-{}-churn-{}", std::process::id(), round % 7)));
     }
-    let after = resident_kib();
+    let after = data_kib();
     assert!(after < before + 1024, "{before} KiB before, {after} KiB after");
     let cgroup = MemoryCgroup::new(&format!("sysops-oom-{}-churned", std::process::id()), LIMIT);
     let mut victim = cgroup.start(GREEDY);
@@ -189,14 +190,14 @@ fn ten_thousand_cgroups_that_come_and_go_leave_nothing_behind() {
     assert_eq!(event.cgroup.as_deref(), Some(cgroup.path.as_str()), "{event:?}");
 }
 
-/// Kills while the probe watches at full load, and holds what it says against what was done.
-fn seen_by_probe(kill_all: impl FnOnce() -> Killed + Send) -> BTreeMap<u32, (Event, Option<usize>)> {
+/// Kills while the probe watches at full load, and holds what it says against what was done; `None` where no probe stands.
+fn seen_by_probe(kill_all: impl FnOnce() -> Killed + Send) -> Option<BTreeMap<u32, (Event, Option<usize>)>> {
     let host = live();
-    let Some(mut kernel) = start(&host, "auto") else { return BTreeMap::new() };
+    let mut kernel = start(&host, "auto")?;
     let standing = kernel.standings().into_iter().find(|standing| standing.name == "oom_kill").expect("in the list");
     let _busy = Busy::start();
     let (events, killed) = watch(&mut kernel, &host, kill_all);
-    hold_against(&events, &killed, standing.rung.word() != "tracepoint")
+    Some(hold_against(&events, &killed, standing.rung.word() != "tracepoint"))
 }
 
 /// Takes what `source` gives while `kill_all` runs in a thread, and prints how late it came.
@@ -303,9 +304,10 @@ fn state(pid: u32) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-fn resident_kib() -> u64 {
+/// What the process has asked for; what is resident of that grows by itself where the kernel makes huge pages of it.
+fn data_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("there is one");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("in each status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmData:")).expect("in each status");
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
