@@ -23,7 +23,9 @@ pub fn take_until(
         }
         let mut fds: Vec<PollFd<'_>> =
             source.fds().into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-        let wait = Timespec { tv_sec: 0, tv_nsec: i64::from(left.as_millis().min(100) as u32) * 1_000_000 };
+        let due = source.next_deadline().map_or(left, |due| due.saturating_sub(host.clock.now().monotonic));
+        let wait = due.min(left).min(Duration::from_millis(100));
+        let wait = Timespec { tv_sec: 0, tv_nsec: wait.subsec_nanos().into() };
         // An interrupted wait is as good as one that ended.
         let _ = poll(&mut fds, Some(&wait));
     }

@@ -5,6 +5,7 @@
 )]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "that is how a test fails, in its helpers too")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -122,6 +123,32 @@ fn every_capture_of_an_oom_kill_gives_exactly_its_kills() {
     }
 }
 
+/// Ten reports in five seconds are all that the kernel prints: of these groups there are the lines of the killed alone, and
+/// what is the first of the next group looks like one more of the group before.
+#[test]
+fn groups_that_are_killed_one_behind_the_other_are_incidents_of_their_own() {
+    let events = events_of("oom-groups-at-once/6.12");
+    let mut incidents: BTreeMap<&str, Vec<(u32, Option<&str>)>> = BTreeMap::new();
+    for event in &events {
+        let Detail::OomKill(kill) = &event.detail else { panic!("{event:?}") };
+        let (incident, of) = (kill.incident.as_deref().unwrap(), (event.pid.unwrap(), kill.oom_group.as_deref()));
+        assert!(event.cgroup.is_none() && kill.trigger_pid.is_none() && kill.oom_memcg.is_none(), "{event:?}");
+        assert_eq!(kill.constraint.as_deref(), Some("CONSTRAINT_MEMCG"));
+        incidents.entry(incident).or_default().push(of);
+    }
+    let killed: Vec<_> = incidents.into_values().collect();
+    let group = |name, chosen, others: [u32; 4]| {
+        std::iter::once((chosen, None)).chain(others.map(|pid| (pid, Some(name)))).collect::<Vec<_>>()
+    };
+    let expected = [
+        group("/group-7", 373, [368, 370, 371, 369]),
+        group("/group-6", 372, [364, 366, 365, 367]),
+        group("/group-9", 383, [378, 380, 379, 381]),
+        group("/group-8", 382, [374, 376, 375, 377]),
+    ];
+    assert_eq!(killed, expected);
+}
+
 /// The console has the kill lines again, and what the cgroups counted.
 fn check_against_console(name: &str, events: &[Event]) {
     let console = console(&format!("{name}.console"));
@@ -194,6 +221,7 @@ fn a_restart_at_any_record_tells_each_event_once_and_whole() {
         "oom-global/7.2",
         "oom-group/6.12",
         "oom-group/7.2",
+        "oom-groups-at-once/6.12",
         "hung-task-limit/6.1",
         "hung-task-limit/7.2",
     ] {

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use sysops_agent::host::{EventSource, Host};
@@ -30,59 +31,21 @@ const GREEDY: &str = "dd if=/dev/zero of=/dev/null bs=64M count=1";
 type Killed = BTreeMap<u32, (String, Option<usize>)>;
 
 #[test]
-fn a_hundred_kills_at_full_load_are_a_hundred_events() {
-    if !require(MemoryCgroup::missing().or_else(|| require::programs(&["sh", "dd"]))) {
-        return;
-    }
-    seen_by_probe(|| kill_one_by_one("probe"));
-}
-
-/// Group kills need cgroups of version 2, which not every machine has: there the test says so and is no failure.
-#[test]
-fn ten_groups_of_five_at_full_load_are_fifty_events_and_ten_incidents() {
-    if let Some(reason) = MemoryCgroup::groups_missing() {
-        return eprintln!("skipped: {reason}; the guests of vm-test have them");
-    }
-    let Some(events) = seen_by_probe(|| kill_groups("probe")) else { return };
-    let mut groups: BTreeMap<String, usize> = BTreeMap::new();
-    for (event, _) in events.values() {
-        *groups.entry(kill(event).incident.clone().expect("on each rung")).or_default() += 1;
-    }
-    assert_eq!(groups.values().copied().collect::<Vec<_>>(), [5; GROUPS], "{groups:?}");
-    for incident in groups.keys() {
-        let of: Vec<_> = events.values().filter(|(event, _)| kill(event).incident.as_ref() == Some(incident)).collect();
-        assert!(of.iter().all(|(_, group)| *group == of[0].1), "an incident is of one group: {of:#?}");
-    }
-}
-
-/// What the log says of the same, and what it says again to an agent that is started anew: nothing.
-#[test]
-fn the_log_alone_tells_of_each_kill_once_and_again_after_a_restart_of_none() {
+fn a_hundred_kills_at_full_load_are_a_hundred_events_of_probe_and_log_each() {
     let missing = || require::programs(&["sh", "dd"]).or_else(|| require::files(&["/dev/kmsg"]));
     if !require(MemoryCgroup::missing().or_else(missing)) {
         return;
     }
-    let host = live();
-    let data = std::env::temp_dir().join(format!("sysops-kmsg-{}", std::process::id()));
-    std::fs::create_dir_all(&data).expect("a directory of our own");
-    let open = || Kmsg::open(&host, &Values::default(), &data).unwrap_or_else(|error| panic!("{error:?}"));
-    let mut kmsg = open();
-    let _busy = Busy::start();
-    let (events, killed) = watch(&mut kmsg, &host, || {
-        let mut killed = kill_one_by_one("log");
-        if MemoryCgroup::groups_missing().is_none() {
-            killed.extend(kill_groups("log"));
-        }
-        killed
-    });
-    let told = hold_against(&events, &killed, false);
-    let with_cgroup = told.values().filter(|(event, _)| event.cgroup.is_some()).count();
-    eprintln!("the log alone: {} of {} kills, {with_cgroup} with their cgroup", told.len(), killed.len());
-    kmsg.save_now();
-    drop(kmsg);
-    let again = take_until(&mut open(), &host, Duration::from_millis(500), |_| false);
-    std::fs::remove_dir_all(&data).expect("a directory of our own");
-    assert!(!again.iter().any(|event| event.tid.is_some_and(|tid| killed.contains_key(&tid))), "{again:#?}");
+    hold_both("one", kill_one_by_one);
+}
+
+/// Group kills need cgroups of version 2, which not every machine has: there the test says so and is no failure.
+#[test]
+fn ten_groups_of_five_at_full_load_are_fifty_events_and_ten_incidents_of_probe_and_log_each() {
+    if let Some(reason) = MemoryCgroup::groups_missing() {
+        return eprintln!("skipped: {reason}; the guests of vm-test have them");
+    }
+    hold_both("group", kill_groups);
 }
 
 /// A process that has been sent a SIGKILL and cannot die, as it waits for a frozen file system: the kernel marks it when
@@ -190,40 +153,57 @@ fn ten_thousand_cgroups_that_come_and_go_leave_nothing_behind() {
     assert_eq!(event.cgroup.as_deref(), Some(cgroup.path.as_str()), "{event:?}");
 }
 
-/// Kills while the probe watches at full load, and holds what it says against what was done; `None` where no probe stands.
-fn seen_by_probe(kill_all: impl FnOnce() -> Killed + Send) -> Option<BTreeMap<u32, (Event, Option<usize>)>> {
+/// Kills at full load while probe and log watch, each for itself, and holds what they say against what was done; and what
+/// the log says of it to an agent that is started anew: nothing.
+fn hold_both(name: &str, kill_all: impl FnOnce(&str) -> Killed + Send) {
     let host = live();
-    let mut kernel = start(&host, "auto")?;
-    let standing = kernel.standings().into_iter().find(|standing| standing.name == "oom_kill").expect("in the list");
-    let _busy = Busy::start();
-    let (events, killed) = watch(&mut kernel, &host, kill_all);
-    Some(hold_against(&events, &killed, standing.rung.word() != "tracepoint"))
+    let data = std::env::temp_dir().join(format!("sysops-kmsg-{}-{name}", std::process::id()));
+    std::fs::create_dir_all(&data).expect("a directory of our own");
+    let open = || Kmsg::open(&host, &Values::default(), &data).unwrap_or_else(|error| panic!("{error:?}"));
+    let mut kmsg = open();
+    let mut kernel = start(&host, "auto");
+    let is_over = AtomicBool::new(false);
+    let busy = Busy::start();
+    let (killed, probe, log) = std::thread::scope(|scope| {
+        let log = scope.spawn(|| watch("log", &mut kmsg, &host, &is_over));
+        let probe = kernel.as_mut().map(|kernel| scope.spawn(|| watch("probe", kernel, &host, &is_over)));
+        let killed = kill_all(name);
+        is_over.store(true, Ordering::Relaxed);
+        let join = |watch: ScopedJoinHandle<'_, Vec<Event>>| watch.join().expect("who watches does not fail");
+        (killed, probe.map(join), join(log))
+    });
+    drop(busy);
+    if let (Some(events), Some(kernel)) = (probe, &kernel) {
+        let standing =
+            kernel.standings().into_iter().find(|standing| standing.name == "oom_kill").expect("in the list");
+        hold_incidents(&hold_against(&events, &killed, standing.rung.word() != "tracepoint"));
+    }
+    let told = hold_against(&log, &killed, false);
+    hold_incidents(&told);
+    let with_cgroup = told.values().filter(|(event, _)| event.cgroup.is_some()).count();
+    eprintln!("the log: {} of {} kills, {with_cgroup} with their cgroup", told.len(), killed.len());
+    kmsg.save_now();
+    drop(kmsg);
+    let again = take_until(&mut open(), &host, Duration::from_millis(500), |_| false);
+    std::fs::remove_dir_all(&data).expect("a directory of our own");
+    assert!(!again.iter().any(|event| event.tid.is_some_and(|tid| killed.contains_key(&tid))), "{again:#?}");
 }
 
-/// Takes what `source` gives while `kill_all` runs in a thread, and prints how late it came.
-fn watch(source: &mut impl EventSource, host: &Host, kill_all: impl FnOnce() -> Killed + Send) -> (Vec<Event>, Killed) {
-    let is_over = AtomicBool::new(false);
+/// Takes what `source` gives until a second after all is over, and prints how late it came.
+fn watch(name: &str, source: &mut impl EventSource, host: &Host, is_over: &AtomicBool) -> Vec<Event> {
     let (mut late, mut over_at) = (Vec::new(), None);
-    let (events, killed) = std::thread::scope(|scope| {
-        let killer = scope.spawn(|| {
-            let killed = kill_all();
-            is_over.store(true, Ordering::Relaxed);
-            killed
-        });
-        let events = take_until(source, host, Duration::from_secs(200), |events| {
-            let now = host.clock.now().monotonic;
-            let new = &events[late.len()..];
-            late.extend(new.iter().map(|event| now.saturating_sub(Duration::from_nanos(event.monotonic_ns))));
-            // Time for what must not come: a second word about the same kill.
-            let since = is_over.load(Ordering::Relaxed).then(|| *over_at.get_or_insert(now));
-            since.is_some_and(|since| now.saturating_sub(since) > Duration::from_secs(1))
-        });
-        (events, killer.join().expect("the killer does not fail"))
+    let events = take_until(source, host, Duration::from_secs(200), |events| {
+        let now = host.clock.now().monotonic;
+        let new = &events[late.len()..];
+        late.extend(new.iter().map(|event| now.saturating_sub(Duration::from_nanos(event.monotonic_ns))));
+        // Time for what must not come: a second word about the same kill.
+        let since = is_over.load(Ordering::Relaxed).then(|| *over_at.get_or_insert(now));
+        since.is_some_and(|since| now.saturating_sub(since) > Duration::from_secs(1))
     });
     late.sort_unstable();
     let at = |share: usize| late.get((late.len() * share / 100).min(late.len().saturating_sub(1))).copied();
-    eprintln!("{} events: half within {:?}, p99 {:?}, the last {:?}", late.len(), at(50), at(99), late.last());
-    (events, killed)
+    eprintln!("{name}: {} events: half within {:?}, p99 {:?}, the last {:?}", late.len(), at(50), at(99), late.last());
+    events
 }
 
 /// Each that was killed is told once, with the right cgroup, and no other of our cgroups.
@@ -245,6 +225,22 @@ fn hold_against(events: &[Event], killed: &Killed, needs_cgroup: bool) -> BTreeM
     told
 }
 
+/// Each group is one incident, and those that are in none of them are each their own.
+fn hold_incidents(told: &BTreeMap<u32, (Event, Option<usize>)>) {
+    let mut of: BTreeMap<&str, Vec<Option<usize>>> = BTreeMap::new();
+    for (event, group) in told.values() {
+        of.entry(kill(event).incident.as_deref().expect("on each rung")).or_default().push(*group);
+    }
+    let are_one = |groups: &[Option<usize>]| match groups {
+        [None] => true,
+        [first @ Some(_), ..] => groups.len() == 5 && groups.iter().all(|group| group == first),
+        _ => false,
+    };
+    let (groups, wrong): (Vec<_>, Vec<_>) = of.iter().partition(|(_, groups)| are_one(groups));
+    assert!(wrong.is_empty(), "incidents, and of which groups their kills are: {wrong:#?}");
+    eprintln!("{} incidents of {} kills", groups.len(), told.len());
+}
+
 fn kill_one_by_one(name: &str) -> Killed {
     let one = |index: usize| {
         let cgroup = MemoryCgroup::new(&format!("sysops-oom-{}-{name}-{index}", std::process::id()), LIMIT);
@@ -257,31 +253,54 @@ fn kill_one_by_one(name: &str) -> Killed {
     (0..KILLS).map(one).collect()
 }
 
-/// Groups of five, in two cgroups below that which has the limit and kills as a group.
+/// Groups of five, in two cgroups below that which has the limit and kills as a group; two of them at once, so that the
+/// kernel goes over to the second right behind the first.
 fn kill_groups(name: &str) -> Killed {
     let mut killed = Killed::new();
-    for index in 0..GROUPS {
-        let top = format!("sysops-oom-{}-{name}-group-{index}", std::process::id());
-        let group = MemoryCgroup::new(&top, LIMIT);
-        group.kill_as_group();
-        let below =
-            [MemoryCgroup::without_limit(&format!("{top}/a")), MemoryCgroup::without_limit(&format!("{top}/b"))];
-        let mut children: Vec<(Child, &MemoryCgroup)> =
-            (0..4).map(|place| &below[place % 2]).map(|cgroup| (cgroup.start("sleep 1000"), cgroup)).collect();
+    for pair in 0..GROUPS / 2 {
+        let mut groups = [2 * pair, 2 * pair + 1].map(|index| Group::new(name, index));
+        groups.iter_mut().for_each(Group::start_greedy);
+        groups.iter_mut().for_each(|group| group.hold_killed(&mut killed));
+    }
+    killed
+}
+
+struct Group {
+    index: usize,
+    top: MemoryCgroup,
+    below: [MemoryCgroup; 2],
+    /// With the place of its cgroup in `below`.
+    children: Vec<(Child, usize)>,
+}
+
+impl Group {
+    /// With four that sleep.
+    fn new(name: &str, index: usize) -> Self {
+        let path = format!("sysops-oom-{}-{name}-group-{index}", std::process::id());
+        let top = MemoryCgroup::new(&path, LIMIT);
+        top.kill_as_group();
+        let below = ["a", "b"].map(|name| MemoryCgroup::without_limit(&format!("{path}/{name}")));
+        let children: Vec<_> = (0..4).map(|place| (below[place % 2].start("sleep 1000"), place % 2)).collect();
         for (child, _) in &children {
             wait_for("it sleeps in its cgroup", || comm(child.id()).as_deref() == Some("sleep"));
         }
-        children.push((below[0].start(GREEDY), &below[0]));
-        for (child, cgroup) in &mut children {
+        Self { index, top, below, children }
+    }
+
+    fn start_greedy(&mut self) {
+        self.children.push((self.below[0].start(GREEDY), 0));
+    }
+
+    fn hold_killed(&mut self, killed: &mut Killed) {
+        for (child, place) in &mut self.children {
             assert_killed(child);
-            killed.insert(child.id(), (cgroup.path.clone(), Some(index)));
+            killed.insert(child.id(), (self.below[*place].path.clone(), Some(self.index)));
         }
-        let (kills, groups) = (group.event("oom_kill"), group.event("oom_group_kill"));
+        let (kills, groups) = (self.top.event("oom_kill"), self.top.event("oom_group_kill"));
         // The kernel counts the chosen one twice when it comes to it again before it is gone.
         assert!(matches!(kills, Some(5 | 6)), "the kernel's own count: {kills:?}");
         assert!(groups.is_none_or(|groups| groups == 1), "{groups:?}");
     }
-    killed
 }
 
 fn assert_killed(child: &mut Child) {

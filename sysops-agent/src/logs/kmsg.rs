@@ -30,6 +30,9 @@ const READ_BYTES: usize = 16 << 10;
 const MAX_READS: u32 = 8192;
 /// How long the stack of a hung task may pause before it is taken for complete.
 const STACK_PAUSE: Duration = Duration::from_millis(50);
+/// How long a kill waits for the line that would make it the first of a group: that is the next one which the kernel
+/// prints, and `correlate` waits no longer than 60 ms for what the log says.
+const KILL_PAUSE: Duration = Duration::from_millis(20);
 /// Shortest time between two writes of the position while nothing happens but other messages.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 /// Hung tasks told before a restart that are remembered.
@@ -135,12 +138,6 @@ impl Kmsg {
         told.into_iter().map(|sighting| self.clock.date(sighting, now)).collect()
     }
 
-    /// When to drain again although nothing becomes readable, on the monotonic clock: a hung task's stack may be whole.
-    #[must_use]
-    pub fn next_deadline(&self) -> Option<Duration> {
-        self.hold_until
-    }
-
     /// Saves the position: at once after an event, else at most once a second. To be called after events were handed
     /// on.
     pub fn save(&mut self, now: Tick) {
@@ -154,10 +151,11 @@ impl Kmsg {
     /// Saves the position: at the end.
     pub fn save_now(&mut self) {
         self.has_told = false;
-        // A hung task that waits for its stack is yet to be told.
-        let waiting = self.hung_task.progress().filter(|(first, _)| self.told.is_none_or(|told| *first > told));
-        let sequence = match waiting {
-            Some((first, _)) => first.checked_sub(1),
+        // What is held is yet to be told.
+        let hung = self.hung_task.progress().map(|(first, _)| first);
+        let held = [hung, self.oom_kill.held()].into_iter().flatten();
+        let sequence = match held.filter(|first| self.told.is_none_or(|told| *first > told)).min() {
+            Some(first) => first.checked_sub(1),
             None => self.lines.last,
         };
         // Behind the old position only while what was told is read again.
@@ -186,6 +184,7 @@ impl Kmsg {
             new.clear();
         }
         self.hung_task.flush();
+        self.oom_kill.flush();
         self.told = self.lines.last;
         self.lines.floor = self.told;
         (self.lines.records, self.lines.lost) = (0, 0);
@@ -195,8 +194,8 @@ impl Kmsg {
     /// One record of the kernel to the parsers.
     fn feed(&mut self, new: &mut Vec<Sighting>) {
         let record = self.lines.record();
-        let (kill, hung) = (self.oom_kill.feed(&record), self.hung_task.feed(&record));
-        for sighting in [kill, hung].into_iter().flatten() {
+        let ([held, kill], hung) = (self.oom_kill.feed(&record), self.hung_task.feed(&record));
+        for sighting in [held, kill, hung].into_iter().flatten() {
             self.sort(sighting, new);
         }
     }
@@ -213,15 +212,24 @@ impl Kmsg {
         }
     }
 
-    /// Ends the report of a hung task whose stack has paused for long enough.
+    /// What the parsers hold, and how far it has come.
+    fn holding(&self) -> (Option<(u64, u32)>, Option<u64>) {
+        (self.hung_task.progress(), self.oom_kill.held())
+    }
+
+    /// Gives what is held when nothing has come behind it for long enough: a hung task's stack is whole then, and a kill
+    /// the first of no group.
     fn end_pause(&mut self, has_grown: bool, now: Tick, new: &mut Vec<Sighting>) {
-        if self.hung_task.progress().is_none() {
-            self.hold_until = None;
-        } else if has_grown || self.hold_until.is_none() {
-            self.hold_until = Some(now.monotonic + STACK_PAUSE);
+        let pause = match self.holding() {
+            (None, None) => return self.hold_until = None,
+            (None, Some(_)) => KILL_PAUSE,
+            (Some(_), _) => STACK_PAUSE,
+        };
+        if has_grown || self.hold_until.is_none() {
+            self.hold_until = Some(now.monotonic + pause);
         } else if self.hold_until.is_some_and(|until| until <= now.monotonic) {
             self.hold_until = None;
-            if let Some(ended) = self.hung_task.flush() {
+            for ended in [self.oom_kill.flush(), self.hung_task.flush()].into_iter().flatten() {
                 self.sort(ended, new);
             }
         }
@@ -286,7 +294,7 @@ impl EventSource for Kmsg {
     fn drain(&mut self, host: &Host, out: &mut Vec<Event>) {
         let mut new = Vec::new();
         let mut stamps = Stamps::default();
-        let before = self.hung_task.progress();
+        let before = self.holding();
         let mut is_end = !self.is_broken && self.read_all(&mut new, &mut stamps);
         if is_end && self.caught_up.is_none() && self.told > self.lines.last && self.lines.last.is_some() {
             is_end = self.start_again(&mut new, &mut stamps);
@@ -297,7 +305,7 @@ impl EventSource for Kmsg {
             self.clock.learn(stamps, caught_up, now);
         }
         self.caught_up = is_end.then_some(now.monotonic);
-        let has_grown = before != self.hung_task.progress();
+        let has_grown = before != self.holding();
         self.end_pause(has_grown, now, &mut new);
         self.has_told |= !new.is_empty();
         for sighting in new {
@@ -307,6 +315,11 @@ impl EventSource for Kmsg {
             }
             out.push(event);
         }
+    }
+
+    /// What is held may be whole then.
+    fn next_deadline(&self) -> Option<Duration> {
+        self.hold_until
     }
 
     #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 records")]

@@ -3,6 +3,8 @@
 //!
 //! All of it is printed under the kernel's `oom_lock`, so reports do not mix. But the report is rate limited (ten in
 //! five seconds) and the `Killed process` line is not: a kill takes facts of a report only where the report names it.
+//! Where none is printed a group's line may also be the first of the next group, which only the record behind it tells:
+//! it is held until that is there.
 //!
 //! `Killed process N` is the thread that held the memory: the process id, unless the first thread has ended before
 //! the others. The kills of a group share the incident; their cgroup is the group's or one below it, which the log does
@@ -23,6 +25,8 @@ const MEMCG: &str = "CONSTRAINT_MEMCG";
 #[derive(Debug, Default)]
 pub struct Parser {
     report: Report,
+    /// A kill of the group, if the next record does not make it the first of another.
+    held: Option<Sighting>,
 }
 
 #[derive(Debug, Default)]
@@ -36,11 +40,13 @@ struct Report {
     chosen: Option<Chosen>,
     /// The killed task.
     victim: Option<(u32, String)>,
+    /// The task of the last line of the killed: the same, or one of its group.
+    last: Option<(u32, String)>,
     /// From `memory: usage 49152kB, limit 49152kB, failcnt 97`: of the cgroup whose limit was reached.
     memory: Memory,
     /// What the victim's event says of the cgroup whose limit was reached, for the rest of its group.
     oom_memcg: Option<String>,
-    /// Names the decision to kill: the time of its first victim's line.
+    /// Names the decision to kill.
     incident: Option<String>,
     /// Set from `Tasks in … are going to be killed`: whose tasks all die.
     group: Option<String>,
@@ -75,11 +81,13 @@ struct Summary {
 }
 
 impl Parser {
-    /// Takes the next record of the kernel (facility 0) and gives the kill that it tells of.
-    pub fn feed(&mut self, record: &Record<'_>) -> Option<Sighting> {
+    /// Takes the next record of the kernel (facility 0) and gives the kill that was held, if it is sure now, and the
+    /// one that the record tells of.
+    pub fn feed(&mut self, record: &Record<'_>) -> [Option<Sighting>; 2] {
         let text = record.text;
         if let Some(killed) = Killed::parse(text) {
-            return self.killed(record, killed);
+            let held = self.held.take();
+            return [held, self.killed(record, killed)];
         }
         if let Some(summary) = text.strip_prefix(b"oom-kill:constraint=") {
             self.open_report().summary = Summary::parse(summary);
@@ -91,18 +99,51 @@ impl Parser {
             self.open_report().chosen = Some(chosen);
         } else if let Some(group) = group(text) {
             if self.report.victim.is_some() && self.is_near(record) {
-                self.report.group = Some(group);
-                self.report.micros = record.micros;
+                return [self.begin_group(record, group), None];
             }
         } else if let Some(at) = find(text, b" invoked oom-killer: gfp_mask=") {
             let trigger = Trigger { comm: text[..at].to_vec(), pid: None };
             self.report = Report { trigger: Some(trigger), micros: record.micros, ..Report::default() };
+            return [self.held.take(), None];
         } else if let Some(Trigger { comm, pid: pid @ None }) = &mut self.report.trigger
             && self.report.victim.is_none()
         {
             *pid = cpu_line(text, comm);
         }
-        None
+        [None, None]
+    }
+
+    /// Sequence of the record of a kill that is held.
+    #[must_use]
+    pub fn held(&self) -> Option<u64> {
+        self.held.as_ref().map(|held| held.sequence)
+    }
+
+    /// Gives a kill that is held: nothing came behind it.
+    pub fn flush(&mut self) -> Option<Sighting> {
+        self.held.take()
+    }
+
+    /// The next lines are those of `group`. The last killed is the one for which it was chosen, also when it was taken
+    /// for one of the group before.
+    fn begin_group(&mut self, record: &Record<'_>, group: String) -> Option<Sighting> {
+        if self.report.last != self.report.victim {
+            let victim = self.report.last.take();
+            let first =
+                self.held.as_ref().map_or((record.micros, record.sequence), |held| (held.micros, held.sequence));
+            let incident = Some(incident(first.0, first.1));
+            self.report = Report { last: victim.clone(), victim, incident, ..Report::default() };
+        }
+        self.report.group = Some(group);
+        self.report.micros = record.micros;
+        let mut held = self.held.take()?;
+        if let Detail::OomKill(kill) = &mut held.event.detail {
+            kill.incident.clone_from(&self.report.incident);
+            (kill.oom_memcg, kill.oom_group) = (None, None);
+            (kill.trigger_pid, kill.trigger_comm) = (None, None);
+            (kill.oom_memcg_limit_bytes, kill.oom_memcg_usage_bytes) = (None, None);
+        }
+        Some(held)
     }
 
     /// The report that is being printed: a new one when the last has its victim.
@@ -120,25 +161,31 @@ impl Parser {
     fn killed(&mut self, record: &Record<'_>, killed: Killed) -> Option<Sighting> {
         let report = &mut self.report;
         let age = record.micros.saturating_sub(report.micros);
+        let last = (killed.pid, killed.comm.clone());
+        let is_member;
         let (constraint, cgroup, uid);
         match &report.victim {
             Some((pid, comm)) if *pid == killed.pid && *comm == killed.comm && age <= TWICE_MICROS => {
                 report.micros = record.micros;
+                report.last = Some(last);
                 return None;
             }
             Some(_) if report.group.is_some() && age <= GROUP_GAP_MICROS => {
                 cgroup = None;
                 constraint = killed.is_memcg.then(|| MEMCG.to_owned());
                 uid = None;
+                is_member = true;
             }
             _ => {
-                let last = self.open_report();
-                (constraint, cgroup, uid) = last.facts(&killed);
-                last.incident = Some(format!("{:x}", record.micros.saturating_mul(1000)));
-                last.victim = Some((killed.pid, killed.comm.clone()));
+                let report = self.open_report();
+                (constraint, cgroup, uid) = report.facts(&killed);
+                report.incident = Some(incident(record.micros, record.sequence));
+                report.victim = Some(last.clone());
+                is_member = false;
             }
         }
         self.report.micros = record.micros;
+        self.report.last = Some(last);
         let trigger = self.report.trigger.as_ref();
         let memory = self.report.oom_memcg.as_ref().map(|_| self.report.memory).unwrap_or_default();
         let detail = OomKill {
@@ -165,8 +212,19 @@ impl Parser {
             detail: Detail::OomKill(detail),
             monotonic_ns: 0,
         };
-        Some(Sighting { sequence: record.sequence, micros: record.micros, event })
+        let sighting = Sighting { sequence: record.sequence, micros: record.micros, event };
+        if is_member {
+            self.held = Some(sighting);
+            return None;
+        }
+        Some(sighting)
     }
+}
+
+/// The name of the decision of whose first victim this is the record. Records of one time, of which a kernel with coarse
+/// clocks has many, differ in their numbers.
+fn incident(micros: u64, sequence: u64) -> String {
+    format!("{:x}", micros.saturating_mul(1000).saturating_add(sequence % 1000))
 }
 
 impl Report {

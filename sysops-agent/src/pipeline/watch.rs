@@ -119,7 +119,7 @@ impl Sources {
                 next = now.monotonic + interval;
             }
             let unsettled = (!self.is_settled()).then(|| now.monotonic + SETTLES_WITHIN);
-            let due = [self.kernel.next_deadline(), self.kmsg.as_ref().and_then(Kmsg::next_deadline), unsettled];
+            let due = [self.kernel.next_deadline(), self.kmsg.as_ref().and_then(EventSource::next_deadline), unsettled];
             let deadline = due.into_iter().flatten().fold(next, Duration::min);
             if !self.wait(stop, deadline.saturating_sub(now.monotonic)) {
                 break;
