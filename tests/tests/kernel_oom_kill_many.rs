@@ -39,11 +39,11 @@ fn a_hundred_kills_at_full_load_are_a_hundred_events_of_probe_and_log_each() {
     hold_both("one", kill_one_by_one);
 }
 
-/// Group kills need cgroups of version 2, which not every machine has: there the test says so and is no failure.
 #[test]
+#[ignore = "group kills need cgroups of version 2; run by vm-test"]
 fn ten_groups_of_five_at_full_load_are_fifty_events_and_ten_incidents_of_probe_and_log_each() {
-    if let Some(reason) = MemoryCgroup::groups_missing() {
-        return eprintln!("skipped: {reason}; the guests of vm-test have them");
+    if !require(MemoryCgroup::groups_missing().or_else(|| require::programs(&["sh", "dd", "sleep"]))) {
+        return;
     }
     hold_both("group", kill_groups);
 }
