@@ -225,6 +225,6 @@ pub fn alert(number: u32) -> Alert {
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "a file of the repository")]
 pub fn repository_file(path: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name(path);
     std::fs::read_to_string(&path).expect("the file is in the repository")
 }

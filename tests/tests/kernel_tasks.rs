@@ -443,6 +443,8 @@ fn types_that_lie_leave_the_table_to_proc_with_the_reason() {
     // Up to 5.13 the member had another name.
     let btf = fs::read(BTF).expect("require() was asked");
     let state = if has_member(&btf, "task_struct", "__state") { "__state" } else { "state" };
+    // Up to 6.1 pages were counted in the address space itself.
+    let pages = if has_member(&btf, "mm_rss_stat", "count") { "mm_rss_stat" } else { "percpu_counter" };
     for (name, member, bits) in [
         ("task_struct", "tgid", 32),
         ("task_struct", "pid", 32),
@@ -457,7 +459,7 @@ fn types_that_lie_leave_the_table_to_proc_with_the_reason() {
         ("signal_struct", "nr_threads", 64),
         ("signal_struct", "sum_sched_runtime", 64),
         ("signal_struct", "rlim", 64),
-        ("percpu_counter", "count", 64),
+        (pages, "count", 64),
         ("css_set", "dfl_cgrp", 64),
         ("kernfs_node", "id", 64),
     ] {

@@ -83,6 +83,7 @@ impl Payload {
         payload
             .files
             .push(("/etc/passwd".to_owned(), b"root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n".to_vec()));
+        payload.files.extend(schemas()?);
         for (path, text) in init::configurations(&payload.probes) {
             payload.files.push((path, text.into_bytes()));
         }
@@ -97,6 +98,18 @@ impl Payload {
         let has_setpriv = self.files.iter().any(|(path, _)| path == "/usr/bin/setpriv");
         archive(&self.files, kernel, &init::script(self, TESTS, has_setpriv))
     }
+}
+
+/// The schemas that tests hold documents against, where they look for them: in the repository.
+fn schemas() -> Result<Vec<(String, Vec<u8>)>> {
+    let dir = workspace::root().join("docs/schemas");
+    let files = std::fs::read_dir(&dir).with_context(|| dir.display().to_string())?;
+    files
+        .map(|file| {
+            let path = file?.path();
+            Ok((path.display().to_string(), std::fs::read(&path)?))
+        })
+        .collect()
 }
 
 /// Programs, each at its path in the guest, with their loader and libraries.

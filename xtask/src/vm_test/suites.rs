@@ -113,6 +113,18 @@ mod tests {
         assert_eq!(probe_of("e2e_fd", &probes), None);
     }
 
+    /// One that is named after none would be left out of the guests, and nobody would see.
+    #[test]
+    fn a_suite_of_the_kernel_is_named_after_a_probe_or_needs_no_guest() {
+        const NEEDS_NONE: [&str; 2] = ["kernel_log", OF_ALL];
+        let names = |dir: std::path::PathBuf| sources(&dir).unwrap().into_iter().map(|(name, _)| name);
+        let probes: Vec<_> = names(workspace::ebpf().join("src")).map(|probe| (probe, Vec::new())).collect();
+        let suites = names(workspace::root().join("tests/tests")).filter(|name| name.starts_with("kernel_"));
+        let odd: Vec<_> =
+            suites.filter(|name| probe_of(name, &probes).is_none() && !NEEDS_NONE.contains(&name.as_str())).collect();
+        assert!(odd.is_empty(), "{odd:?}");
+    }
+
     #[test]
     fn what_only_a_guest_shows_is_marked() {
         let text = "#[test]\n#[ignore = \"needs cgroup v2; run by vm-test\"]\nfn one() {}\n#[test]\n#[ignore = \"slow\"]\nfn two() {}\n";

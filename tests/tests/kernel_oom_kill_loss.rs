@@ -23,7 +23,11 @@ const LONG: Duration = Duration::from_secs(30);
 
 fn missing() -> Option<String> {
     let built = (!cfg!(feature = "default")).then(|| "needs the agent with the feature ebpf".to_owned());
-    built.or_else(MemoryCgroup::missing).or_else(|| require::programs(&["sh", "dd"]))
+    let probe = || {
+        let standing = standing(&Kernel::start(&Host::live(&Roots::default()), &only("auto")));
+        standing.rung.source().is_none().then_some(standing.reason)
+    };
+    built.or_else(MemoryCgroup::missing).or_else(|| require::programs(&["sh", "dd"])).or_else(probe)
 }
 
 /// Processes that the kernel has killed for memory since boot, on all CPUs.
@@ -76,9 +80,6 @@ fn received_and_dropped_are_together_all_that_happened() {
             break (reader, stalled, before);
         }
     };
-    if standing(&stalled).rung.source().is_none() && !require(Some(standing(&stalled).reason)) {
-        return;
-    }
     let killer = std::thread::spawn(|| kill_many("two", KILLS));
     let events: Vec<Event> = take_until(&mut reader, &host, Duration::from_secs(120), |_| killer.is_finished());
     killer.join().expect("all were killed");
@@ -108,7 +109,7 @@ fn a_stopped_agent_tells_what_fits_and_counts_the_rest() {
     let port = free_port();
     let configuration = format!(
         "[agent]\ndata_dir = \"@DATA@\"\ncollect_interval_secs = 1\n[collector]\nmemory_interval_secs = 1\n\
-         [alerting]\nmax_alerts_per_hour = 10000\n[thresholds]\nloss_quiet_secs = 3\n[log_analyzer]\nenabled = false\n\
+         [alerting]\nmax_alerts_per_hour = 10000\n[thresholds]\nloss_quiet_secs = 3\ndisk_percent = 100.0\ndisk_inode_percent = 100.0\n[log_analyzer]\nenabled = false\n\
          [prometheus]\nenabled = true\nbind = \"127.0.0.1:{port}\"\n"
     );
     let agent = Agent::start(&configuration, &["live"]);
@@ -177,9 +178,6 @@ fn each_run_of_a_probe_is_counted() {
     let mut values = Values::default();
     values.set(key_of_all("kernel.stats_percent"), Value::Float(100.0));
     let mut probe = OneProbe::start(&host, "oom_kill", "auto", values);
-    if probe.standing().rung.source().is_none() && !require(Some(probe.standing().reason)) {
-        return;
-    }
     let before = loop {
         let before = machine_kills();
         probe.collect(&host);
