@@ -109,7 +109,8 @@ fn a_stopped_agent_tells_what_fits_and_counts_the_rest() {
     let port = free_port();
     let configuration = format!(
         "[agent]\ndata_dir = \"@DATA@\"\ncollect_interval_secs = 1\n[collector]\nmemory_interval_secs = 1\n\
-         [alerting]\nmax_alerts_per_hour = 10000\n[thresholds]\nloss_quiet_secs = 3\ndisk_percent = 100.0\ndisk_inode_percent = 100.0\n[log_analyzer]\nenabled = false\n\
+         [alerting]\nmax_alerts_per_hour = 10000\n[thresholds]\nloss_quiet_secs = 3\n\
+         disk_percent = 100.0\ndisk_inode_percent = 100.0\n[log_analyzer]\nenabled = false\n\
          [prometheus]\nenabled = true\nbind = \"127.0.0.1:{port}\"\n"
     );
     let agent = Agent::start(&configuration, &["live"]);

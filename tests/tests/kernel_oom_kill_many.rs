@@ -267,10 +267,11 @@ fn kill_groups(name: &str) -> Killed {
 
 struct Group {
     index: usize,
-    top: MemoryCgroup,
-    below: [MemoryCgroup; 2],
     /// With the place of its cgroup in `below`.
     children: Vec<(Child, usize)>,
+    // Removed in this order.
+    below: [MemoryCgroup; 2],
+    top: MemoryCgroup,
 }
 
 impl Group {
@@ -284,7 +285,7 @@ impl Group {
         for (child, _) in &children {
             wait_for("it sleeps in its cgroup", || comm(child.id()).as_deref() == Some("sleep"));
         }
-        Self { index, top, below, children }
+        Self { index, children, below, top }
     }
 
     fn start_greedy(&mut self) {

@@ -129,9 +129,7 @@ impl Parser {
     fn begin_group(&mut self, record: &Record<'_>, group: String) -> Option<Sighting> {
         if self.report.last != self.report.victim {
             let victim = self.report.last.take();
-            let first =
-                self.held.as_ref().map_or((record.micros, record.sequence), |held| (held.micros, held.sequence));
-            let incident = Some(incident(first.0, first.1));
+            let incident = Some(incident(record));
             self.report = Report { last: victim.clone(), victim, incident, ..Report::default() };
         }
         self.report.group = Some(group);
@@ -162,28 +160,23 @@ impl Parser {
         let report = &mut self.report;
         let age = record.micros.saturating_sub(report.micros);
         let last = (killed.pid, killed.comm.clone());
-        let is_member;
-        let (constraint, cgroup, uid);
-        match &report.victim {
+        let (constraint, cgroup, uid, is_member) = match &report.victim {
             Some((pid, comm)) if *pid == killed.pid && *comm == killed.comm && age <= TWICE_MICROS => {
                 report.micros = record.micros;
                 report.last = Some(last);
                 return None;
             }
             Some(_) if report.group.is_some() && age <= GROUP_GAP_MICROS => {
-                cgroup = None;
-                constraint = killed.is_memcg.then(|| MEMCG.to_owned());
-                uid = None;
-                is_member = true;
+                (killed.is_memcg.then(|| MEMCG.to_owned()), None, None, true)
             }
             _ => {
                 let report = self.open_report();
-                (constraint, cgroup, uid) = report.facts(&killed);
-                report.incident = Some(incident(record.micros, record.sequence));
+                let (constraint, cgroup, uid) = report.facts(&killed);
+                report.incident = Some(incident(record));
                 report.victim = Some(last.clone());
-                is_member = false;
+                (constraint, cgroup, uid, false)
             }
-        }
+        };
         self.report.micros = record.micros;
         self.report.last = Some(last);
         let trigger = self.report.trigger.as_ref();
@@ -221,10 +214,10 @@ impl Parser {
     }
 }
 
-/// The name of the decision of whose first victim this is the record. Records of one time, of which a kernel with coarse
-/// clocks has many, differ in their numbers.
-fn incident(micros: u64, sequence: u64) -> String {
-    format!("{:x}", micros.saturating_mul(1000).saturating_add(sequence % 1000))
+/// The name of a decision, by the first record that tells of it. Those of one time, of which a kernel with coarse clocks has
+/// many, differ in their numbers.
+fn incident(record: &Record<'_>) -> String {
+    format!("{:x}", record.micros.saturating_mul(1000).saturating_add(record.sequence % 1000))
 }
 
 impl Report {

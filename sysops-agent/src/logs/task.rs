@@ -20,8 +20,8 @@ pub(super) fn complete(event: &mut Event, host: &Host) {
     }
     if event.cgroup.is_none() {
         let found = read("cgroup").and_then(|text| MemoryPath::parse(&String::from_utf8_lossy(&text)));
-        let may_exit = !matches!(event.detail, Detail::HungTask(_));
-        event.cgroup = found.filter(|found| !may_exit || !found.is_of_any_that_exit()).map(|found| found.path);
+        let hangs = matches!(event.detail, Detail::HungTask(_));
+        event.cgroup = found.filter(|found| hangs || !found.is_of_any_that_exit()).map(|found| found.path);
     }
     if let Detail::HungTask(hung) = &mut event.detail
         && hung.wchan.is_none()
