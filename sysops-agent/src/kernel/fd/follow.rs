@@ -47,6 +47,7 @@ pub(super) struct Around<'a> {
     pub host: &'a Host,
     pub rung: Rung,
     pub descriptors: &'a mut Descriptors,
+    pub counter: &'a mut OpenFds,
     /// The processes that are watched.
     pub targets: &'a [Target],
 }
@@ -58,6 +59,9 @@ pub(super) struct Followed {
     processes: Vec<One>,
     measures: Measures,
     listed: Vec<u32>,
+    /// What the programs remember of processes that have more open than can be listed, still to be looked at. Empty as
+    /// long as there are none.
+    remembered: Vec<Descriptor>,
     round: u32,
 }
 
@@ -66,6 +70,27 @@ struct One {
     pid: u32,
     open: Open,
     groups: Groups,
+    /// All that are open, as they were counted last where not all of them are known.
+    counted: u64,
+}
+
+impl One {
+    /// Counts what is open, unless all of it is known; false when that is not to be had.
+    fn count(&mut self, counter: &mut OpenFds, descriptors: &Descriptors) -> bool {
+        if self.open.is_whole() {
+            return true;
+        }
+        let path = CString::new(format!("{}/fd", self.pid)).ok();
+        let counted = path.and_then(|path| counter.at(descriptors.proc(), &path).ok());
+        self.counted = counted.unwrap_or(self.counted);
+        counted.is_some()
+    }
+
+    /// How many are open.
+    fn all(&self) -> u64 {
+        let known = self.groups.tally().all();
+        if self.open.is_whole() { known } else { known.max(self.counted) }
+    }
 }
 
 impl Followed {
@@ -75,7 +100,15 @@ impl Followed {
     /// When the object lacks a map.
     pub(super) fn start(_host: &Host, mut armed: Armed, measures: Measures) -> Result<Self, Refusal> {
         let stacks = Stacks::new(&mut armed.object)?;
-        Ok(Self { armed, stacks, processes: Vec::new(), measures, listed: Vec::new(), round: 0 })
+        Ok(Self {
+            armed,
+            stacks,
+            processes: Vec::new(),
+            measures,
+            listed: Vec::new(),
+            remembered: Vec::new(),
+            round: 0,
+        })
     }
 
     /// Becomes readable when stacks wait to be taken.
@@ -107,10 +140,11 @@ impl Followed {
         self.armed.counts.get(pid)
     }
 
-    /// Whose the descriptors of a process are, as of the last look.
+    /// How many descriptors of a process have a stack, and how many it has open, as of the last look.
     #[must_use]
-    pub(super) fn tally(&self, pid: u32) -> Option<Tally> {
-        self.processes.iter().find(|one| one.pid == pid).map(|one| one.groups.tally())
+    pub(super) fn attributed(&self, pid: u32) -> Option<(u64, u64)> {
+        let one = self.processes.iter().find(|one| one.pid == pid)?;
+        Some((one.groups.tally().attributed, one.all()))
     }
 
     /// True when `pid` is followed.
@@ -134,7 +168,7 @@ impl Followed {
         if let Some(parent) = self.processes.iter().find(|one| Some(one.pid) == parent) {
             open.inherit(&parent.open);
         }
-        self.processes.push(One { pid, open, groups: Groups::default() });
+        self.processes.push(One { pid, open, groups: Groups::default(), counted: 0 });
         Ok(())
     }
 
@@ -164,6 +198,7 @@ impl Followed {
         let first = self.round as usize % self.processes.len().max(1);
         let mut left = LOOK_MAX;
         let mut whole = true;
+        self.look_at_remembered(around.descriptors);
         self.processes.rotate_left(first);
         for one in &mut self.processes {
             let mut look = Look {
@@ -178,11 +213,45 @@ impl Followed {
             }
             whole &= left > 0;
             one.groups.update(now.monotonic, self.measures.window, one.open.known());
+            // Where counting means listing, a million take a while.
+            if around.counter.by_size() || self.round.is_multiple_of(TIDY) {
+                one.count(around.counter, around.descriptors);
+            }
         }
         if whole && self.round.is_multiple_of(TIDY) {
             self.tidy();
         }
         self.tell(around, now, events);
+    }
+
+    /// Of a process that has more open than one look lists, what was taken last may be at the list's end: what the programs
+    /// remember of it is looked at without the list, so much of it at each look.
+    fn look_at_remembered(&mut self, descriptors: &mut Descriptors) {
+        if self.remembered.is_empty() {
+            self.fill_remembered();
+        }
+        let rest = self.remembered.len().saturating_sub(LOOK_MAX);
+        let mut look = Look { descriptors, held: &mut self.armed.held, stacks: &self.stacks, listed: &mut self.listed };
+        for Descriptor { tgid, fd } in self.remembered.drain(rest..) {
+            if let Some(one) = self.processes.iter_mut().find(|one| one.pid == tgid) {
+                one.open.see(&mut look, fd, false);
+            }
+        }
+    }
+
+    /// Asks for all that the programs remember, and that they remembered, of processes that are not seen as a whole.
+    fn fill_remembered(&mut self) {
+        let mut parts: Vec<&One> = self.processes.iter().filter(|one| !one.open.is_whole()).collect();
+        if parts.is_empty() {
+            self.remembered = Vec::new();
+            return;
+        }
+        parts.sort_unstable_by_key(|one| one.pid);
+        self.armed.held.some_keys(KEYS_MAX, &mut self.remembered);
+        self.remembered.retain(|key| parts.binary_search_by_key(&key.tgid, |one| one.pid).is_ok());
+        self.remembered.extend(parts.iter().flat_map(|one| one.open.remembered()));
+        self.remembered.sort_unstable();
+        self.remembered.dedup();
     }
 
     /// Forgets stacks by which nothing is open any more.
@@ -194,12 +263,12 @@ impl Followed {
     }
 
     fn tell(&mut self, around: &Around<'_>, now: Tick, events: &mut Vec<Event>) {
-        let Around { host, rung, descriptors, targets } = around;
+        let Around { host, rung, descriptors, targets, .. } = around;
         let Measures { rise, limit_percent, .. } = self.measures;
         let mut leaking = Vec::new();
         for one in &mut self.processes {
             let Some(target) = targets.iter().find(|target| target.pid == one.pid) else { continue };
-            let open = one.groups.tally().all();
+            let open = one.all();
             let limit = descriptors.soft_limit(one.pid);
             #[expect(clippy::cast_precision_loss, reason = "a process has fewer than 2^53 open files")]
             let near_limit = limit.is_some_and(|limit| open as f64 * 100.0 >= limit as f64 * limit_percent);
@@ -238,33 +307,28 @@ impl Followed {
     }
 
     /// Adds what each process holds, by stack. All descriptors are held against what they were when they were taken.
-    pub(super) fn report(
-        &mut self,
-        around: &mut Around<'_>,
-        counter: &mut OpenFds,
-        stackless: Option<&Refusal>,
-        out: &mut Vec<LeakReport>,
-    ) {
-        let Around { host, rung, descriptors, targets } = around;
+    pub(super) fn report(&mut self, around: &mut Around<'_>, stackless: Option<&Refusal>, out: &mut Vec<LeakReport>) {
+        let Around { host, rung, descriptors, counter, targets } = around;
         self.stacks.drain(host);
         let now = host.clock.now().monotonic;
         // What the kernel does not count, before 5.12, is not spoken of.
         let skipped = self.armed.object.runs().skipped.unwrap_or(0);
+        self.fill_remembered();
         for one in &mut self.processes {
             let Some(target) = targets.iter().find(|target| target.pid == one.pid) else { continue };
             let mut look =
                 Look { descriptors, held: &mut self.armed.held, stacks: &self.stacks, listed: &mut self.listed };
+            for key in self.remembered.iter().filter(|key| key.tgid == one.pid) {
+                one.open.see(&mut look, key.fd, true);
+            }
             one.open.look_at_all(&mut look, now, REPORT_MAX);
             one.groups.update(now, self.measures.window, one.open.known());
             let tally = one.groups.tally();
-            let open = if one.open.is_whole() {
-                tally.all()
-            } else {
-                // Without the number of all there is no coverage, and so no report: the process has mostly ended.
-                let path = CString::new(format!("{}/fd", one.pid)).ok();
-                let Some(counted) = path.and_then(|path| counter.at(descriptors.proc(), &path).ok()) else { continue };
-                counted.max(tally.all())
-            };
+            // Without the number of all there is no coverage, and so no report: the process has mostly ended.
+            if !one.count(counter, descriptors) {
+                continue;
+            }
+            let open = one.all();
             let full = self.armed.counts.get(one.pid).map_or(0, |counts| counts.full);
             let groups = one.groups.largest_first();
             out.push(LeakReport {
@@ -280,6 +344,7 @@ impl Followed {
                 stacks: groups.iter().map(|(key, group)| leak_stack(&self.stacks, key, group, now)).collect(),
             });
         }
+        self.remembered.clear();
     }
 }
 

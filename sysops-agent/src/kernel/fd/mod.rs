@@ -232,7 +232,8 @@ impl Probe for Fds {
         }
         let Some(Standing { rung, followed: Some(followed) }) = &mut self.standing else { return };
         if let Some(descriptors) = &mut self.descriptors {
-            let mut around = Around { host, rung: *rung, descriptors, targets: self.watched.targets() };
+            let counter = &mut self.counter;
+            let mut around = Around { host, rung: *rung, descriptors, counter, targets: self.watched.targets() };
             followed.look(&mut around, &mut self.events);
         }
         for target in self.watched.targets() {
@@ -241,9 +242,9 @@ impl Probe for Fds {
                 out.counter(&INSTALLS, labels, counts.installs as f64);
                 out.counter(&CLOSES, labels, counts.closes as f64);
             }
-            if let Some(tally) = followed.tally(target.pid) {
-                out.gauge(&ATTRIBUTED, labels, tally.attributed as f64);
-                out.gauge(&UNATTRIBUTED, labels, (tally.all() - tally.attributed) as f64);
+            if let Some((attributed, open)) = followed.attributed(target.pid) {
+                out.gauge(&ATTRIBUTED, labels, attributed as f64);
+                out.gauge(&UNATTRIBUTED, labels, (open - attributed) as f64);
             }
         }
     }
@@ -280,8 +281,9 @@ impl Probe for Fds {
     fn leaks(&mut self, host: &Host, out: &mut Vec<LeakReport>) {
         let Some(Standing { rung, followed: Some(followed) }) = &mut self.standing else { return };
         let Some(descriptors) = &mut self.descriptors else { return };
-        let mut around = Around { host, rung: *rung, descriptors, targets: self.watched.targets() };
-        followed.report(&mut around, &mut self.counter, self.rungs.stackless.as_ref(), out);
+        let counter = &mut self.counter;
+        let mut around = Around { host, rung: *rung, descriptors, counter, targets: self.watched.targets() };
+        followed.report(&mut around, self.rungs.stackless.as_ref(), out);
     }
 
     fn stands_by(&self) -> Option<&'static str> {

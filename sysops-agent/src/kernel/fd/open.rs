@@ -19,8 +19,9 @@ use crate::kernel::syscalls;
 const SLACK: Duration = Duration::from_millis(50);
 /// Descriptors that are listed at once.
 const SLICE: usize = 4096;
-/// Most descriptors of a process that are kept.
-const KNOWN_MAX: usize = 1 << 16;
+/// Most descriptors of a process that are kept though the programs said nothing of them. Of the others there are as many as
+/// the programs have room for.
+const OTHERS_MAX: usize = 1 << 16;
 
 /// What is needed to look.
 pub(super) struct Look<'a> {
@@ -37,6 +38,8 @@ pub(super) struct Open {
     /// CLOCK_MONOTONIC since when it is watched.
     since: Duration,
     known: BTreeMap<u32, Known>,
+    /// How many of these the programs said nothing of, as of the last look.
+    others: usize,
     /// Where the next look begins.
     cursor: u32,
     /// When this and the previous pass over all descriptors began; the previous one only once there was one.
@@ -90,7 +93,7 @@ impl Open {
     /// Of the process `pid`, which is watched from `since` on.
     #[must_use]
     pub(super) fn new(pid: u32, since: Duration) -> Self {
-        Self { pid, since, known: BTreeMap::new(), cursor: 0, pass: since, previous: None }
+        Self { pid, since, known: BTreeMap::new(), others: 0, cursor: 0, pass: since, previous: None }
     }
 
     /// All that is open, as of the last looks.
@@ -101,7 +104,13 @@ impl Open {
     /// True when all descriptors were looked at at least once, and none had to be left out.
     #[must_use]
     pub(super) fn is_whole(&self) -> bool {
-        self.previous.is_some() && self.known.len() < KNOWN_MAX
+        self.previous.is_some() && self.others < OTHERS_MAX
+    }
+
+    /// Those of which the programs said something when they were seen last.
+    pub(super) fn remembered(&self) -> impl Iterator<Item = Descriptor> {
+        let remembered = self.known.iter().filter(|(_, known)| !known.taken.is_zero());
+        remembered.map(|(&fd, _)| Descriptor { tgid: self.pid, fd })
     }
 
     /// Looks at up to `most` descriptors, from where the last look ended; true when that was the end of the list. With
@@ -125,6 +134,7 @@ impl Open {
         let whole = whole.inspect_err(|_| look.listed.clear())?;
         let end = if whole { u32::MAX } else { listed.last().map_or(u32::MAX, |last| last + 1) };
         self.drop_closed(look, from, end, &listed);
+        self.others = self.known.values().filter(|known| known.taken.is_zero()).count();
         for &fd in &listed {
             self.see(look, fd, thorough);
         }
@@ -165,11 +175,12 @@ impl Open {
         self.known.retain(|&fd, known| !drop_from(fd, known));
     }
 
-    fn see(&mut self, look: &mut Look<'_>, fd: u32, thorough: bool) {
+    /// Looks at one descriptor, which may have been closed.
+    pub(super) fn see(&mut self, look: &mut Look<'_>, fd: u32, thorough: bool) {
         let key = Descriptor { tgid: self.pid, fd };
         let held = look.held.get(&key).filter(|held| self.is_current(fd, held));
         let taken = held.map_or(Duration::ZERO, |held| Duration::from_nanos(held.monotonic_ns));
-        let full = self.known.len() >= KNOWN_MAX;
+        let full = held.is_none() && self.others >= OTHERS_MAX;
         match self.known.get_mut(&fd) {
             // Nothing has changed.
             Some(known) if known.taken == taken => {
@@ -185,9 +196,15 @@ impl Open {
             None if full => return,
             _ => {}
         }
-        let Some(link) = self.link(look, fd) else { return };
+        let Some(link) = self.link(look, fd) else {
+            if let Some(known) = self.known.remove(&fd).filter(|known| !known.taken.is_zero()) {
+                forget(look.held, key, known.taken);
+            }
+            return;
+        };
         let known = match held {
             None => {
+                self.others += usize::from(!self.known.contains_key(&fd));
                 let owner = if self.previous.is_none() && !self.known.contains_key(&fd) {
                     Owner::Before
                 } else {
