@@ -286,8 +286,14 @@ fn what_does_not_fit_is_counted() {
     settle(&host, &mut probe, disk.name());
     let (kernel_before, before) = (disk.completed(), counts(&probe, disk.name()));
     let dropped_before = probe.standing().dropped;
-    assert!(disk.read_at_random(5000, 32));
-    settle(&host, &mut probe, disk.name());
+    // On a slow processor the device may be done with each request before the next comes, and then there is room for all.
+    for _ in 0..5 {
+        assert!(disk.read_at_random(5000, 32));
+        settle(&host, &mut probe, disk.name());
+        if probe.standing().dropped > dropped_before {
+            break;
+        }
+    }
     let kernel = disk.completed().since(&kernel_before).reads;
     let measured = counts(&probe, disk.name()).since(&before).reads;
     let dropped = probe.standing().dropped - dropped_before;
