@@ -318,10 +318,11 @@ impl Followed {
             let Some(target) = targets.iter().find(|target| target.pid == one.pid) else { continue };
             let mut look =
                 Look { descriptors, held: &mut self.armed.held, stacks: &self.stacks, listed: &mut self.listed };
-            for key in self.remembered.iter().filter(|key| key.tgid == one.pid) {
+            one.open.look_at_all(&mut look, now, REPORT_MAX);
+            let is_part = !one.open.is_whole();
+            for key in self.remembered.iter().filter(|key| is_part && key.tgid == one.pid) {
                 one.open.see(&mut look, key.fd, true);
             }
-            one.open.look_at_all(&mut look, now, REPORT_MAX);
             one.groups.update(now, self.measures.window, one.open.known());
             let tally = one.groups.tally();
             // Without the number of all there is no coverage, and so no report: the process has mostly ended.
