@@ -145,7 +145,9 @@ pub struct Place {
     pub device: u64,
 }
 
-/// What is remembered of a request, or of a bio of a disk that makes no requests, until it completes.
+/// What is remembered of a request, or of a bio of a disk that makes no requests, until it completes. In a hash map with a
+/// key of eight bytes, an entry is two lines of cache: one that all CPUs read, with the key and `insert_ns`, and one that goes
+/// from the CPU that issues to the one that completes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flight {
@@ -153,34 +155,22 @@ pub struct Flight {
     pub insert_ns: u64,
     /// CLOCK_MONOTONIC of the last issue; zero while it is with no driver.
     pub issue_ns: u64,
-    /// First sector at the last issue, in units of 512 bytes.
-    pub sector: u64,
-    /// Id of the cgroup that is charged, if known.
-    pub cgroup: u64,
     /// Device and operation, as of the last issue.
     pub series: Series,
     /// Bytes at the last issue.
     pub bytes: u32,
     /// Sectors that are still to do, where the record of a completion does not tell.
     pub sectors: u32,
-    /// Thread that asked for it, if known.
+    /// First sector at the last issue, in units of 512 bytes.
+    pub sector: u64,
+    /// Id of the cgroup that is charged; zero when no one has asked yet.
+    pub cgroup: u64,
+    /// Thread that asked for it; zero when that is not known, as where an idle CPU was interrupted.
     pub tid: u32,
     /// Its process.
     pub tgid: u32,
-    /// Bits of [`known`].
-    pub known: u32,
-    /// Keeps the size a multiple of eight bytes.
-    pub reserved: u32,
     /// Name of the thread.
     pub comm: [u8; COMM_LEN],
-}
-
-/// Bits of [`Flight::known`].
-pub mod known {
-    /// `tid`, `tgid` and `comm` are of who asked.
-    pub const TASK: u32 = 1;
-    /// `cgroup` is known.
-    pub const CGROUP: u32 = 1 << 1;
 }
 
 /// What is told apart in counting.
@@ -353,15 +343,13 @@ impl Flight {
     pub const IDLE: Self = Self {
         insert_ns: 0,
         issue_ns: 0,
-        sector: 0,
-        cgroup: 0,
         series: Series { dev: 0, operation: 0 },
         bytes: 0,
         sectors: 0,
+        sector: 0,
+        cgroup: 0,
         tid: 0,
         tgid: 0,
-        known: 0,
-        reserved: 0,
         comm: [0; COMM_LEN],
     };
 
@@ -453,8 +441,8 @@ pub const fn operation_of_letters(first: u8, second: u8) -> Operation {
     }
 }
 
-const _: () = assert!(size_of::<Offsets>() == 16 + 48 + 64 + OPERATIONS && size_of::<Flight>() == 80);
-const _: () = assert!(size_of::<Totals>() == 8 * (4 * BUCKETS + 8) && size_of::<Slow>() == 96);
+const _: () = assert!(size_of::<Offsets>() == 16 + 48 + 64 + OPERATIONS && size_of::<Flight>() == 72);
+const _: () = assert!(size_of::<Totals>() == 8 * (4 * BUCKETS + 8) && size_of::<Slow>() == 88);
 
 #[cfg(test)]
 mod tests {

@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::HashMap;
-use sysops_common::block_io::{CgroupTotals, Flight, OTHER_CGROUPS, Operation, known};
+use sysops_common::block_io::{CgroupTotals, Flight, OTHER_CGROUPS, Operation};
 use sysops_ebpf::counters::{Fate, count};
 use sysops_ebpf::memory::add;
 
@@ -25,8 +25,7 @@ const ROOT_CGROUP: u64 = 1;
 pub unsafe fn attribute(flight: *mut Flight, charged: impl FnOnce() -> Option<u64>) {
     // SAFETY: the caller's promise.
     unsafe {
-        if (*flight).known & known::CGROUP != 0
-            && (*flight).cgroup == ROOT_CGROUP
+        if (*flight).cgroup == ROOT_CGROUP
             && let Some(cgroup) = charged()
         {
             (*flight).cgroup = cgroup;
@@ -46,13 +45,11 @@ pub fn charged<R: Reach>(bio: u64) -> Option<u64> {
     R::member(R::follow(cgroup, &OFFSETS.cgroup_kn)?, &OFFSETS.kn_id)
 }
 
-/// Counts requests and bytes for the cgroup of who asked; for all others together when there is no more room.
+/// Counts requests and bytes for the cgroup of who asked; for all others together when no one is known or there is no more room.
 #[inline(always)]
 pub fn charge(flight: *const Flight) {
     // SAFETY: it points into a value of a map.
-    let (cgroup, known, bytes, operation) =
-        unsafe { ((*flight).cgroup, (*flight).known, (*flight).bytes, (*flight).series.operation) };
-    let cgroup = if known & known::CGROUP != 0 { cgroup } else { OTHER_CGROUPS };
+    let (cgroup, bytes, operation) = unsafe { ((*flight).cgroup, (*flight).bytes, (*flight).series.operation) };
     let found = CGROUPS.get_ptr_mut(cgroup).or_else(|| {
         let none = CgroupTotals { requests: [0; 2], bytes: [0; 2] };
         let _ = CGROUPS.insert(cgroup, none, u64::from(BPF_NOEXIST));

@@ -4,7 +4,7 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::HashMap;
-use sysops_common::block_io::{Flight, OPERATIONS, Operation, Series, known};
+use sysops_common::block_io::{Flight, OPERATIONS, Operation, Series};
 use sysops_ebpf::clock_ns;
 use sysops_ebpf::counters::{Fate, count};
 use sysops_ebpf::memory::{add, copy_current_comm, offset};
@@ -36,7 +36,7 @@ pub fn insert<R: Reach>(request: u64) {
         if (*flight).insert_ns == 0 {
             (*flight).insert_ns = clock_ns();
         }
-        if (*flight).known == 0 {
+        if (*flight).cgroup == 0 {
             ask(flight);
         }
     }
@@ -58,7 +58,7 @@ pub fn issue<R: Reach>(request: u64) {
         (*flight).sector = sector;
         (*flight).bytes = bytes;
         // What never waited is issued by who wants it. The kernel's own flush is issued by whom it meets.
-        if (*flight).known == 0 && (*flight).insert_ns == 0 && series.operation != Operation::Flush as u32 {
+        if (*flight).cgroup == 0 && (*flight).insert_ns == 0 && series.operation != Operation::Flush as u32 {
             ask(flight);
         }
         (*flight).issue_ns = clock_ns();
@@ -124,9 +124,7 @@ pub fn complete<R: Reach>(request: u64, error: i32, bytes: u32) {
                 || charged::<R>(R::follow(request, &OFFSETS.request_bio)?),
             );
         }
-        (*flight).insert_ns = 0;
-        (*flight).issue_ns = 0;
-        (*flight).known = 0;
+        lay_down(flight);
     }
     if is_passing {
         let _ = PASSING.remove(request);
@@ -165,12 +163,26 @@ fn find(request: u64) -> Option<(*mut Flight, bool)> {
 #[inline(always)]
 unsafe fn begin_anew(flight: *mut Flight) {
     // SAFETY: the caller's promise.
-    unsafe {
-        (*flight).insert_ns = 0;
-        (*flight).issue_ns = 0;
-        (*flight).known = 0;
-    }
+    unsafe { lay_down(flight) };
     count(Fate::Stale);
+}
+
+/// Nothing is in flight in this entry any more.
+///
+/// # Safety
+/// `flight` points to a value of a map.
+#[inline(always)]
+unsafe fn lay_down(flight: *mut Flight) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // It lies in the line that CPUs share as long as no one writes to it.
+        if (*flight).insert_ns != 0 {
+            (*flight).insert_ns = 0;
+        }
+        (*flight).issue_ns = 0;
+        (*flight).cgroup = 0;
+        (*flight).tid = 0;
+    }
 }
 
 #[inline(always)]
@@ -181,11 +193,7 @@ fn forget(request: u64) {
         return;
     }
     // SAFETY: it points to a value of a map.
-    unsafe {
-        (*flight).insert_ns = 0;
-        (*flight).issue_ns = 0;
-        (*flight).known = 0;
-    }
+    unsafe { lay_down(flight) };
 }
 
 /// Notes who asks: the running task and its cgroup.
@@ -198,12 +206,9 @@ pub unsafe fn ask(flight: *mut Flight) {
     // SAFETY: the caller's promise; the helper takes nothing.
     unsafe {
         (*flight).tgid = (id >> 32) as u32;
-        (*flight).tid = id as u32;
         (*flight).cgroup = generated::bpf_get_current_cgroup_id();
-        (*flight).known = known::CGROUP;
-        if copy_current_comm(&mut (*flight).comm).is_some() {
-            (*flight).known = known::CGROUP | known::TASK;
-        }
+        let is_named = copy_current_comm(&mut (*flight).comm).is_some();
+        (*flight).tid = if is_named { id as u32 } else { 0 };
     }
 }
 

@@ -1,6 +1,6 @@
 //! A request that took long, as an event; and how many more there were than are told.
 
-use sysops_common::block_io::{Operation, Slow, SlowLimit, known};
+use sysops_common::block_io::{Operation, Slow, SlowLimit};
 
 use super::super::ladder::Refusal;
 use super::super::loader::{Object, Slots};
@@ -17,7 +17,7 @@ use crate::model::{Batch, Source};
 /// The event of a slow request of `device`, when that is known.
 pub(super) fn event(host: &Host, source: Source, read: &Slow, device: Option<String>) -> Event {
     let flight = &read.flight;
-    let has_task = flight.known & known::TASK != 0;
+    let has_task = flight.tid != 0;
     let has_place = flight.series.operation != Operation::Flush as u32;
     let seconds = |ns: u64| std::time::Duration::from_nanos(ns).as_secs_f64();
     let process = has_task.then(|| Process::thread(host, flight.tid));
@@ -56,8 +56,8 @@ pub(super) fn event(host: &Host, source: Source, read: &Slow, device: Option<Str
 fn cgroup(host: &Host, read: &Slow, process: Option<&Process<'_>>) -> Option<String> {
     let own = process.filter(|process| process.is_kernel_thread() == Some(false));
     let noted = || {
-        let is_known = read.flight.known & known::CGROUP != 0 && read.flight.cgroup != ROOT_CGROUP;
-        is_known.then(|| path_of(&host.files, read.flight.cgroup)).flatten()
+        let is_below_root = read.flight.cgroup > ROOT_CGROUP;
+        is_below_root.then(|| path_of(&host.files, read.flight.cgroup)).flatten()
     };
     own.and_then(Process::memory_path).map(|found| found.path).or_else(noted)
 }
