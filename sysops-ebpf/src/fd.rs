@@ -6,9 +6,9 @@
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_user};
-use aya_ebpf::macros::{btf_tracepoint, fentry, map, raw_tracepoint, tracepoint};
+use aya_ebpf::macros::{btf_tracepoint, fentry, kprobe, map, raw_tracepoint, tracepoint};
 use aya_ebpf::maps::{HashMap, LruHashMap};
-use aya_ebpf::programs::{BtfTracePointContext, FEntryContext, RawTracePointContext, TracePointContext};
+use aya_ebpf::programs::{BtfTracePointContext, FEntryContext, ProbeContext, RawTracePointContext, TracePointContext};
 use sysops_common::fd::{ARGUMENTS, CALLS, Counts, Descriptor, Effect, Held, Offsets, Pending, WATCHED_MAX};
 use sysops_ebpf::counters::{Fate, count};
 use sysops_ebpf::memory::{add, follow, masked, member, offset, read};
@@ -65,11 +65,38 @@ pub fn on_replace(ctx: FEntryContext) -> i32 {
 /// A descriptor is closed by its number.
 #[fentry(function = "file_close_fd")]
 pub fn on_close(ctx: FEntryContext) -> i32 {
-    let fd: u32 = ctx.arg(0);
-    let Some(process) = watched() else { return 0 };
-    // SAFETY: `counts` points into a value of a map.
-    unsafe { add(&raw mut (*process.counts).closes, 1) };
-    let _ = forget(&process, fd);
+    close(ctx.arg(0));
+    0
+}
+
+/// The same three by kprobes. They cost more, and the kernel lets no other task run before they are through.
+#[kprobe]
+pub fn on_install_kprobe(ctx: ProbeContext) -> u32 {
+    if let Some(process) = watched()
+        && let Some((fd, file)) = ctx.arg(0).zip(ctx.arg(1))
+    {
+        hold(process.tgid, fd, file, stack_of(&process), 0);
+    }
+    0
+}
+
+/// As [`on_replace`].
+#[kprobe]
+pub fn on_replace_kprobe(ctx: ProbeContext) -> u32 {
+    if let Some(process) = watched()
+        && let Some((file, fd)) = ctx.arg(1).zip(ctx.arg(2))
+    {
+        hold(process.tgid, fd, file, stack_of(&process), 0);
+    }
+    0
+}
+
+/// As [`on_close`].
+#[kprobe]
+pub fn on_close_kprobe(ctx: ProbeContext) -> u32 {
+    if let Some(fd) = ctx.arg(0) {
+        close(fd);
+    }
     0
 }
 
@@ -365,6 +392,15 @@ extern "C" fn hold(tgid: u32, fd: u32, file: u64, stack: u64, call: u32) -> u64 
     }
     count(if full { Fate::MapFull } else { Fate::Received });
     0
+}
+
+/// The function that closes is told a descriptor, which may not be open.
+#[inline(always)]
+fn close(fd: u32) {
+    let Some(process) = watched() else { return };
+    // SAFETY: `counts` points into a value of a map.
+    unsafe { add(&raw mut (*process.counts).closes, 1) };
+    let _ = forget(&process, fd);
 }
 
 #[inline(always)]

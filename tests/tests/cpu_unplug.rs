@@ -73,7 +73,7 @@ fn descriptors_are_counted_exactly() {
     if !require(Offline::missing()) {
         return;
     }
-    for rung in ["fentry", "tracepoint", "tp_btf"] {
+    for rung in ["fentry", "tracepoint", "kprobe", "tp_btf"] {
         let host = Host::live(&Roots::default());
         let mut values = Values::default();
         values.set(key("kernel.fd.watch"), Value::TextList(vec!["sh".to_owned()]));

@@ -31,6 +31,12 @@ fn descriptors_are_counted_on_fentry() {
 }
 
 #[test]
+#[ignore = "not every kernel has kprobes; run by vm-test"]
+fn descriptors_are_counted_on_kprobe() {
+    on_rung("kprobe");
+}
+
+#[test]
 fn descriptors_are_counted_on_tp_btf() {
     on_rung("tp_btf");
 }

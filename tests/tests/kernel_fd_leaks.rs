@@ -10,7 +10,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, epoll, eventfd, poll};
 use rustix::fs::Timespec;
@@ -53,6 +53,70 @@ const KEPT: &[(&str, &str, u64)] = &[
 #[ignore = "not every kernel takes programs at its functions; run by vm-test"]
 fn stacks_are_told_on_fentry() {
     on_rung("fentry");
+}
+
+#[test]
+#[ignore = "not every kernel has kprobes; run by vm-test"]
+fn stacks_are_told_on_kprobe() {
+    on_rung("kprobe");
+}
+
+/// Where the kernel lets others run before a program is through, and passes over it for them, kprobes take its place; what
+/// was seen before is not forgotten.
+#[test]
+#[ignore = "not every kernel takes programs at its functions; run by vm-test"]
+fn programs_that_are_passed_over_give_way_to_kprobes() {
+    let mut child = Program::start();
+    let busy: Vec<Program> = (0..3).map(|_| Program::start()).collect();
+    let pids: Vec<u32> = std::iter::once(&child).chain(&busy).map(Program::pid).collect();
+    if !require(require::root()) {
+        return;
+    }
+    let host = Host::live(&Roots::default());
+    let mut kernel = Kernel::start(&host, &Values::default());
+    let standing = |kernel: &Kernel| {
+        let all = kernel.standings().into_iter();
+        all.rev().find(|standing| standing.name == "fd").expect("it is one of them")
+    };
+    if standing(&kernel).rung != Rung::Fentry {
+        let _ = require(Some(standing(&kernel).reason));
+        return;
+    }
+    pids.iter().for_each(|pid| kernel.watch_leaks(*pid));
+    kernel.collect(&host, &mut Batch::default());
+    child.turn("keep", || kernel.drain(&host, &mut Vec::new()));
+    let kept: u64 = KEPT.iter().map(|(.., count)| count).sum();
+    let before = report(&host, &mut kernel, child.pid());
+    let (mut batch, mut begun) = (Batch::default(), Vec::new());
+    for mut program in busy {
+        program.turn("hammer", || kernel.drain(&host, &mut Vec::new()));
+        let until = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < until && standing(&kernel).rung == Rung::Fentry {
+            kernel.drain(&host, &mut Vec::new());
+            batch.clear();
+            kernel.collect(&host, &mut batch);
+        }
+        // It goes on until all have begun.
+        begun.push(program);
+    }
+    drop(begun);
+    let standing = standing(&kernel);
+    println!("{}: {} runs passed over, {} descriptors seen", standing.rung.word(), standing.dropped, standing.received);
+    let after = report(&host, &mut kernel, child.pid());
+    assert_eq!((after.attributed, after.rung), (before.attributed, standing.rung.word()), "{standing:?} {after:#?}");
+    assert_eq!(before.attributed, kept, "{}", before.unattributed);
+    // Since 7.0 there is no kernel any more that lets everyone come to an end.
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let preempts = release.split('.').next().and_then(|major| major.parse().ok()).is_some_and(|major: u32| major >= 7);
+    match standing.rung {
+        Rung::Fentry => assert!(!preempts && standing.dropped * 100 <= standing.received, "{release}: {standing:?}"),
+        Rung::Kprobe => assert!(standing.reason.contains("passes over it"), "{standing:?}"),
+        _ => panic!("{standing:?}"),
+    }
+    child.turn("close", || ());
+    child.turn("keep", || kernel.drain(&host, &mut Vec::new()));
+    let again = report(&host, &mut kernel, child.pid());
+    assert_eq!(again.attributed, kept, "{standing:?} {again:#?}");
 }
 
 #[test]
@@ -332,6 +396,7 @@ fn child() {
             "many" => duplicate_many(&mut hands),
             "leak" => drop(std::thread::spawn(leak_slowly)),
             "spin" => drop(std::thread::spawn(spin)),
+            "hammer" => drop(std::thread::spawn(hammer)),
             "exec" => {
                 let error = Command::new("/proc/self/exe").args(["--exact", "child", "--nocapture"]).exec();
                 panic!("{error}");
@@ -393,6 +458,14 @@ fn spin() {
         let pool: Vec<File> = (0..most).map(|_| File::open("/etc/passwd").expect("it is there")).collect();
         std::thread::sleep(Duration::from_millis(3));
         drop(pool);
+    }
+}
+
+/// Takes and gives back without a pause.
+#[inline(never)]
+fn hammer() {
+    loop {
+        drop(File::open("/etc/passwd").expect("it is there"));
     }
 }
 

@@ -150,7 +150,7 @@ fn a_member_of_another_type_takes_down_who_reads_it() {
 
 /// True of a probe that stands by the kernel's types.
 fn typed(standing: &Standing) -> bool {
-    matches!(standing.rung, Rung::Fentry | Rung::TpBtf | Rung::RawTracepoint)
+    matches!(standing.rung, Rung::Fentry | Rung::Kprobe | Rung::TpBtf | Rung::RawTracepoint)
 }
 
 /// Where each probe stands when nothing lies. None when programs cannot be loaded.
@@ -172,7 +172,7 @@ fn exactly(honest: &[Standing], structure: &str, member: &str, down: &[&str], li
         assert_eq!(before.name, after.name);
         let named = after.reason.contains(&name);
         // At the entry of functions no one asks for the number of a call.
-        let reads = before.rung != Rung::Fentry || (structure, member) != CALL;
+        let reads = !matches!(before.rung, Rung::Fentry | Rung::Kprobe) || (structure, member) != CALL;
         if down.contains(&after.name) && typed(before) && reads {
             assert!(named && !typed(after) && !after.remedy.is_empty(), "{name}: {before:?} {after:?}");
         } else {

@@ -191,7 +191,7 @@ fn judge(spec: &Spec, leaked: u64, report: Option<&LeakReport>) -> Verdict {
     let Some(report) = report else {
         return Verdict { rung: "none", coverage: 0.0, wrong: Some("no report".to_owned()) };
     };
-    let least = if report.rung == "fentry" { 0.99 } else { 0.95 };
+    let least = if matches!(report.rung, "fentry" | "kprobe") { 0.99 } else { 0.95 };
     let wrong = match report.stacks.first() {
         None => Some("no stack".to_owned()),
         Some(top) if !leads_through(top, spec) => Some("another stack is the largest".to_owned()),

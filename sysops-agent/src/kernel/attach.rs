@@ -85,6 +85,8 @@ const RENAME: &str = "task_rename";
 pub(super) enum Point<'a> {
     /// The entry of a kernel function and the number of its type in the kernel's BTF.
     Function(&'a str, u32),
+    /// The entry of a kernel function by a kprobe.
+    Probe(&'a str),
     /// A tracepoint and the number of its type in the kernel's BTF.
     Typed(&'a str, u32),
     /// A raw tracepoint.

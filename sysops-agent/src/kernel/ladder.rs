@@ -45,7 +45,7 @@ pub(super) struct Choice {
 
 /// The words of the key `kernel.<probe>.rung`.
 pub(super) const WORDS: &[&str] =
-    &["auto", "fentry", "tp_btf", "raw_tracepoint", "tracepoint", "iter", "kmsg", "proc", "off"];
+    &["auto", "fentry", "kprobe", "tp_btf", "raw_tracepoint", "tracepoint", "iter", "kmsg", "proc", "off"];
 
 /// The rung that the configuration asks for; `None` for `auto`.
 #[must_use]

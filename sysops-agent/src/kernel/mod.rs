@@ -202,7 +202,7 @@ static DROPPED: Metric<2> = Metric::counter(
 static RUNG: Metric<2> = Metric::gauge(
     "kernel_probe_rung",
     Unit::Bool,
-    "1 for the rung on which a probe stands: fentry, tp_btf, raw_tracepoint, uprobe, tracepoint, iter, kmsg, proc, off.",
+    "1 for the rung on which a probe stands: fentry, kprobe, tp_btf, raw_tracepoint, uprobe, tracepoint, iter, kmsg, proc, off.",
     &["probe", "rung"],
 );
 

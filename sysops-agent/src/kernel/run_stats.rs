@@ -57,6 +57,9 @@ pub(super) struct Runs {
 }
 
 impl Runs {
+    /// Of no program.
+    pub(super) const NONE: Self = Self { count: 0, time: Duration::ZERO, skipped: Some(0) };
+
     /// Both together.
     #[must_use]
     #[cfg_attr(
@@ -208,6 +211,7 @@ mod tests {
         assert_eq!(skipped(b"pos:\t0\nflags:\t02000002\nprog_type:\t26\nrun_cnt:\t192078\n"), None);
         let (one, other) = (Runs { skipped: Some(1), ..Runs::default() }, Runs::default());
         assert_eq!((one.and(one).skipped, one.and(other).skipped), (Some(2), None));
+        assert_eq!((Runs::NONE.and(one), Runs::NONE.and(other)), (one, other));
     }
 
     #[test]

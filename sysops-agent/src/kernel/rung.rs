@@ -10,6 +10,8 @@ use crate::model::Source;
 pub enum Rung {
     /// BPF program at the entry of kernel functions, typed by BTF.
     Fentry,
+    /// BPF program at the entry of kernel functions by a kprobe, offsets from BTF.
+    Kprobe,
     /// BPF program on a tracepoint typed by BTF.
     TpBtf,
     /// BPF program on a raw tracepoint, offsets from BTF.
@@ -30,8 +32,9 @@ pub enum Rung {
 
 impl Rung {
     /// All of them, best first.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Fentry,
+        Self::Kprobe,
         Self::TpBtf,
         Self::RawTracepoint,
         Self::Uprobe,
@@ -47,6 +50,7 @@ impl Rung {
     pub const fn word(self) -> &'static str {
         match self {
             Self::Fentry => "fentry",
+            Self::Kprobe => "kprobe",
             Self::TpBtf => "tp_btf",
             Self::RawTracepoint => "raw_tracepoint",
             Self::Uprobe => "uprobe",
@@ -63,6 +67,7 @@ impl Rung {
     pub const fn source(self) -> Option<Source> {
         match self {
             Self::Fentry => Some(Source::Fentry),
+            Self::Kprobe => Some(Source::Kprobe),
             Self::TpBtf => Some(Source::TpBtf),
             Self::RawTracepoint => Some(Source::RawTracepoint),
             Self::Tracepoint => Some(Source::Tracepoint),

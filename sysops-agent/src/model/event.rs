@@ -12,6 +12,8 @@ use super::stack::Frame;
 pub enum Source {
     /// BPF program at the entry of a kernel function, typed by BTF.
     Fentry,
+    /// BPF program at the entry of a kernel function, by a kprobe.
+    Kprobe,
     /// BPF program on a tracepoint, typed by BTF.
     TpBtf,
     /// BPF program on a raw tracepoint.

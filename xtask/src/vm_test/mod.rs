@@ -27,7 +27,10 @@ use crate::{after_dashes, program};
 
 /// All tests of a guest together; most of it is the emulated processor's.
 const DEADLINE: Duration = Duration::from_secs(25 * 60);
+/// Memory of a guest, if its archive does not need more.
 const MEMORY_MIB: u32 = 1024;
+/// Memory that must be left while the archive is unpacked.
+const SPARE_MIB: u32 = 512;
 
 const OPTIONS: &[&str] = &["--dev", "--quick", "--kept", "--compare", "--only=WORDS,…"];
 
@@ -161,8 +164,10 @@ fn test(kernel: &Kernel, payload: &Payload) -> Result<Guest> {
     let dir = guests_dir();
     std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
     let initramfs = dir.join(format!("{}.cpio", kernel.series));
-    std::fs::write(&initramfs, payload.initramfs(kernel)?).with_context(|| initramfs.display().to_string())?;
-    let ran = guest::run(kernel, &initramfs, &dir, kernel.series, MEMORY_MIB, DEADLINE)?;
+    let archive = payload.initramfs(kernel)?;
+    let memory_mib = memory_mib(archive.len());
+    std::fs::write(&initramfs, archive).with_context(|| initramfs.display().to_string())?;
+    let ran = guest::run(kernel, &initramfs, &dir, kernel.series, memory_mib, DEADLINE)?;
     std::fs::remove_file(&initramfs).with_context(|| initramfs.display().to_string())?;
     let (sections, done) = said::sections(&ran.said);
     program::say(format!("{}: {} sections in {:.0} s", kernel.series, sections.len(), ran.took.as_secs_f64()));
@@ -174,9 +179,21 @@ fn test(kernel: &Kernel, payload: &Payload) -> Result<Guest> {
     Ok(Guest { series: kernel.series, sections, stopped, attaches: kernels::attaches(kernel.series) })
 }
 
+/// Memory for a guest that unpacks an archive of so many bytes: its kernel drops the archive only when all files are written.
+fn memory_mib(archive: usize) -> u32 {
+    let archive_mib = u32::try_from(archive >> 20).unwrap_or(u32::MAX / 4);
+    MEMORY_MIB.max((2 * archive_mib + SPARE_MIB).next_multiple_of(256))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guest_has_room_for_what_it_unpacks() {
+        assert_eq!(memory_mib(100 << 20), MEMORY_MIB);
+        assert_eq!(memory_mib(337 << 20), 1280);
+    }
 
     #[test]
     fn no_name_means_the_oldest_the_newest_and_the_one_without_programs() {

@@ -10,7 +10,7 @@ use sysops_common::fd::{Counts, Descriptor};
 
 use super::groups::{Group, Groups, Key, Tally};
 use super::open::{Known, Look, Open};
-use super::rungs::Armed;
+use super::rungs::{Armed, Rungs};
 use crate::host::{Descriptors, Host, OpenFds};
 use crate::kernel::Rung;
 use crate::kernel::ladder::Refusal;
@@ -63,6 +63,8 @@ pub(super) struct Followed {
     /// long as there are none.
     remembered: Vec<Descriptor>,
     round: u32,
+    /// Runs that were passed over and descriptors that were seen, as of the last look for them.
+    missed: (u64, u64),
 }
 
 /// One process.
@@ -108,7 +110,25 @@ impl Followed {
             listed: Vec::new(),
             remembered: Vec::new(),
             round: 0,
+            missed: (0, 0),
         })
+    }
+
+    /// Puts kprobes in the place of programs that the kernel passes over. Nothing is forgotten.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn exchange(&mut self, rungs: &Rungs) -> Result<(), Refusal> {
+        rungs.exchange(&mut self.armed)
+    }
+
+    /// Runs of the programs that the kernel passed over since this was asked last, and descriptors that were seen meanwhile,
+    /// when that is more than what an interrupt now and then explains.
+    pub(super) fn passed_over(&mut self) -> Option<(u64, u64)> {
+        let now = (self.runs().skipped?, self.counters()?.received);
+        let before = std::mem::replace(&mut self.missed, now);
+        let (missed, seen) = (now.0.saturating_sub(before.0), now.1.saturating_sub(before.1));
+        is_too_much(missed, seen).then_some((missed, seen))
     }
 
     /// Becomes readable when stacks wait to be taken.
@@ -131,7 +151,7 @@ impl Followed {
     /// Their runs.
     #[must_use]
     pub(super) fn runs(&self) -> Runs {
-        self.armed.object.runs()
+        self.armed.runs()
     }
 
     /// What they counted of one process.
@@ -312,7 +332,7 @@ impl Followed {
         self.stacks.drain(host);
         let now = host.clock.now().monotonic;
         // What the kernel does not count, before 5.12, is not spoken of.
-        let skipped = self.armed.object.runs().skipped.unwrap_or(0);
+        let skipped = self.armed.runs().skipped.unwrap_or(0);
         self.fill_remembered();
         for one in &mut self.processes {
             let Some(target) = targets.iter().find(|target| target.pid == one.pid) else { continue };
@@ -347,6 +367,11 @@ impl Followed {
         }
         self.remembered.clear();
     }
+}
+
+/// Eight, and one in a hundred of what was seen: less would not show in the coverage that the rung promises.
+fn is_too_much(missed: u64, seen: u64) -> bool {
+    missed >= 8 && missed.saturating_mul(100) >= seen
 }
 
 fn leak_stack(stacks: &Stacks, key: &Key, group: &Group, now: Duration) -> LeakStack {
@@ -409,6 +434,11 @@ fn why_not(lost: Lost) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_in_a_hundred_is_too_much_and_an_interrupt_now_and_then_is_not() {
+        assert!(!is_too_much(7, 0) && is_too_much(8, 0) && is_too_much(8, 800) && !is_too_much(8, 801));
+    }
 
     #[test]
     fn what_is_not_attributed_is_said_by_reason() {

@@ -20,7 +20,7 @@ use self::follow::{Around, Followed, Measures};
 use self::rungs::Rungs;
 use self::suspects::{Measure, Suspects};
 use super::facts::Facts;
-use super::ladder::{Refusal, Step, WORDS};
+use super::ladder::{self, Refusal, Step, WORDS};
 use super::process::Process;
 use super::run_stats::Runs;
 use super::watched::{Change, Watched};
@@ -149,6 +149,12 @@ struct Fds {
     round: u32,
     standing: Option<Standing>,
     contradiction: Option<Refusal>,
+    /// The configuration leaves the rung to the probe.
+    is_free: bool,
+    /// Programs at functions and on tracepoints are passed over too often.
+    passed_over: Option<Refusal>,
+    /// Whom the programs follow whose place others take.
+    kept: Option<Followed>,
     events: Vec<Event>,
 }
 
@@ -178,6 +184,9 @@ impl Fds {
             round: 0,
             standing: None,
             contradiction: None,
+            is_free: ladder::forced(values, &RUNG).is_none(),
+            passed_over: None,
+            kept: None,
             events: Vec::new(),
         };
         fds.suspects = (suspects_max > 0).then(|| fds.new_suspects());
@@ -200,8 +209,13 @@ impl Probe for Fds {
     }
 
     fn attach(&mut self, rung: Rung, host: &Host, _facts: &Facts) -> Result<(), Refusal> {
-        self.rungs.verify(rung)?;
-        self.standing = Some(Standing { rung, followed: None });
+        // On tracepoints the kernel passes over programs for the same reason.
+        if let Some(refusal) = self.passed_over.as_ref().filter(|_| matches!(rung, Rung::Fentry | Rung::Tracepoint)) {
+            return Err(refusal.clone());
+        }
+        let kept = self.kept.take();
+        let followed = self.rungs.verify(rung).and_then(|()| self.take_over(rung, kept))?;
+        self.standing = Some(Standing { rung, followed });
         // Whoever is to be followed from the start is, from now on.
         if self.watched.has_no_names() && self.watched.wanted().is_empty() { Ok(()) } else { self.refresh(host) }
     }
@@ -236,6 +250,11 @@ impl Probe for Fds {
             let mut around = Around { host, rung: *rung, descriptors, counter, targets: self.watched.targets() };
             followed.look(&mut around, &mut self.events);
         }
+        if *rung == Rung::Fentry && self.is_free && self.rungs.has_kprobes {
+            let times = |(missed, seen)| format!(": {missed} times while {seen} descriptors were seen");
+            self.passed_over = followed.passed_over().map(|counts| passed_over(&times(counts)));
+            self.contradiction = self.passed_over.clone();
+        }
         for target in self.watched.targets() {
             let labels = [target.pid_text.as_str(), target.comm.as_str()];
             if let Some(counts) = followed.counts(target.pid) {
@@ -251,7 +270,12 @@ impl Probe for Fds {
 
     fn contradiction(&mut self) -> Option<Refusal> {
         let refusal = self.contradiction.take()?;
-        detach(self.standing.take().and_then(|standing| standing.followed));
+        let followed = self.standing.take().and_then(|standing| standing.followed);
+        if self.passed_over.as_ref() == Some(&refusal) {
+            self.kept = followed;
+        } else {
+            detach(followed);
+        }
         Some(refusal)
     }
 
@@ -264,6 +288,10 @@ impl Probe for Fds {
             self.watched.want(*pid);
         }
         self.measures.window = observation.length;
+        // Someone waits for the result: there is no time to find out, and for this while it may cost more.
+        if self.is_free && self.rungs.has_kprobes && self.rungs.preempts {
+            self.passed_over = Some(passed_over(""));
+        }
         self.suspects = None;
         if observation.pids.is_empty() {
             // Half of the time to suspect, the other half to follow.
@@ -313,6 +341,17 @@ impl Drop for Fds {
 }
 
 impl Fds {
+    /// Whom programs followed whose place kprobes take is followed without a gap; on other rungs they are let go.
+    fn take_over(&self, rung: Rung, kept: Option<Followed>) -> Result<Option<Followed>, Refusal> {
+        let Some(mut followed) = kept else { return Ok(None) };
+        let exchanged = if rung == Rung::Kprobe { followed.exchange(&self.rungs) } else { Ok(()) };
+        if rung == Rung::Kprobe && exchanged.is_ok() {
+            return Ok(Some(followed));
+        }
+        detach(Some(followed));
+        exchanged.map(|()| None)
+    }
+
     /// Looks which processes there are to follow, and attaches or detaches when the first comes or the last goes.
     fn refresh(&mut self, host: &Host) -> Result<(), Refusal> {
         let Some(Standing { rung, mut followed }) = self.standing.take() else { return Ok(()) };
@@ -384,6 +423,11 @@ impl Fds {
             }
         }
     }
+}
+
+fn passed_over(times: &str) -> Refusal {
+    let what = "this kernel lets others run before a program is through, and passes over it for them";
+    Refusal::new(format!("{what}{times}"), "")
 }
 
 /// For each tracepoint the kernel waits until no CPU runs its programs any more: two seconds for all, in which no kernel

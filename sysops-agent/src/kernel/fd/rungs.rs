@@ -8,14 +8,15 @@ use rustix::fs::fstat;
 use sysops_common::fd::{Counts, Descriptor, Held, Offsets};
 use sysops_common::offset::Offset;
 
-use crate::host::Host;
 use crate::host::files::open_file;
+use crate::host::{Host, bytes, os};
 use crate::kernel::attach::Point;
 use crate::kernel::btf::{Argument, Btf, TypeId};
 use crate::kernel::facts::Facts;
 use crate::kernel::ladder::{Refusal, Step};
 use crate::kernel::loader::{self, Object, Table};
 use crate::kernel::process::Process;
+use crate::kernel::run_stats::Runs;
 use crate::kernel::sieved::Sieved;
 use crate::kernel::syscalls::{self, EFFECTS};
 use crate::kernel::{Rung, layout, tracefs};
@@ -32,6 +33,10 @@ const TURNS: u32 = 8;
 pub(super) struct Rungs {
     steps: Vec<Step>,
     functions: Option<Functions>,
+    /// Kprobes can take the place of programs that the kernel passes over.
+    pub has_kprobes: bool,
+    /// The kernel lets others run before a program is through, whatever it was told at its start.
+    pub preempts: bool,
     /// By the kernel's types, as far as they are needed on the rungs that read by them.
     types: Offsets,
     /// By the plain tracepoints' records, with what the types tell beside.
@@ -52,6 +57,8 @@ pub(super) struct Armed {
     pub counts: Sieved<Counts>,
     /// By process and descriptor.
     pub held: Table<Descriptor, Held>,
+    /// Of programs whose place others have taken.
+    before: Runs,
 }
 
 /// Functions of the kernel, each with its number in BTF.
@@ -81,15 +88,17 @@ impl Rungs {
             loader::embedded("fd").map(drop).and(facts.privilege.clone()).and(pids).and(found)
         };
         let files_found = files.as_ref().map(drop).map_err(Clone::clone);
+        let by_functions = ground(functions.as_ref().map(drop).map_err(Clone::clone).and(files_found.clone()));
+        let by_kprobes = kprobes(host).and(by_functions.clone());
+        let has_kprobes = by_kprobes.is_ok();
         let typed = ground(registers.as_ref().map(drop).map_err(Clone::clone).and(files_found.clone()));
         let steps = vec![
-            Step {
-                rung: Rung::Fentry,
-                stands: ground(functions.as_ref().map(drop).map_err(Clone::clone).and(files_found)),
-            },
+            Step { rung: Rung::Fentry, stands: by_functions },
             // Every call of every process passes those below, at some 50 ns; here the kernel itself passes over the calls
             // that do not matter, at some 10 ns.
             Step { rung: Rung::Tracepoint, stands: ground(records.as_ref().map(drop).map_err(Clone::clone)) },
+            // Opens and closes alone, but of every process, and dearer than the calls above.
+            Step { rung: Rung::Kprobe, stands: by_kprobes },
             Step { rung: Rung::TpBtf, stands: typed.clone() },
             Step { rung: Rung::RawTracepoint, stands: typed },
         ];
@@ -111,6 +120,8 @@ impl Rungs {
         Self {
             steps,
             functions: functions.ok(),
+            has_kprobes,
+            preempts: preempts(os::uname().release().to_bytes()),
             types,
             formats,
             sys_exit: facts.btf.as_ref().ok().and_then(|btf| btf.tracepoint("sys_exit")),
@@ -155,13 +166,28 @@ impl Rungs {
             match point {
                 Point::Plain(group, "sys_exit_close") => object.attach_to_each(program, group, &self.ends)?,
                 Point::Plain(group, _) => object.attach_to_each(program, group, &self.beginnings)?,
-                Point::Function(..) | Point::Typed(..) | Point::Raw(_) => object.attach(program, point)?,
+                Point::Function(..) | Point::Probe(_) | Point::Typed(..) | Point::Raw(_) => {
+                    object.attach(program, point)?;
+                }
             }
         }
-        let mut armed = Armed { object, counts, held };
+        let mut armed = Armed { object, counts, held, before: Runs::NONE };
         let offsets = if rung == Rung::Tracepoint { &self.formats } else { &self.types };
         armed.check(host, offsets.inode_number != Offset::ABSENT)?;
         Ok(armed)
+    }
+
+    /// Puts kprobes in the place of the programs of `fentry`, with the same tables. For a moment both run, and count what comes
+    /// twice: otherwise what comes then would not be seen.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn exchange(&self, armed: &mut Armed) -> Result<(), Refusal> {
+        for (program, point) in self.programs(Rung::Kprobe)? {
+            armed.object.attach(program, point)?;
+        }
+        armed.before = armed.before.and(armed.object.runs());
+        self.programs(Rung::Fentry)?.into_iter().try_for_each(|(program, point)| armed.object.unload(program, point))
     }
 
     fn load(&self, rung: Rung, room: u32, ring_bytes: u32) -> Result<Object, Refusal> {
@@ -181,6 +207,14 @@ impl Rungs {
                     ("on_install", Point::Function("fd_install", functions.install)),
                 ])
             }
+            Rung::Kprobe => {
+                let functions = self.functions.ok_or_else(|| missing("functions for descriptors"))?;
+                Ok(vec![
+                    ("on_close_kprobe", Point::Probe(functions.close.0)),
+                    ("on_replace_kprobe", Point::Probe("do_dup2")),
+                    ("on_install_kprobe", Point::Probe("fd_install")),
+                ])
+            }
             Rung::TpBtf => {
                 let id = self.sys_exit.ok_or_else(|| missing("tracepoint sys_exit"))?;
                 Ok(vec![("on_tp_btf", Point::Typed("sys_exit", id))])
@@ -196,6 +230,12 @@ impl Rungs {
 }
 
 impl Armed {
+    /// How often the programs ran, those included whose place others have taken.
+    #[must_use]
+    pub(super) fn runs(&self) -> Runs {
+        self.before.and(self.object.runs())
+    }
+
     /// Watches the agent while it makes and closes a known number of descriptors, by each way that its programs follow.
     fn check(&mut self, host: &Host, inodes: bool) -> Result<(), Refusal> {
         let own = Process::own(host).status("Tgid").ok_or_else(|| failed("/proc/thread-self/status: no Tgid"))?;
@@ -243,6 +283,17 @@ impl Armed {
         }
         Ok(())
     }
+}
+
+/// Kernels before 7.0 preempt programs only where someone has chosen so; since then there is no other choice (kernel/Kconfig.preempt).
+fn preempts(release: &[u8]) -> bool {
+    bytes::u64(release.split(|byte| *byte == b'.').next().unwrap_or_default()).is_some_and(|major| major >= 7)
+}
+
+/// The kernel has kprobes that are not named in tracefs (perf_event_open(2), since 4.17).
+fn kprobes(host: &Host) -> Result<(), Refusal> {
+    let kind = host.files.sys("bus/event_source/devices/kprobe/type");
+    if host.files.exists(&kind) { Ok(()) } else { Err(Refusal::new("this kernel has no kprobes", "")) }
 }
 
 fn failed(what: &str) -> Refusal {
@@ -368,6 +419,12 @@ mod tests {
         let found = registers(&all_types().build()).expect("all there");
         assert_eq!((found.number.bytes(), found.status.bytes()), (Some(120), Some(24)));
         assert_eq!(found.arguments.map(Offset::bytes), [Some(112), Some(104), Some(96), Some(56)]);
+    }
+
+    #[test]
+    fn kernels_since_7_0_preempt() {
+        assert!(preempts(b"7.2.12+deb14-amd64") && preempts(b"10.0.1"));
+        assert!(!preempts(b"6.18.5") && !preempts(b"5.10.0-32-amd64") && !preempts(b""));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 
 use aya::maps::{Array, HashMap, MapData, RingBuf};
 use aya::programs::uprobe::UProbeScope;
-use aya::programs::{BtfTracePoint, FEntry, Iter, ProgramError, RawTracePoint, TracePoint, UProbe};
+use aya::programs::{BtfTracePoint, FEntry, Iter, KProbe, ProgramError, RawTracePoint, TracePoint, UProbe};
 use aya::{Ebpf, EbpfLoader};
 use sysops_common::check::Check;
 use sysops_common::counters::Counters;
@@ -163,6 +163,10 @@ impl Object {
                 let program: &mut FEntry = self.program(name)?;
                 program.load(function, &btf).and_then(|()| program.attach().map(drop))
             }
+            Point::Probe(function) => {
+                let program: &mut KProbe = self.program(name)?;
+                program.load().and_then(|()| program.attach(function, 0).map(drop))
+            }
             Point::Typed(tracepoint, id) => {
                 let btf = types_up_to(BtfName::Tracepoint(tracepoint), id)?;
                 let program: &mut BtfTracePoint = self.program(name)?;
@@ -284,6 +288,7 @@ impl Object {
                 let btf = types_up_to(BtfName::Tracepoint(tracepoint), id)?;
                 self.program::<BtfTracePoint>(name)?.load(tracepoint, &btf)
             }
+            Point::Probe(_) => self.program::<KProbe>(name)?.load(),
             Point::Raw(_) => self.program::<RawTracePoint>(name)?.load(),
             Point::Plain(..) => self.program::<TracePoint>(name)?.load(),
         }
@@ -339,9 +344,14 @@ impl Object {
         RingBuf::try_from(map).map(|map| Ring { map }).map_err(|error| refused(name, &error))
     }
 
-    fn unload(&mut self, name: &str, point: Point<'_>) -> Result<(), Refusal> {
+    /// Detaches the program `name` and takes it out of the kernel.
+    ///
+    /// # Errors
+    /// When it was not loaded.
+    pub(super) fn unload(&mut self, name: &str, point: Point<'_>) -> Result<(), Refusal> {
         match point {
             Point::Function(..) => self.program::<FEntry>(name)?.unload(),
+            Point::Probe(_) => self.program::<KProbe>(name)?.unload(),
             Point::Typed(..) => self.program::<BtfTracePoint>(name)?.unload(),
             Point::Raw(..) => self.program::<RawTracePoint>(name)?.unload(),
             Point::Plain(..) => self.program::<TracePoint>(name)?.unload(),
