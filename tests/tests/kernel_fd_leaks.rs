@@ -90,7 +90,7 @@ fn programs_that_are_passed_over_give_way_to_kprobes() {
     let (mut batch, mut begun) = (Batch::default(), Vec::new());
     for mut program in busy {
         program.turn("hammer", || kernel.drain(&host, &mut Vec::new()));
-        let until = Instant::now() + Duration::from_secs(3);
+        let until = Instant::now() + Duration::from_secs(2);
         while Instant::now() < until && standing(&kernel).rung == Rung::Fentry {
             kernel.drain(&host, &mut Vec::new());
             batch.clear();
