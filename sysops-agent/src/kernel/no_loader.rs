@@ -132,6 +132,14 @@ impl Object {
         match *self {}
     }
 
+    /// There is no object to detach.
+    ///
+    /// # Errors
+    /// Never.
+    pub(super) fn unload(&mut self, _name: &str, _point: Point<'_>) -> Result<(), Refusal> {
+        match *self {}
+    }
+
     /// There is no object to verify.
     ///
     /// # Errors

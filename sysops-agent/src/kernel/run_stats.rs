@@ -62,10 +62,6 @@ impl Runs {
 
     /// Both together.
     #[must_use]
-    #[cfg_attr(
-        not(any(feature = "ebpf", test)),
-        expect(dead_code, reason = "without the loader there are no programs")
-    )]
     pub(super) fn and(self, other: Self) -> Self {
         let both = self.skipped.zip(other.skipped);
         Self {
