@@ -172,7 +172,8 @@ async fn what_is_not_taken_is_put_off_while_others_go_on_until_it_is_too_old() {
     let fake = Fake { retries: 2, ..Fake::answering([retry(None), retry(None), retry(None)]) };
     let outbox = in_memory(vec![fake.made("fake")]);
     outbox.send(&notice("a", Severity::Warn));
-    until(|| fake.asked().len() == 3).await;
+    // The random pause may be so short that it is asked again before anyone looks.
+    until(|| fake.asked().len() >= 3).await;
     outbox.send(&notice("b", Severity::Warn));
     until(|| fake.took().len() == 2).await;
     assert_eq!(fake.asked().len(), 5);
@@ -252,7 +253,7 @@ async fn a_change_waits_for_one_that_is_put_off() {
     let fake = Fake::answering([retry(None)]);
     let outbox = in_memory(vec![fake.made("fake")]);
     outbox.send(&notice("1-1", Severity::Warn));
-    until(|| fake.asked().len() == 1).await;
+    until(|| !fake.asked().is_empty()).await;
     outbox.send(&resolved("1-2", Severity::Warn));
     outbox.send(&notice("2-1", Severity::Warn));
     until(|| fake.took().len() == 3).await;
