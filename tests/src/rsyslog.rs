@@ -2,6 +2,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests run programs and read files as they like")]
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -22,6 +24,8 @@ pub struct Rsyslog {
     /// TCP on 127.0.0.1.
     pub tcp_port: u16,
     records: PathBuf,
+    /// Bytes of the records that were taken.
+    taken: u64,
 }
 
 impl Rsyslog {
@@ -71,25 +75,41 @@ impl Rsyslog {
         ];
         let server = Server::start(Path::new("/usr/bin/env"), &arguments, tcp_port, scratch);
         let records = folder.join("records");
-        Some(Self { server, socket: folder.join("log"), old_socket: folder.join("old"), udp_port, tcp_port, records })
+        Some(Self {
+            server,
+            socket: folder.join("log"),
+            old_socket: folder.join("old"),
+            udp_port,
+            tcp_port,
+            records,
+            taken: 0,
+        })
     }
 
-    /// The records, once they are `count`.
+    /// The next record, once it is there.
     ///
     /// # Panics
-    /// When they do not come, or more do.
-    #[must_use]
-    pub fn records(&self, count: usize) -> Vec<Value> {
+    /// When it does not come, or more do.
+    pub fn next_record(&mut self) -> Value {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
-            let text = std::fs::read_to_string(&self.records).unwrap_or_default();
-            let lines: Vec<&str> = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).collect();
-            if lines.len() >= count {
-                assert_eq!(lines.len(), count, "{text}");
-                return lines.iter().map(|line| serde_json::from_str(line).expect("a record is JSON")).collect();
+            let rest = self.rest();
+            if let Some(line) = rest.strip_suffix(b"\n") {
+                assert!(!line.contains(&b'\n'), "{}", String::from_utf8_lossy(&rest));
+                self.taken += rest.len() as u64;
+                return serde_json::from_slice(line).expect("a record is JSON");
             }
-            assert!(Instant::now() < deadline, "{} of {count} records came\n{}", lines.len(), self.server.log());
-            std::thread::sleep(Duration::from_millis(20));
+            assert!(Instant::now() < deadline, "no record came\n{}", self.server.log());
+            std::thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    /// What was written and not taken; the file comes with the first record.
+    fn rest(&self) -> Vec<u8> {
+        let Ok(file) = File::open(&self.records) else { return Vec::new() };
+        let length = file.metadata().map_or(0, |is| is.len());
+        let mut rest = vec![0; usize::try_from(length.saturating_sub(self.taken)).expect("it fits in memory")];
+        file.read_exact_at(&mut rest, self.taken).expect("it only grows");
+        rest
     }
 }

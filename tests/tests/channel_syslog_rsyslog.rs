@@ -21,7 +21,7 @@ fn syslog(format: &str, way: (&'static str, String)) -> Box<dyn Channel> {
 
 #[tokio::test]
 async fn each_way_and_format_gives_one_record_with_its_fields() {
-    let Some(daemon) = Rsyslog::start(free_port()) else { return };
+    let Some(mut daemon) = Rsyslog::start(free_port()) else { return };
     let [udp, tcp] = [("udp", daemon.udp_port), ("tcp", daemon.tcp_port)]
         .map(|(way, port)| ("alerting.syslog.address", format!("{way}://127.0.0.1:{port}")));
     let socket = |path: &std::path::Path| ("alerting.syslog.path", path.display().to_string());
@@ -34,7 +34,6 @@ async fn each_way_and_format_gives_one_record_with_its_fields() {
         ("rfc3164", tcp),
     ];
     let texts: Vec<String> = ["dd".to_owned()].into_iter().chain(injection::corpus()).collect();
-    let mut count = 0;
     for (format, way) in ways {
         let mut channel = syslog(format, way.clone());
         for text in &texts {
@@ -42,8 +41,7 @@ async fn each_way_and_format_gives_one_record_with_its_fields() {
             notice.alerts[0].context.cause = Some(text.clone());
             let alert = notice.head();
             channel.send(&notice).await.expect("it is taken");
-            count += 1;
-            let record = daemon.records(count).pop().expect("it came");
+            let record = daemon.next_record();
             let name: String = format!("{format} {way:?} {text:?}").chars().take(120).collect();
             let message = record["text"].as_str().expect("a text");
             let expected = ["26", "sysops-agent", &std::process::id().to_string()].map(serde_json::Value::from);
@@ -79,16 +77,16 @@ async fn a_daemon_that_comes_back_gets_what_comes() {
     let Some(mut daemon) = Rsyslog::start(port) else { return };
     let mut channel = syslog("rfc5424", ("alerting.syslog.address", format!("tcp://127.0.0.1:{port}")));
     channel.send(&injection::notice("dd")).await.expect("it is there");
-    let _ = daemon.records(1);
+    let _ = daemon.next_record();
     daemon.server.kill();
     let gone = channel.send(&injection::notice("dd")).await;
     assert!(matches!(&gone, Err(SendError::Retry { reason, .. }) if reason.contains("refused")), "{gone:?}");
     drop(daemon);
-    let daemon = Rsyslog::start(port).expect("it was there");
+    let mut daemon = Rsyslog::start(port).expect("it was there");
     let mut over = injection::alert("dd");
     over.status = Status::Resolved;
     channel.send(&Notice::of(over)).await.expect("it is there again");
-    let record = &daemon.records(1)[0];
+    let record = daemon.next_record();
     assert_eq!(
         (record["pri"].as_str(), record["text"].as_str()),
         (Some("29"), Some("\u{feff}resolved: The kernel killed dd."))
