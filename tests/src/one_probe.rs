@@ -23,15 +23,21 @@ pub fn key(path: &str) -> &'static KeySpec {
     ALL.iter().flat_map(|entry| entry.keys).find(|key| key.path == path).expect("a key of a probe")
 }
 
+/// The configuration that puts the probe `name` on `rung` and all others off, with more `values`.
+#[must_use]
+pub fn only(name: &str, rung: &str, mut values: Values) -> Values {
+    for entry in ALL {
+        let rung = if entry.name == name { rung } else { "off" };
+        values.set(key(&format!("kernel.{}.rung", entry.name)), Value::Text(rung.to_owned()));
+    }
+    values
+}
+
 impl OneProbe {
     /// Puts the probe `name` on `rung`, with more `values`.
     #[must_use]
-    pub fn start(host: &Host, name: &'static str, rung: &str, mut values: Values) -> Self {
-        for entry in ALL {
-            let rung = if entry.name == name { rung } else { "off" };
-            values.set(key(&format!("kernel.{}.rung", entry.name)), Value::Text(rung.to_owned()));
-        }
-        Self { kernel: Kernel::start(host, &values), name, batch: Batch::default() }
+    pub fn start(host: &Host, name: &'static str, rung: &str, values: Values) -> Self {
+        Self { kernel: Kernel::start(host, &only(name, rung, values)), name, batch: Batch::default() }
     }
 
     /// Where it stands.

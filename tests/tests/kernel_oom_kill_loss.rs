@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use sysops_agent::host::{EventSource, Host, Roots};
-use sysops_agent::kernel::{ALL, Kernel, Standing};
+use sysops_agent::kernel::{Kernel, Standing};
 use sysops_agent::model::{Batch, Event, Reading};
 use sysops_agent::spec::{Value, Values};
 use sysops_tests::agent::{self, Agent};
 use sysops_tests::events::take_until;
 use sysops_tests::memory_cgroup::MemoryCgroup;
-use sysops_tests::one_probe::{OneProbe, key};
+use sysops_tests::one_probe::{OneProbe, only};
 use sysops_tests::require::{self, require};
 use sysops_tests::servers::free_port;
 use sysops_tests::{http, schema, user};
@@ -24,7 +24,7 @@ const LONG: Duration = Duration::from_secs(30);
 fn missing() -> Option<String> {
     let built = (!cfg!(feature = "default")).then(|| "needs the agent with the feature ebpf".to_owned());
     let probe = || {
-        let standing = standing(&Kernel::start(&Host::live(&Roots::default()), &only("auto")));
+        let standing = standing(&Kernel::start(&Host::live(&Roots::default()), &alone()));
         standing.rung.source().is_none().then_some(standing.reason)
     };
     built.or_else(MemoryCgroup::missing).or_else(|| require::programs(&["sh", "dd"])).or_else(probe)
@@ -43,13 +43,8 @@ fn kill_many(name: &str, count: usize) {
     assert_eq!(cgroup.oom_kills(), Some(count as u64), "the kernel's own count");
 }
 
-fn only(rung: &str) -> Values {
-    let mut values = Values::default();
-    for entry in ALL {
-        let rung = if entry.name == "oom_kill" { rung } else { "off" };
-        values.set(key(&format!("kernel.{}.rung", entry.name)), Value::Text(rung.to_owned()));
-    }
-    values
+fn alone() -> Values {
+    only("oom_kill", "auto", Values::default())
 }
 
 fn standing(kernel: &Kernel) -> Standing {
@@ -74,7 +69,7 @@ fn received_and_dropped_are_together_all_that_happened() {
     let host = Host::live(&Roots::default());
     let (mut reader, stalled, before) = loop {
         let before = machine_kills();
-        let (reader, stalled) = (Kernel::start(&host, &only("auto")), Kernel::start(&host, &only("auto")));
+        let (reader, stalled) = (Kernel::start(&host, &alone()), Kernel::start(&host, &alone()));
         // One that came while they were put up may be known to one and not to the other.
         if machine_kills() == before {
             break (reader, stalled, before);

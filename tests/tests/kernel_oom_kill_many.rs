@@ -13,12 +13,12 @@ use sysops_agent::kernel::Kernel;
 use sysops_agent::logs::Kmsg;
 use sysops_agent::model::event::OomKill;
 use sysops_agent::model::{Detail, Event};
-use sysops_agent::spec::{Value, Values};
+use sysops_agent::spec::Values;
 use sysops_tests::busy::Busy;
 use sysops_tests::events::take_until;
 use sysops_tests::frozen_mount::FrozenMount;
 use sysops_tests::memory_cgroup::MemoryCgroup;
-use sysops_tests::one_probe::{has_tracefs, key};
+use sysops_tests::one_probe::{has_tracefs, only};
 use sysops_tests::require::{self, require};
 
 const KILLS: usize = 100;
@@ -342,12 +342,7 @@ fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// The OOM probe alone on `rung`; `None` when it cannot stand on it and this machine may go without.
 fn start(host: &Host, rung: &str) -> Option<Kernel> {
-    let mut values = Values::default();
-    for name in sysops_agent::kernel::ALL.iter().map(|entry| entry.name) {
-        let rung = if name == "oom_kill" { rung } else { "off" };
-        values.set(key(&format!("kernel.{name}.rung")), Value::Text(rung.to_owned()));
-    }
-    let kernel = Kernel::start(host, &values);
+    let kernel = Kernel::start(host, &only("oom_kill", rung, Values::default()));
     let standing = kernel.standings().into_iter().find(|standing| standing.name == "oom_kill").expect("in the list");
     let stands = standing.rung.source().is_some();
     (stands || require(Some(format!("{rung}: {}", standing.reason)))).then_some(kernel)

@@ -89,7 +89,7 @@ impl Rungs {
         };
         let files_found = files.as_ref().map(drop).map_err(Clone::clone);
         let by_functions = ground(functions.as_ref().map(drop).map_err(Clone::clone).and(files_found.clone()));
-        let by_kprobes = kprobes(host).and(by_functions.clone());
+        let by_kprobes = by_functions.clone().and_then(|()| kprobes(host));
         let has_kprobes = by_kprobes.is_ok();
         let typed = ground(registers.as_ref().map(drop).map_err(Clone::clone).and(files_found.clone()));
         let steps = vec![
