@@ -2,12 +2,16 @@
 //! lower, with the reason.
 #![expect(clippy::disallowed_methods, reason = "a test reads files as it likes")]
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::PathBuf;
 
-use sysops_agent::host::{Host, files::Files};
-use sysops_agent::kernel::{Kernel, Rung, Standing};
+use rustix::fs::{Mode, OFlags, open};
+use sysops_agent::host::{Host, Roots, files::Files};
+use sysops_agent::kernel::{ALL, Kernel, Rung, Standing};
 use sysops_agent::spec::Values;
 use sysops_tests::falsified_btf::{move_member, remove_member, retype_member};
+use sysops_tests::one_probe::OneProbe;
 use sysops_tests::require::{self, require};
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -21,7 +25,7 @@ fn with_lie(name: &str, lie: impl FnOnce(&mut [u8])) -> (Host, PathBuf) {
     std::fs::write(directory.join("kernel/btf/vmlinux"), btf).expect("a file of our own");
     std::os::unix::fs::symlink("/sys/fs", directory.join("fs")).expect("a link of our own");
     let files = Files::new("/proc".into(), directory.clone(), "/".into());
-    (Host { files, ..Host::live(&sysops_agent::host::Roots::default()) }, directory)
+    (Host { files, ..Host::live(&Roots::default()) }, directory)
 }
 
 fn standings(name: &str, lie: impl FnOnce(&mut [u8])) -> Vec<Standing> {
@@ -192,4 +196,26 @@ fn a_broken_file_is_a_reason_and_no_panic() {
         let without = standing.reason.contains("built without") || standing.reason.contains("CAP_");
         assert!(without || standing.reason.contains("malformed BTF"), "{standing:?}");
     }
+}
+
+/// A kernel that is told to stop when it warns would stop.
+#[test]
+#[ignore = "what else this machine made its kernel say is not ours; run by vm-test"]
+fn no_program_makes_the_kernel_warn() {
+    let host = Host::live(&Roots::default());
+    for entry in ALL {
+        for rung in Rung::ALL {
+            drop(OneProbe::start(&host, entry.name, rung.word(), Values::default()));
+        }
+    }
+    // One record a read, and EAGAIN behind the last.
+    let log = open("/dev/kmsg", OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).expect("root reads it");
+    let (mut log, mut record) = (File::from(log), [0; 8192]);
+    let records = std::iter::from_fn(|| {
+        let size = log.read(&mut record).ok()?;
+        Some(String::from_utf8_lossy(&record[..size]).into_owned())
+    });
+    let is_ours = |text: &String| text.contains("WARNING:") && text.contains("kernel/bpf/");
+    let warnings: Vec<String> = records.filter(is_ours).collect();
+    assert!(warnings.is_empty(), "{warnings:#?}");
 }

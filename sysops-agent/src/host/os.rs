@@ -10,6 +10,8 @@ use rustix::fs::{MemfdFlags, StatVfs, memfd_create};
 use rustix::io::Errno;
 use rustix::path::Arg;
 
+use super::bytes;
+
 /// Space and inodes of the file system at `path` (statvfs(3)). May hang for ever on a dead network file system:
 /// `space::Asker` asks without waiting for ever.
 ///
@@ -35,6 +37,17 @@ pub fn ticks_per_second() -> u64 {
 #[must_use]
 pub fn uname() -> rustix::system::Uname {
     rustix::system::uname()
+}
+
+/// The first two numbers of the running kernel's release.
+#[must_use]
+pub fn kernel_version() -> Option<(u64, u64)> {
+    version(uname().release().to_bytes())
+}
+
+fn version(release: &[u8]) -> Option<(u64, u64)> {
+    let mut numbers = release.split(|byte| !byte.is_ascii_digit());
+    numbers.next().and_then(bytes::u64).zip(numbers.next().and_then(bytes::u64))
 }
 
 /// The user whose rights this process has.
@@ -89,4 +102,16 @@ pub fn thread_name() -> Result<CString, Errno> {
 /// What the kernel said.
 pub fn rename_thread(name: &CStr) -> Result<(), Errno> {
     rustix::thread::set_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_begins_with_its_version() {
+        assert_eq!(version(b"7.2.12+deb14-amd64"), Some((7, 2)));
+        assert_eq!((version(b"6.18.5"), version(b"10.0-rc1")), (Some((6, 18)), Some((10, 0))));
+        assert_eq!((version(b""), version(b"7"), version(b"next")), (None, None, None));
+    }
 }

@@ -9,7 +9,7 @@ use sysops_common::fd::{Counts, Descriptor, Held, Offsets};
 use sysops_common::offset::Offset;
 
 use crate::host::files::open_file;
-use crate::host::{Host, bytes, os};
+use crate::host::{Host, os};
 use crate::kernel::attach::Point;
 use crate::kernel::btf::{Argument, Btf, TypeId};
 use crate::kernel::facts::Facts;
@@ -121,7 +121,9 @@ impl Rungs {
             steps,
             functions: functions.ok(),
             has_kprobes,
-            preempts: preempts(os::uname().release().to_bytes()),
+            // Before 7.0 kernels preempt programs only where someone has chosen so; since then there is no other choice
+            // (kernel/Kconfig.preempt).
+            preempts: os::kernel_version().is_some_and(|version| version >= (7, 0)),
             types,
             formats,
             sys_exit: facts.btf.as_ref().ok().and_then(|btf| btf.tracepoint("sys_exit")),
@@ -285,11 +287,6 @@ impl Armed {
     }
 }
 
-/// Kernels before 7.0 preempt programs only where someone has chosen so; since then there is no other choice (kernel/Kconfig.preempt).
-fn preempts(release: &[u8]) -> bool {
-    bytes::u64(release.split(|byte| *byte == b'.').next().unwrap_or_default()).is_some_and(|major| major >= 7)
-}
-
 /// The kernel has kprobes that are not named in tracefs (perf_event_open(2), since 4.17).
 fn kprobes(host: &Host) -> Result<(), Refusal> {
     let kind = host.files.sys("bus/event_source/devices/kprobe/type");
@@ -419,12 +416,6 @@ mod tests {
         let found = registers(&all_types().build()).expect("all there");
         assert_eq!((found.number.bytes(), found.status.bytes()), (Some(120), Some(24)));
         assert_eq!(found.arguments.map(Offset::bytes), [Some(112), Some(104), Some(96), Some(56)]);
-    }
-
-    #[test]
-    fn kernels_since_7_0_preempt() {
-        assert!(preempts(b"7.2.12+deb14-amd64") && preempts(b"10.0.1"));
-        assert!(!preempts(b"6.18.5") && !preempts(b"5.10.0-32-amd64") && !preempts(b""));
     }
 
     #[test]

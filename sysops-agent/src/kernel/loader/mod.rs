@@ -1,6 +1,7 @@
 //! Loads a probe's object into the kernel and reads its maps: the sole import of aya. Which program to attach where, and
 //! what the records mean, is left to the probes.
 
+mod maps;
 mod refusal;
 mod types;
 
@@ -129,6 +130,7 @@ impl Object {
     }
 
     fn open<T: Plain>(object: &[u8], offsets: &T, sizes: &[(&'static str, u32)]) -> Result<Self, Refusal> {
+        let object = &*maps::for_kernel(object, os::kernel_version())?;
         let built = built_sizes(object, sizes)?;
         let mut ebpf = {
             let mut loader = LOADER.lock().unwrap_or_else(PoisonError::into_inner);

@@ -245,7 +245,10 @@ impl MemoryLeaks {
     }
 
     fn load(&self, rung: Rung) -> Result<Object, Refusal> {
-        Object::load("memory_leak", if rung == Rung::Tracepoint { &self.formats } else { &self.types })
+        let offsets = if rung == Rung::Tracepoint { &self.formats } else { &self.types };
+        // These are for the programs at the functions of an allocator alone.
+        let unused: &[_] = if rung == Rung::Uprobe { &[] } else { &[("PIECES", 1), ("CALLS", 1)] };
+        Object::load_sized("memory_leak", offsets, unused)
     }
 
     fn program(&self, rung: Rung, fault: usize) -> Result<(&'static str, Point<'static>), Refusal> {
