@@ -76,6 +76,31 @@ fn a_frozen_file_system_is_one_event_on_every_rung() {
     }
 }
 
+/// The record of a plain tracepoint does not tell which sleep it is about, and then there is no one to ask.
+#[test]
+fn a_report_that_is_read_when_its_thread_is_gone_is_no_second_hang() {
+    if !ready() || !is_inside("a_report_that_is_read_when_its_thread_is_gone_is_no_second_hang") {
+        return;
+    }
+    let host = live();
+    let mut kernel = Kernel::start(&host, &forced("tracepoint"));
+    let standing = standing(&kernel);
+    if standing.forced_and_failed && !require(Some(standing.reason.clone())) {
+        return;
+    }
+    let _timeout = Sysctl::set("kernel/hung_task_timeout_secs", "1");
+    let mut mount = FrozenMount::new();
+    let mut hung = mount.hang();
+    let pid = hung.id();
+    let mut events = take_until(&mut kernel, &host, Duration::from_secs(20), |events| began(events, pid) > 0);
+    // The kernel reports it again, and no one reads that before it is over.
+    std::thread::sleep(Duration::from_secs(4));
+    mount.thaw();
+    assert!(hung.wait().expect("our child").success());
+    events.extend(take_until(&mut kernel, &host, Duration::from_secs(10), |events| ended(events, pid) > 0));
+    assert_eq!((began(&events, pid), ended(&events, pid)), (1, 1), "{events:#?}");
+}
+
 /// A thread hangs twice: the looks see it before the kernel does, tell each hang once though the kernel reports the first
 /// too, and do not mistake what happened while nobody looked.
 #[test]

@@ -156,6 +156,12 @@ impl Hangs {
         self.known.get(&sleep.tid).is_some_and(|known| known.by_probe && known.sleeper.sleep.is(sleep))
     }
 
+    /// True when a hang of this thread has been told by a program and is not known to be over.
+    #[must_use]
+    pub(super) fn is_thread_told_by_probe(&self, tid: u32) -> bool {
+        self.known.get(&tid).is_some_and(|known| known.by_probe && known.told.is_some())
+    }
+
     /// Notes that this sleep, which lasts since `since` at least, is told by `event`. Gives the hang of the same thread that
     /// this shows to be over.
     pub(super) fn tell(

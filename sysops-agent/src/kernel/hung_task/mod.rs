@@ -275,7 +275,12 @@ impl HungTasks {
         object.drain(|read: &Record| {
             let process = initial_pids.then(|| Process::thread(host, read.task.tid));
             let sleep = sleep(read, process.as_ref());
-            if sleep.is_some_and(|sleep| hangs.is_told_by_probe(&sleep)) {
+            // A thread that is gone when its report is read can be asked nothing: it was the hang that is told already.
+            let is_told = match &sleep {
+                Some(sleep) => hangs.is_told_by_probe(sleep),
+                None => hangs.is_thread_told_by_probe(read.task.tid),
+            };
+            if is_told {
                 return;
             }
             let detail = HungTask {
