@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use object::{Object as _, ObjectSection as _};
 
 use super::super::ladder::Refusal;
-use super::refusal::refused;
+use super::refusal::{no_such, refused};
 
 /// Since this kernel hash maps of all programs may take memory as they fill.
 const MAY_GROW: (u64, u64) = (6, 1);
@@ -22,16 +22,17 @@ const NO_PREALLOC: u32 = 1;
 /// tracepoint or a probe has a hash map that takes memory as it fills (kernel/bpf/verifier.c, `check_map_prog_compatibility`).
 ///
 /// # Errors
-/// When it is no ELF file.
+/// When it is no ELF file, or has no such section.
 pub(super) fn for_kernel(object: &[u8], kernel: Option<(u64, u64)>) -> Result<Cow<'_, [u8]>, Refusal> {
     if kernel.is_some_and(|kernel| kernel >= MAY_GROW) {
         return Ok(Cow::Borrowed(object));
     }
     let parsed = object::File::parse(object).map_err(|error| refused("load", &error))?;
     let range = parsed.section_by_name("maps").and_then(|section| section.file_range());
-    let mut object = object.to_vec();
     let place = range.and_then(|(start, size)| Some(usize::try_from(start).ok()?..usize::try_from(start + size).ok()?));
-    for map in place.and_then(|place| object.get_mut(place)).unwrap_or_default().chunks_exact_mut(DEFINITION) {
+    let mut object = object.to_vec();
+    let maps = place.and_then(|place| object.get_mut(place)).ok_or_else(|| no_such("section", "maps"))?;
+    for map in maps.chunks_exact_mut(DEFINITION) {
         let number = |at: usize| u32::from_ne_bytes([map[at], map[at + 1], map[at + 2], map[at + 3]]);
         if number(0) == HASH {
             let flags = number(FLAGS) & !NO_PREALLOC;
