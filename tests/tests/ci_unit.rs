@@ -51,9 +51,12 @@ fn a_reload_is_checked_before_it_is_sent() {
 #[test]
 fn what_would_blind_the_agent_is_off() {
     // Each was measured: ProtectClock stops adjtimex reads, ProtectKernelLogs and PrivateDevices hide /dev/kmsg,
-    // ProcSubset=pid hides /proc/stat, PrivateUsers makes the capabilities count for nothing.
+    // ProcSubset=pid hides /proc/stat, PrivateUsers makes the capabilities count for nothing. ProtectKernelTunables
+    // makes /proc/kallsyms inaccessible (systemd.exec(5)), and stacks of hung tasks are without names.
     let unit = read(UNIT);
-    for key in ["ProtectClock", "ProtectKernelLogs", "PrivateDevices", "ProcSubset", "PrivateUsers"] {
+    for key in
+        ["ProtectClock", "ProtectKernelLogs", "ProtectKernelTunables", "PrivateDevices", "ProcSubset", "PrivateUsers"]
+    {
         assert_eq!(value(&unit, key), None, "{UNIT}: {key}");
     }
 }

@@ -372,9 +372,7 @@ fn stack_extra(host: &Host, means: &Means) -> Extra {
     let closed = "/proc/<pid>/stack needs CAP_SYS_ADMIN";
     match (means.source(), stack::are_addresses_shown(host)) {
         (Some(Source::TaskIter), Ok(())) => extra("task_iter", closed, ""),
-        (Some(Source::TaskIter), Err(why)) => {
-            extra("kmsg", &format!("{closed}; task_iter: {why}"), "give the agent CAP_SYSLOG")
-        }
+        (Some(Source::TaskIter), Err((why, remedy))) => extra("kmsg", &format!("{closed}; task_iter: {why}"), remedy),
         _ => extra("kmsg", &format!("{closed}; the iterator does not stand"), ""),
     }
 }

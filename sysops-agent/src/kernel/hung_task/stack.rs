@@ -18,16 +18,26 @@ const READ_BYTES: usize = 64 << 10;
 /// The kernel shows this user the addresses of its functions.
 ///
 /// # Errors
-/// Why not.
-pub(super) fn are_addresses_shown(host: &Host) -> Result<(), &'static str> {
+/// Why not, and what would mend it.
+pub(super) fn are_addresses_shown(host: &Host) -> Result<(), (&'static str, &'static str)> {
+    // systemd masks a file with one that has no content and that few may open.
+    let masked = (
+        "/proc/kallsyms cannot be read, or is empty",
+        "show it to the agent: ProtectKernelTunables=yes in a unit hides it",
+    );
     let mut buffer = [0; 4096];
-    let file = open_file(&host.files.proc("kallsyms")).map_err(|_| "/proc/kallsyms cannot be read")?;
-    let length = rustix::io::read(&file, &mut buffer).map_err(|_| "/proc/kallsyms cannot be read")?;
+    let file = open_file(&host.files.proc("kallsyms")).map_err(|_| masked)?;
+    let length = rustix::io::read(&file, &mut buffer).map_err(|_| masked)?;
     let mut lines = buffer[..length].split(|&byte| byte == b'\n');
-    if lines.any(|text| line(text).is_some_and(|line| line.address != 0)) {
+    if length == 0 {
+        Err(masked)
+    } else if lines.any(|text| line(text).is_some_and(|line| line.address != 0)) {
         Ok(())
     } else {
-        Err("/proc/kallsyms hides addresses from this user")
+        Err((
+            "/proc/kallsyms shows this user no addresses",
+            "give the agent CAP_SYSLOG; where kernel.kptr_restrict is 2, set it to 1",
+        ))
     }
 }
 
@@ -223,9 +233,12 @@ mod tests {
         let host = Host::fixture(dir.path());
         assert!(are_addresses_shown(&host).is_err());
         std::fs::create_dir(dir.path().join("proc")).expect("writable");
-        for (text, shown) in [(TABLE, true), ("0000000000000000 T _text\n0000000000000000 t a\n", false), ("", false)] {
+        let hidden = "0000000000000000 T _text\n0000000000000000 t a\n";
+        for (text, remedy) in [(TABLE, None), (hidden, Some("CAP_SYSLOG")), ("", Some("ProtectKernelTunables"))] {
             std::fs::write(dir.path().join("proc/kallsyms"), text).expect("writable");
-            assert_eq!(are_addresses_shown(&host).is_ok(), shown, "{text}");
+            let said = are_addresses_shown(&host).err().map(|(_, said)| said);
+            assert_eq!(said.is_some(), remedy.is_some(), "{text}");
+            assert!(remedy.is_none_or(|word| said.is_some_and(|said| said.contains(word))), "{said:?}");
         }
     }
 
