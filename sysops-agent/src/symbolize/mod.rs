@@ -2,6 +2,8 @@
 //! files that the frames hold open, so that a process that has gone is named as well. Unwinding is left to `kernel`.
 
 #[cfg(feature = "ebpf")]
+mod debug_file;
+#[cfg(feature = "ebpf")]
 mod elf_names;
 #[cfg(not(feature = "ebpf"))]
 #[path = "no_names.rs"]
@@ -9,6 +11,7 @@ mod elf_names;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::model::{Frame, Image, cut};
@@ -33,6 +36,8 @@ pub enum Trust {
 /// Puts names to frames, and remembers them.
 pub struct Symbolizer {
     trust: Trust,
+    /// Where files with what was stripped from programs are.
+    debug_files: PathBuf,
     /// By file and address in it.
     names: HashMap<(usize, u64), Known>,
 }
@@ -55,7 +60,7 @@ impl Symbolizer {
     /// Remembers nothing yet.
     #[must_use]
     pub fn new(trust: Trust) -> Self {
-        Self { trust, names: HashMap::new() }
+        Self { trust, debug_files: elf_names::DEBUG_FILES.into(), names: HashMap::new() }
     }
 
     /// Names the frames of all `stacks`. A function that is inlined in another becomes a frame of its own before it. What
@@ -94,9 +99,9 @@ impl Symbolizer {
         for (image, mut offsets) in wanted.into_values() {
             offsets.sort_unstable();
             offsets.dedup();
-            let trust = self.trust;
+            let (trust, debug_files) = (self.trust, &self.debug_files);
             // The files are anyone's, and the readers of their formats are large.
-            let found = catch_unwind(AssertUnwindSafe(|| elf_names::names(&image, &offsets, trust)));
+            let found = catch_unwind(AssertUnwindSafe(|| elf_names::names(&image, &offsets, trust, debug_files)));
             let found = found.unwrap_or_else(|_| Err("reading it failed: a bug".into()));
             let mut found = found.unwrap_or_else(|why| {
                 tracing::debug!("symbolize: {:?}: {why}", image.path);

@@ -101,6 +101,82 @@ fn of_a_file_that_others_may_write_only_functions_are_told() {
     assert_eq!((open[0].function.as_deref(), open[0].line), (Some("outer"), None));
 }
 
+fn run(program: &str, words: &[&std::ffi::OsStr]) {
+    let status = Command::new(program).args(words).status().expect("it comes with cc");
+    assert!(status.success(), "{program} {words:?}");
+}
+
+/// The build id that the linker was told.
+const BUILD_ID: [u8; 20] = [0xab; 20];
+
+/// A program in two files, as distributions ship it: without names, and below `debug` what was stripped.
+fn stripped(directory: &Path, debug: &Path) -> Arc<Image> {
+    let id: String = BUILD_ID.iter().map(|byte| format!("{byte:02x}")).collect();
+    let image = compiled(directory, &["-g", "-O0", &format!("-Wl,--build-id=0x{id}")]);
+    let name = debug.join(format!(".build-id/ab/{}.debug", &id[2..]));
+    std::fs::create_dir_all(name.parent().expect("it has one")).expect("the temporary directory is writable");
+    run("objcopy", &["--only-keep-debug".as_ref(), image.path.as_ref(), name.as_os_str()]);
+    run("strip", &[image.path.as_ref()]);
+    let image = self::image(Path::new(&image.path));
+    Arc::new(Image { build_id: Some(Box::new(BUILD_ID)), ..Arc::into_inner(image).expect("it is new") })
+}
+
+#[test]
+fn what_was_stripped_is_found_by_the_build_id() {
+    let (directory, debug) = (tempfile::tempdir().expect("one"), tempfile::tempdir().expect("another"));
+    let image = stripped(directory.path(), debug.path());
+    let file = debug.path().join(format!(".build-id/ab/{}.debug", "ab".repeat(19)));
+    let offset = address(&file.to_string_lossy(), "outer");
+    let with = |trust| Symbolizer { debug_files: debug.path().to_owned(), ..Symbolizer::new(trust) };
+    for trust in [Trust::All, Trust::Owned] {
+        let found = named(&mut with(trust), &image, offset);
+        assert_eq!((found[0].function.as_deref(), found[0].line), (Some("outer"), Some(5)), "{trust:?}");
+    }
+    // Of another program, or written by who likes: neither is asked.
+    let other = Arc::new(Image { build_id: Some(Box::new([0xcd; 20])), ..image_of(&image) });
+    let place = debug.path().join(format!(".build-id/cd/{}.debug", "cd".repeat(19)));
+    std::fs::create_dir_all(place.parent().expect("it has one")).expect("it is ours");
+    std::fs::copy(&file, &place).expect("it is ours");
+    assert_eq!(named(&mut with(Trust::All), &other, offset)[0].function, None);
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).expect("it is ours");
+    assert_eq!(named(&mut with(Trust::All), &image, offset)[0].function, None);
+    // Nor does what is no file keep anyone waiting.
+    std::fs::remove_file(&file).expect("it is ours");
+    run("mkfifo", &[file.as_os_str()]);
+    assert_eq!(named(&mut with(Trust::All), &image, offset)[0].function, None);
+}
+
+fn image_of(image: &Image) -> Image {
+    Arc::into_inner(self::image(Path::new(&image.path))).expect("it is new")
+}
+
+#[test]
+fn a_link_to_another_file_is_not_followed() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let image = compiled(directory.path(), &["-g", "-O0"]);
+    let (pipe, link) = (directory.path().join("pipe"), directory.path().join("link"));
+    run("mkfifo", &[pipe.as_os_str()]);
+    let mut content = pipe.to_string_lossy().into_owned().into_bytes();
+    content.resize((content.len() + 1).next_multiple_of(4) + 4, 0);
+    std::fs::write(&link, content).expect("it is ours");
+    let section = format!(".gnu_debuglink={}", link.display());
+    run("objcopy", &["--add-section".as_ref(), section.as_ref(), image.path.as_ref()]);
+    let offset = address(&image.path, "outer");
+    for mode in [0o755, 0o777] {
+        std::fs::set_permissions(&image.path, std::fs::Permissions::from_mode(mode)).expect("it is ours");
+        for trust in [Trust::All, Trust::Owned] {
+            let image = self::image(Path::new(&image.path));
+            let (done, names) = std::sync::mpsc::channel();
+            // Who waits for the other end of the pipe waits for ever.
+            std::thread::spawn(move || done.send(named(&mut Symbolizer::new(trust), &image, offset)));
+            let found = names.recv_timeout(std::time::Duration::from_secs(30));
+            assert_eq!(found.expect("it is not followed")[0].function.as_deref(), Some("outer"), "{mode:o} {trust:?}");
+        }
+    }
+}
+
 #[test]
 fn what_is_no_program_names_nothing() {
     let directory = tempfile::tempdir().expect("a temporary directory");
