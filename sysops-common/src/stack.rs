@@ -58,8 +58,8 @@ pub struct StackProcess {
     pub identity: u64,
     /// Names its rules; never 0.
     pub epoch: u32,
-    /// Keeps the size a multiple of the alignment without hidden bytes.
-    pub reserved: u32,
+    /// 1 when its stacks that cannot be walked are not handed over: too many of them led nowhere.
+    pub silent: u32,
 }
 
 /// A place in a program that a stack leads through.

@@ -47,6 +47,9 @@ struct Scratch {
     frames: u32,
     /// 1 when the program stands at the place itself, 0 when something that it called will return there.
     first: u32,
+    /// 1 when what cannot be walked is not handed over.
+    silent: u32,
+    reserved: u32,
     ips: [u64; FRAMES_MAX],
 }
 
@@ -91,9 +94,9 @@ fn begin(at: &'static StackOffsets) -> Option<u32> {
         lr: if offset(&at.lr).is_some() { member(registers, &at.lr)? } else { 0 },
     };
     // SAFETY: the agent changes a process by one write of the whole value.
-    let epoch = match unsafe { STACK_PROCESSES.get((tgid_tid >> 32) as u32) } {
-        Some(process) if process.identity == identity => process.epoch,
-        _ => 0,
+    let (epoch, silent) = match unsafe { STACK_PROCESSES.get((tgid_tid >> 32) as u32) } {
+        Some(process) if process.identity == identity => (process.epoch, process.silent),
+        _ => (0, 0),
     };
     let scratch = STACK_SCRATCH.get_ptr_mut(0)?;
     // SAFETY: this CPU's one value; the read as the loader writes the value after compilation.
@@ -105,6 +108,7 @@ fn begin(at: &'static StackOffsets) -> Option<u32> {
         (*scratch).place = place;
         (*scratch).frames = 0;
         (*scratch).first = 1;
+        (*scratch).silent = silent;
     }
     Some(epoch)
 }
@@ -211,6 +215,21 @@ fn step(rule: &Rule, place: &Place, address_bits: u32) -> Option<Place> {
     Some(Place { ip: stack::place(ip, address_bits), sp, bp, lr: 0 })
 }
 
+/// The stack pointer of the running task's user program; 0 when it is not known.
+#[inline(always)]
+pub fn pointer(at: &'static StackOffsets) -> u64 {
+    // SAFETY: the helper takes nothing and cannot fail.
+    let task = unsafe { bpf_get_current_task() };
+    registers(task, at).and_then(|registers| member(registers, &at.sp)).unwrap_or(0)
+}
+
+/// How far the stack pointer behind the call of a function is above that at its entry: a return address that is in memory is
+/// taken from the stack.
+#[inline(always)]
+pub fn return_bytes(at: &'static StackOffsets) -> u64 {
+    if offset(&at.lr).is_some() { 0 } else { 8 }
+}
+
 /// Eight bytes of the user program's memory.
 #[inline(always)]
 pub fn read_user(address: u64) -> Option<u64> {
@@ -237,6 +256,10 @@ extern "C" fn hand_over(reference: u64, start_boottime_ns: u64) -> u64 {
         return reference;
     }
     // SAFETY: `scratch` is this CPU's one value.
+    if unsafe { (*scratch).silent } != 0 {
+        return 0;
+    }
+    // SAFETY: as above.
     let tokens = unsafe {
         (*scratch).tokens += 1;
         (*scratch).tokens

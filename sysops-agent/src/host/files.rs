@@ -2,13 +2,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, Mode, OFlags, PROC_SUPER_MAGIC, fstatfs, openat};
+use rustix::fs::{CWD, Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags, fstatfs, openat, openat2};
 use rustix::io::{Errno, pread};
 
 /// Largest file that is read whole: enough for /proc/stat of 4,096 CPUs, and a bound on what a broken driver prints.
@@ -316,6 +316,42 @@ fn read_fd(fd: &OwnedFd, path: &Path, end: End, buffer: &mut Vec<u8>, max_bytes:
 /// With the path.
 pub fn open_file(path: &Path) -> Result<File, ReadError> {
     open(path).map(File::from)
+}
+
+/// Finds what is at a path without opening it: a device or a FIFO that someone put there notices nothing. [`reopen`] opens it once
+/// it is known what it is. The last link is followed only if `follow` says so.
+///
+/// # Errors
+/// With the path.
+pub fn find(path: &Path, follow: bool) -> Result<File, ReadError> {
+    let last = if follow { OFlags::empty() } else { OFlags::NOFOLLOW };
+    let found = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC | last, Mode::empty());
+    found.map(File::from).map_err(|errno| not_found(path, errno))
+}
+
+/// The same for a path in the root `root` of some process: no link on the way is followed.
+///
+/// # Errors
+/// With the path.
+pub fn find_in_root(root: &Path, path: &Path) -> Result<File, ReadError> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let directory =
+        openat(CWD, root, flags | OFlags::DIRECTORY, Mode::empty()).map_err(|errno| not_found(root, errno))?;
+    let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let found = openat2(&directory, path, flags | OFlags::NOFOLLOW, Mode::empty(), within);
+    found.map(File::from).map_err(|errno| not_found(path, errno))
+}
+
+/// Opens for reading what [`find`] has found.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn reopen(found: &File) -> Result<File, ReadError> {
+    open_file(Path::new(&format!("/proc/self/fd/{}", found.as_raw_fd())))
+}
+
+fn not_found(path: &Path, errno: Errno) -> ReadError {
+    ReadError { path: path.to_owned(), what: "cannot find", source: errno.into() }
 }
 
 #[cfg(test)]

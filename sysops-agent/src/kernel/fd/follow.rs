@@ -411,24 +411,10 @@ fn unattributed(tally: Tally, open: u64, full: u64, skipped: u64, stackless: Opt
     say(no_room, "found no room in the table (kernel.fd.descriptors_max)");
     match stackless {
         Some(refusal) => say(tally.stackless, &format!("without a stack ({})", refusal.reason)),
-        None => say(tally.stackless, &format!("without a stack that could be unwound{}", why_not(lost))),
+        None => say(tally.stackless, &format!("without a stack that could be unwound{}", lost.why())),
     }
     say(beyond, "beyond those that are looked at");
     reasons.join("; ")
-}
-
-/// Of the captures of all processes, since the programs run.
-fn why_not(lost: Lost) -> String {
-    let reasons: Vec<String> = [
-        (lost.cut, "were cut off"),
-        (lost.gone, "of processes that had gone"),
-        (lost.full, "more than there is room for"),
-    ]
-    .iter()
-    .filter(|(count, _)| *count > 0)
-    .map(|(count, why)| format!("{count} {why}"))
-    .collect();
-    if reasons.is_empty() { String::new() } else { format!(" (of all captures {})", reasons.join(", ")) }
 }
 
 #[cfg(test)]
@@ -444,7 +430,7 @@ mod tests {
     fn what_is_not_attributed_is_said_by_reason() {
         let tally = Tally { attributed: 90, before: 3, unseen: 9, stackless: 5 };
         assert_eq!(
-            unattributed(tally, 117, 7, 0, None, Lost { cut: 4, gone: 0, full: 1 }),
+            unattributed(tally, 117, 7, 0, None, Lost { cut: 4, full: 1, ..Lost::default() }),
             "3 open before the process was followed; 2 came by a way that this rung does not see; 7 found no room in the \
              table (kernel.fd.descriptors_max); 5 without a stack that could be unwound (of all captures 4 were \
              cut off, 1 more than there is room for); 10 beyond those that are looked at"

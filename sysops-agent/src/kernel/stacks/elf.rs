@@ -3,9 +3,11 @@
 
 use std::fs::File;
 
-use object::elf::{FileHeader64, PF_X, PT_LOAD, ProgramHeader64, SHT_NOBITS};
-use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable};
-use object::{LittleEndian, ReadCache, ReadRef};
+use object::elf::{
+    FileHeader64, PF_X, PT_LOAD, ProgramHeader64, SHN_UNDEF, SHT_DYNSYM, SHT_NOBITS, SHT_SYMTAB, STT_FUNC, Sym64,
+};
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable, Sym};
+use object::{LittleEndian, ReadCache, ReadRef, SectionIndex};
 
 /// Most bytes that one table of a file may have: the largest unwind tables, those of browsers, have 30 MB.
 const PART_BYTES_MAX: u64 = 48 << 20;
@@ -74,6 +76,46 @@ impl Elf {
         let code = self.code.iter().find(holds)?;
         Some(code.address.wrapping_add(offset).wrapping_sub(code.offset))
     }
+
+    /// Where in the file the code at an address lies.
+    #[must_use]
+    fn offset(&self, address: u64) -> Option<u64> {
+        let within = |code: &Code| address.checked_sub(code.address).filter(|within| *within < code.length);
+        self.code.iter().find_map(|code| code.offset.checked_add(within(code)?))
+    }
+}
+
+/// Where in the file the functions `names` begin, each where it has that one. Only the file itself is asked, no other that it
+/// names.
+///
+/// # Errors
+/// Says why it is no ELF file of this machine, or what is wrong with it.
+pub(in crate::kernel) fn functions(file: &File, names: &[&str]) -> Result<Vec<Option<u64>>, String> {
+    let cache = ReadCache::new(file);
+    let data = Bounded(&cache);
+    let text = |error: object::Error| error.to_string();
+    let segments = parse(data)?;
+    let header = Header::parse(data).map_err(text)?;
+    let endian = header.endian().map_err(text)?;
+    let sections = header.sections(endian, data).map_err(text)?;
+    let mut found = vec![None; names.len()];
+    for kind in [SHT_DYNSYM, SHT_SYMTAB] {
+        for section in sections.iter().filter(|section| section.sh_type(endian) == kind) {
+            let Ok(symbols) = section.data_as_array::<Sym64<LittleEndian>, _>(endian, data) else { continue };
+            let strings = sections.section(SectionIndex(section.sh_link(endian) as usize));
+            let Ok(strings) = strings.and_then(|strings| strings.data(endian, data)) else { continue };
+            for symbol in symbols {
+                let is_here = symbol.st_type() == STT_FUNC && symbol.st_shndx(endian) != SHN_UNDEF;
+                let Some(name) = strings.get(symbol.st_name(endian) as usize..).filter(|_| is_here) else { continue };
+                let named =
+                    |wanted: &&str| name.strip_prefix(wanted.as_bytes()).is_some_and(|rest| rest.first() == Some(&0));
+                if let Some(index) = names.iter().position(named).filter(|&index| found[index].is_none()) {
+                    found[index] = segments.offset(symbol.st_value(endian));
+                }
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// The part of a file that is read at once is bounded, whatever its headers say.

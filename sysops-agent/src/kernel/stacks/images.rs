@@ -4,13 +4,16 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
+
+use rustix::fs::{fstatfs, makedev};
 
 use super::elf::Elf;
 use super::maps::{self, Mapping};
 use super::table::Table;
 use crate::host::Host;
-use crate::host::files::open_file;
+use crate::host::files::{find, find_in_root, reopen};
 use crate::model::Image;
 
 /// Files that are kept open at once.
@@ -28,6 +31,17 @@ pub(super) struct Loaded {
     pub table: Option<Table>,
 }
 
+/// What is behind a mapping.
+#[derive(Clone)]
+pub(super) enum Code {
+    /// A program or library.
+    Program(Arc<Loaded>),
+    /// A file that is neither.
+    Other,
+    /// It cannot be had, or there is no room for it.
+    Unread,
+}
+
 /// Tells a file from every other, and from itself after it was written to.
 type Identity = (u64, u64, i64, i64, u64);
 
@@ -40,13 +54,16 @@ pub(super) struct Images {
 }
 
 impl Images {
-    /// The file behind a mapping of the process `pid`; `None` when it cannot be had, or is no program.
-    pub(super) fn load(&mut self, host: &Host, pid: u32, mapping: &Mapping) -> Option<Arc<Loaded>> {
-        let file = open(host, pid, mapping)?;
-        let about = file.metadata().ok()?;
+    /// The file behind a mapping of the process `pid`.
+    pub(super) fn load(&mut self, host: &Host, pid: u32, mapping: &Mapping) -> Code {
+        let Some(file) = open(host, pid, mapping) else {
+            tracing::debug!("stacks: {:?} of process {pid} cannot be read, or is another file by now", mapping.path);
+            return Code::Unread;
+        };
+        let Ok(about) = file.metadata() else { return Code::Unread };
         let identity = (about.dev(), about.ino(), about.mtime(), about.mtime_nsec(), about.len());
         if let Some(known) = self.loaded.get(&identity) {
-            return known.clone();
+            return known.clone().map_or(Code::Other, Code::Program);
         }
         if self.loaded.len() >= IMAGES_MAX {
             self.forget_unused();
@@ -57,7 +74,7 @@ impl Images {
                 self.loaded.len(),
                 self.bytes
             );
-            return None;
+            return Code::Unread;
         }
         let loaded = match Elf::read(&file) {
             Ok(mut elf) => {
@@ -72,7 +89,7 @@ impl Images {
             }
         };
         self.loaded.insert(identity, loaded.clone());
-        loaded
+        loaded.map_or(Code::Other, Code::Program)
     }
 
     /// Closes what no process and no stack uses any more.
@@ -89,18 +106,44 @@ impl Images {
 }
 
 /// Opens the very file that is mapped, though it be deleted or in another mount namespace. Where the kernel keeps
-/// that way to those with more capabilities, by its path, if the file there still is the same.
-fn open(host: &Host, pid: u32, mapping: &Mapping) -> Option<File> {
+/// that way to those with more capabilities, by its path, if the file there still is the same: below the root of the process,
+/// or that of the agent, from which the kernel tells the paths of a process in the agent's mount namespace. What is no
+/// file is not opened.
+pub(in crate::kernel) fn open(host: &Host, pid: u32, mapping: &Mapping) -> Option<File> {
     let directory = host.files.proc(&pid.to_string());
     let mounts = host.files.read(&directory.join("mountinfo")).ok()?;
     if maps::is_of_a_program(&mounts, mapping.device) {
         return None;
     }
-    let direct = directory.join(format!("map_files/{:x}-{:x}", mapping.start, mapping.end));
-    let by_path = || open_file(&directory.join("root").join(mapping.path.trim_start_matches('/')));
-    let program = || open_file(&directory.join("exe"));
-    let same = |file: &File| file.metadata().is_ok_and(|about| about.ino() == mapping.inode);
-    let file =
-        open_file(&direct).ok().or_else(|| by_path().ok().filter(same)).or_else(|| program().ok().filter(same))?;
-    file.metadata().is_ok_and(|about| about.is_file()).then_some(file)
+    let direct = || find(&directory.join(format!("map_files/{:x}-{:x}", mapping.start, mapping.end)), true).ok();
+    let program = || find(&directory.join("exe"), true).ok();
+    // Even to look a path up below such a mount is to ask the program.
+    let walk = |root: &Path, mounts: &[u8]| {
+        let may_be_walked = !maps::leads_through_a_program(mounts, &mapping.path);
+        may_be_walked.then(|| find_in_root(root, Path::new(&mapping.path)).ok()).flatten()
+    };
+    let in_its_root = || walk(&directory.join("root"), &mounts);
+    let in_ours = || {
+        let mounts = host.files.read(&host.files.proc("self/mountinfo")).unwrap_or_default();
+        walk(&host.files.root("/"), &mounts)
+    };
+    let is_file = |found: &File| found.metadata().is_ok_and(|about| about.is_file());
+    let found = direct().filter(is_file).or_else(|| {
+        let same = |found: &File| is_file(found) && is_same(found, mapping);
+        let ours = || in_ours().filter(same);
+        in_its_root().filter(same).or_else(ours).or_else(|| program().filter(same))
+    })?;
+    reopen(&found).ok()
+}
+
+/// What was found at a path is what is mapped.
+fn is_same(found: &File, mapping: &Mapping) -> bool {
+    /// File systems whose files are of other devices than their mappings: those of subvolumes and layers.
+    const OTHER_DEVICES: [u64; 3] = [0x794c_7630, 0x9123_683e, 0xca45_1a4e];
+    let Ok(about) = found.metadata() else { return false };
+    let (major, minor) = mapping.device;
+    let has_others = || {
+        fstatfs(found).is_ok_and(|system| u64::try_from(system.f_type).is_ok_and(|kind| OTHER_DEVICES.contains(&kind)))
+    };
+    about.ino() == mapping.inode && (about.dev() == makedev(major, minor) || has_others())
 }

@@ -5,7 +5,7 @@ const MAPPINGS_MAX: usize = 8192;
 
 /// A piece of code in the memory of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Mapping {
+pub(in crate::kernel) struct Mapping {
     /// Address of the first byte.
     pub start: u64,
     /// Address after the last.
@@ -23,14 +23,14 @@ pub(super) struct Mapping {
 impl Mapping {
     /// It is a file, not memory of the process or of the kernel.
     #[must_use]
-    pub(super) fn is_file(&self) -> bool {
+    pub(in crate::kernel) fn is_file(&self) -> bool {
         self.inode != 0 && self.path.starts_with('/')
     }
 }
 
 /// Reads the executable lines, lowest address first. A line that is not as it should be is left out.
 #[must_use]
-pub(super) fn parse(text: &[u8]) -> Vec<Mapping> {
+pub(in crate::kernel) fn parse(text: &[u8]) -> Vec<Mapping> {
     let mut found: Vec<Mapping> = text.split(|&byte| byte == b'\n').filter_map(line).take(MAPPINGS_MAX).collect();
     found.sort_unstable_by_key(|mapping| mapping.start);
     found
@@ -73,6 +73,19 @@ pub(super) fn is_of_a_program(mountinfo: &[u8], (major, minor): (u32, u32)) -> b
     })
 }
 
+/// The path leads through a mount of a program of a user.
+#[must_use]
+pub(super) fn leads_through_a_program(mountinfo: &[u8], path: &str) -> bool {
+    mountinfo.split(|&byte| byte == b'\n').any(|line| {
+        let mut words = line.split(|&byte| byte == b' ');
+        let Some(point) = words.nth(4) else { return false };
+        let kind = words.skip_while(|word| *word != b"-").nth(1);
+        let below = path.as_bytes().strip_prefix(point);
+        let is_below = below.is_some_and(|rest| rest.starts_with(b"/") || point.ends_with(b"/"));
+        is_below && kind.is_some_and(|kind| kind.starts_with(b"fuse"))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,6 +96,10 @@ mod tests {
             40 35 0:52 / /run/user/0/x rw,nosuid shared:9 - fuse.sshfs host:/ rw,user_id=0\n\nx\n";
         assert!(is_of_a_program(text, (0, 52)));
         assert!(!is_of_a_program(text, (98, 0)) && !is_of_a_program(text, (0, 5)) && !is_of_a_program(b"", (0, 0)));
+        assert!(leads_through_a_program(text, "/run/user/0/x/lib/a.so"));
+        for path in ["/run/user/0/xy", "/run/user/0/x", "/mnt2/a", "", "/"] {
+            assert!(!leads_through_a_program(text, path), "{path}");
+        }
     }
 
     const TEXT: &[u8] = b"\

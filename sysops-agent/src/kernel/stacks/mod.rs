@@ -12,12 +12,13 @@ mod table;
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sysops_common::plain::view;
 use sysops_common::stack::{Copied, Rule, RuleKey, StackHash, StackProcess, TOKEN, Walk};
 
 use self::images::Images;
-use self::space::{Access, End, Place, Space};
+use self::space::{Access, End, Followed, Place, Space, Unread};
 use self::table::Context;
 use super::ladder::Refusal;
 use super::loader::{Object, Ring, Table};
@@ -25,6 +26,9 @@ use super::process::Process;
 use crate::host::{Host, os};
 use crate::model::Frame;
 
+pub(super) use self::elf::functions;
+pub(super) use self::images::open;
+pub(super) use self::maps::parse as mappings;
 pub(super) use self::offsets::offsets;
 
 /// Stacks that are told apart at once.
@@ -33,12 +37,23 @@ const STACKS_MAX: usize = 1 << 13;
 const REFERENCES_MAX: usize = 1 << 17;
 /// Processes whose stacks are walked at once.
 const PROCESSES_MAX: usize = 512;
+/// Records that are taken at once, and for how long: a process can make them faster than they are taken.
+const RECORDS_MAX: usize = 1000;
+const DRAIN_MAX: Duration = Duration::from_millis(500);
+/// How often between two refreshes a process is looked at for code that is not known: each look reads all its mappings.
+const LOOKS_MAX: u32 = 4;
 /// Bits of a return address, as [`offsets`] has them.
 const ADDRESS_BITS: u32 = if cfg!(target_arch = "aarch64") { 48 } else { 64 };
 
 /// A stack. The same frames have the same number, whichever capture they come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct StackId(u32);
+
+#[cfg(test)]
+impl StackId {
+    /// For tests of those who count by stacks.
+    pub(super) const SOME: Self = Self(7);
+}
 
 /// Captures that led to no stack, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,6 +64,27 @@ pub(super) struct Lost {
     pub gone: u64,
     /// A bound was reached.
     pub full: u64,
+    /// They lead through a file that cannot be had. The same stack counts once.
+    pub unread: u64,
+}
+
+impl Lost {
+    /// For people, to be put behind what is not attributed; empty when there is nothing to say. These are the captures of all
+    /// processes, since the programs run.
+    #[must_use]
+    pub(super) fn why(self) -> String {
+        let reasons: Vec<String> = [
+            (self.cut, "were cut off"),
+            (self.gone, "of processes that had gone"),
+            (self.full, "more than there is room for"),
+            (self.unread, "through a file that cannot be read, or was replaced"),
+        ]
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, why)| format!("{count} {why}"))
+        .collect();
+        if reasons.is_empty() { String::new() } else { format!(" (of all captures {})", reasons.join(", ")) }
+    }
 }
 
 /// The stacks that one object captures. Dropping it forgets them all.
@@ -87,7 +123,8 @@ impl Record {
 
 struct Reference {
     pid: u32,
-    stack: StackId,
+    /// `None`: it leads through a file that cannot be had.
+    stack: Option<StackId>,
 }
 
 impl Stacks {
@@ -119,9 +156,13 @@ impl Stacks {
         self.ring.fd()
     }
 
-    /// Takes all stacks that are not known yet. Until this is done their captures do not [`Self::resolve`].
+    /// Takes the stacks that are not known yet, as many as a moment allows. Until this is done their captures do not
+    /// [`Self::resolve`].
     pub(super) fn drain(&mut self, host: &Host) {
-        while let Some(record) = self.ring.next(Record::read) {
+        let now = || host.clock.now().monotonic;
+        let end = now() + DRAIN_MAX;
+        for _ in 0..RECORDS_MAX {
+            let Some(record) = self.ring.next(Record::read) else { return };
             match record {
                 Some(Record::Copied(copied)) => self.follow(host, &copied),
                 Some(Record::Walk(walk)) => {
@@ -129,13 +170,16 @@ impl Stacks {
                 }
                 None => {}
             }
+            if now() >= end {
+                return;
+            }
         }
     }
 
     /// The stack of a capture; `None` when it could not be told, or is not told yet.
     #[must_use]
     pub(super) fn resolve(&self, reference: u64) -> Option<StackId> {
-        self.references.get(&reference).map(|found| found.stack)
+        self.references.get(&reference).and_then(|found| found.stack)
     }
 
     /// The frames of a stack, innermost first, without names.
@@ -181,8 +225,14 @@ impl Stacks {
     pub(super) fn refresh(&mut self, host: &Host) {
         let pids: Vec<u32> = self.spaces.keys().copied().collect();
         for pid in pids {
-            if self.spaces.get_mut(&pid).is_some_and(|space| !space.look(host, pid)) {
+            let Some(space) = self.spaces.get_mut(&pid) else { continue };
+            let was_silent = space.is_silent();
+            (space.stuck, space.looks) = (0, 0);
+            if !space.look(host, pid) {
                 self.forget_rules(pid);
+            } else if was_silent {
+                // It is in the table already, which cannot be full.
+                _ = self.processes.insert(&pid, &space.process());
             }
         }
     }
@@ -211,7 +261,7 @@ impl Stacks {
     }
 
     fn forget_stacks(&mut self) {
-        let mut used: Vec<StackId> = self.references.values().map(|found| found.stack).collect();
+        let mut used: Vec<StackId> = self.references.values().filter_map(|found| found.stack).collect();
         used.sort_unstable();
         self.stacks.retain(|id, _| used.binary_search(id).is_ok());
         self.ids.retain(|_, id| used.binary_search(id).is_ok());
@@ -222,32 +272,41 @@ impl Stacks {
     fn follow(&mut self, host: &Host, copied: &Copied) {
         let walk = &copied.walk;
         let Some(mut space) = self.space(host, walk) else { return };
-        let mut complete = false;
-        let mut followed;
-        loop {
-            let Self { images, context, .. } = self;
-            let mut access = Access { host, pid: walk.tgid, images, context, complete };
-            followed = space.follow(copied, ADDRESS_BITS, &mut access);
-            self.teach(walk.tgid, &space, &followed.made);
-            // Code that is not known: a library that was loaded since.
-            let strange = followed.end == End::Cut && !complete;
-            if !strange {
-                break;
-            }
-            complete = true;
+        let mut followed = self.follow_in(&mut space, host, copied, false);
+        let mut has_learned = !followed.made.is_empty();
+        // Code that is not known: a library that was loaded since.
+        if followed.end == End::Strange && space.looks < LOOKS_MAX {
+            space.looks += 1;
             if !space.look(host, walk.tgid) {
                 self.spaces.insert(walk.tgid, space);
                 self.forget_rules(walk.tgid);
                 self.lost.gone += 1;
                 return;
             }
+            followed = self.follow_in(&mut space, host, copied, true);
+            has_learned |= !followed.made.is_empty();
         }
-        self.spaces.insert(walk.tgid, space);
-        if followed.end == End::Cut {
+        if followed.end != End::Reached {
             self.lost.cut += 1;
+            space.stuck += u32::from(!has_learned);
+            // Without a rule it is not in the table, and there is no room for one that has none.
+            if space.is_silent() && self.processes.get(&walk.tgid).is_some() {
+                _ = self.processes.insert(&walk.tgid, &space.process());
+            }
+            self.spaces.insert(walk.tgid, space);
             return;
         }
+        self.spaces.insert(walk.tgid, space);
         self.remember(host, walk.tgid, walk.reference, &followed.ips);
+    }
+
+    fn follow_in(&mut self, space: &mut Space, host: &Host, copied: &Copied, complete: bool) -> Followed {
+        let Self { images, context, .. } = self;
+        let pid = copied.walk.tgid;
+        let mut access = Access { host, pid, images, context, complete };
+        let followed = space.follow(copied, ADDRESS_BITS, &mut access);
+        self.teach(pid, space, &followed.made);
+        followed
     }
 
     /// The process as it was when the stack was captured.
@@ -282,8 +341,7 @@ impl Stacks {
                 self.lost.full += 1;
             }
         }
-        let process = StackProcess { identity: space.identity, epoch: space.epoch, reserved: 0 };
-        if self.processes.insert(&pid, &process).is_err() {
+        if self.processes.insert(&pid, &space.process()).is_err() {
             self.lost.full += 1;
         }
     }
@@ -302,9 +360,17 @@ impl Stacks {
         let mut access = Access { host, pid, images, context, complete: false };
         let places = space.places(ips, &mut access);
         let hash = ips.iter().fold(StackHash::new(space.epoch), |hash, ip| hash.with(*ip)).reference();
-        let Some(stack) = self.intern(places) else {
-            self.lost.full += 1;
-            return;
+        let stack = match places.map(|places| self.intern(places)) {
+            Ok(Some(stack)) => Some(stack),
+            Ok(None) => {
+                self.lost.full += 1;
+                return;
+            }
+            // It ends in that file, whoever called what is in it: it would stand for all of them.
+            Err(Unread) => {
+                self.lost.unread += 1;
+                None
+            }
         };
         for reference in [reference, hash] {
             self.references.insert(reference, Reference { pid, stack });

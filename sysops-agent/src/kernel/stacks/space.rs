@@ -4,15 +4,17 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use sysops_common::stack::{Copied, FRAMES_MAX, Rule, Walk, place, way};
+use sysops_common::stack::{Copied, FRAMES_MAX, Rule, StackProcess, Walk, place, way};
 
-use super::images::{Images, Loaded};
+use super::images::{Code, Images, Loaded};
 use super::maps::{self, Mapping};
 use super::table::{Context, FRAME_POINTER, LAST, NOWHERE, Said};
 use crate::host::Host;
 
 /// Rules that one process may have.
 const RULES_MAX: usize = 1 << 16;
+/// Stacks of a process that may lead nowhere between two refreshes, until no more of them are handed over.
+const STUCK_MAX: u32 = 256;
 
 /// What is known of a process.
 pub(super) struct Space {
@@ -22,12 +24,16 @@ pub(super) struct Space {
     pub epoch: u32,
     code: Vec<Piece>,
     rules: HashMap<(bool, u64), Rule>,
+    /// Stacks that led nowhere and to no new rule since it was last refreshed.
+    pub stuck: u32,
+    /// How often it was looked at since then for code that is not known.
+    pub looks: u32,
 }
 
 struct Piece {
     mapping: Mapping,
     /// `None`: not asked for yet.
-    loaded: Option<Option<Arc<Loaded>>>,
+    loaded: Option<Code>,
 }
 
 /// A frame by its file: an address as the file has it; or in memory, where there is no file.
@@ -44,9 +50,15 @@ pub(super) struct Place {
 pub(super) enum End {
     /// To its outermost frame, or to the last one that is told apart or can be told.
     Reached,
-    /// To the end of what was copied, or to code that is not known yet.
+    /// To the end of what was copied.
     Cut,
+    /// To where no code was when the process was last looked at.
+    Strange,
 }
+
+/// The file that a stack leads through cannot be had, so that nobody knows who called what is in it.
+#[derive(Debug)]
+pub(super) struct Unread;
 
 /// What came of following a stack.
 pub(super) struct Followed {
@@ -63,7 +75,7 @@ impl Space {
     #[must_use]
     pub(super) fn read(host: &Host, pid: u32, identity: u64, epoch: u32) -> Option<Self> {
         let code = code(host, pid)?.into_iter().map(|mapping| Piece { mapping, loaded: None }).collect();
-        Some(Self { identity, epoch, code, rules: HashMap::new() })
+        Some(Self { identity, epoch, code, rules: HashMap::new(), stuck: 0, looks: 0 })
     }
 
     /// Looks again where it has code. False when code went away or became other code: its rules may be wrong.
@@ -84,6 +96,18 @@ impl Space {
         holds
     }
 
+    /// Too many of its stacks lead nowhere: those that cannot be walked are not handed over until it is refreshed.
+    #[must_use]
+    pub(super) fn is_silent(&self) -> bool {
+        self.stuck >= STUCK_MAX
+    }
+
+    /// As the kernel side knows it.
+    #[must_use]
+    pub(super) fn process(&self) -> StackProcess {
+        StackProcess { identity: self.identity, epoch: self.epoch, silent: u32::from(self.is_silent()) }
+    }
+
     /// All addresses that it has rules for.
     pub(super) fn ruled(&self) -> impl Iterator<Item = (bool, u64)> {
         self.rules.keys().copied()
@@ -98,7 +122,7 @@ impl Space {
         let mut first = walk.first != 0;
         while followed.ips.len() < FRAMES_MAX {
             let Some(rule) = self.rule(first, ip, access, &mut followed.made) else {
-                followed.end = End::Cut;
+                followed.end = End::Strange;
                 return followed;
             };
             if rule.ways & way::NOWHERE != 0 {
@@ -122,12 +146,19 @@ impl Space {
     }
 
     /// Where the frames of a stack are. The address of a frame that called another lies in its call, not behind it.
-    pub(super) fn places(&mut self, ips: &[u64], access: &mut Access<'_>) -> Vec<Place> {
+    ///
+    /// # Errors
+    /// When one of them is in a file that cannot be had.
+    pub(super) fn places(&mut self, ips: &[u64], access: &mut Access<'_>) -> Result<Vec<Place>, Unread> {
         let mut first = true;
         let mut places = Vec::with_capacity(ips.len());
         for &ip in ips {
             let address = lookup(first, ip);
-            let loaded = self.load(address, access);
+            let loaded = match self.load(address, access) {
+                Some(Code::Program(loaded)) => Some(loaded),
+                Some(Code::Unread) => return Err(Unread),
+                Some(Code::Other) | None => None,
+            };
             let offset = loaded
                 .as_ref()
                 .zip(self.piece(address))
@@ -138,7 +169,7 @@ impl Space {
             });
             first = self.rules.get(&(first, ip)).is_some_and(|rule| rule.ways & way::SIGNAL != 0);
         }
-        places
+        Ok(places)
     }
 
     fn rule(
@@ -168,7 +199,7 @@ impl Space {
             return Some(if piece.mapping.path.starts_with("[v") { LAST } else { FRAME_POINTER });
         }
         let in_file = address - piece.mapping.start + piece.mapping.offset;
-        let Some(loaded) = self.load(address, access) else { return Some(LAST) };
+        let Some(Code::Program(loaded)) = self.load(address, access) else { return Some(LAST) };
         let said = match (&loaded.table, loaded.elf.address(in_file)) {
             (Some(table), Some(address)) => table.say(address, access.context),
             _ => Said::Nothing,
@@ -181,14 +212,15 @@ impl Space {
         })
     }
 
-    fn load(&mut self, address: u64, access: &mut Access<'_>) -> Option<Arc<Loaded>> {
+    /// What is behind the address; `None` where there is no file.
+    fn load(&mut self, address: u64, access: &mut Access<'_>) -> Option<Code> {
         let index = self.index(address)?;
         let piece = &mut self.code[index];
         if !piece.mapping.is_file() {
             return None;
         }
         let Access { host, pid, images, .. } = access;
-        piece.loaded.get_or_insert_with(|| images.load(host, *pid, &piece.mapping)).clone()
+        Some(piece.loaded.get_or_insert_with(|| images.load(host, *pid, &piece.mapping)).clone())
     }
 
     fn piece(&self, address: u64) -> Option<&Piece> {

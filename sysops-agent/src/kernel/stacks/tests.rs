@@ -181,9 +181,103 @@ fn frame_pointers_are_followed_to_their_end() {
 fn a_stack_that_leads_nowhere_ends_there() {
     with_own_code(|space, access| {
         let words = [0, 0, 0x8030, 0xdead_0000];
+        access.complete = false;
+        let followed = space.follow(&copied(&words, &walk(0x1000, 0x8000, 0x8010, 64)), 64, access);
+        assert_eq!((followed.ips, followed.end), (vec![0x1000], End::Strange));
+        access.complete = true;
         let followed = space.follow(&copied(&words, &walk(0x1000, 0x8000, 0x8010, 64)), 64, access);
         assert_eq!((followed.ips, followed.end), (vec![0x1000], End::Reached));
     });
+}
+
+/// A process with a library whose file is `path` in its root, as maps tell it with that number.
+fn with_library(inode: u64, prepare: impl FnOnce(&Path), test: impl FnOnce(&Host, &mut Space, &mut Access<'_>)) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let at = |path: &str| directory.path().join(path);
+    std::fs::create_dir_all(at("proc/1/root/lib")).expect("it is writable");
+    std::fs::create_dir_all(at("lib")).expect("it is writable");
+    prepare(directory.path());
+    let device = std::os::unix::fs::MetadataExt::dev(&directory.path().metadata().expect("it is there"));
+    let device = format!("{:02x}:{:02x}", rustix::fs::major(device), rustix::fs::minor(device));
+    let maps = format!("400000-401000 r-xp 00001000 {device} {inode} /lib/x.so\n1000-9000 r-xp 0 00:00 0 \n");
+    std::fs::write(at("proc/1/maps"), maps).expect("it is writable");
+    std::fs::write(at("proc/1/mountinfo"), "").expect("it is writable");
+    let host = Host::fixture(directory.path());
+    let mut space = Space::read(&host, 1, 1, 1).expect("it has code");
+    let (mut images, mut context) = (Images::default(), Context::new());
+    test(
+        &host,
+        &mut space,
+        &mut Access { host: &host, pid: 1, images: &mut images, context: &mut context, complete: true },
+    );
+}
+
+#[test]
+fn a_file_that_was_replaced_makes_no_stack() {
+    let put = |root: &Path| std::fs::write(root.join("proc/1/root/lib/x.so"), program()).expect("it is writable");
+    with_library(1, put, |_, space, access| {
+        let followed = space.follow(&copied(&[], &walk(0x40_0010, 0x8000, 0x8010, 0)), 64, access);
+        assert_eq!(followed.end, End::Reached, "the kernel need not hand it over again");
+        assert!(space.places(&followed.ips, access).is_err(), "it would stand for all its callers");
+    });
+}
+
+#[test]
+fn a_file_is_found_below_the_roots_of_the_process_and_of_the_agent() {
+    for place in ["proc/1/root/lib/x.so", "lib/x.so"] {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let library = directory.path().join("x.so");
+        std::fs::write(&library, program()).expect("it is writable");
+        let inode = std::os::unix::fs::MetadataExt::ino(&library.metadata().expect("it is there"));
+        let put = |root: &Path| std::fs::hard_link(&library, root.join(place)).expect("one file system");
+        with_library(inode, put, |_, space, access| {
+            let places = space.places(&[0x40_0010], access).expect("it can be read");
+            assert!(places[0].loaded.is_some(), "{place}");
+        });
+    }
+}
+
+#[test]
+fn what_is_no_file_or_behind_a_link_is_not_opened() {
+    use rustix::fs::inotify;
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let pipe = directory.path().join("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status().expect("coreutils");
+    assert!(made.success());
+    let watch = inotify::init(inotify::CreateFlags::NONBLOCK).expect("inotify");
+    inotify::add_watch(&watch, &pipe, inotify::WatchFlags::OPEN).expect("it is there");
+    let inode = std::os::unix::fs::MetadataExt::ino(&pipe.metadata().expect("it is there"));
+    let put = |root: &Path| std::fs::hard_link(&pipe, root.join("proc/1/root/lib/x.so")).expect("one file system");
+    with_library(inode, put, |_, space, access| assert!(space.places(&[0x40_0010], access).is_err()));
+    let mut events = [std::mem::MaybeUninit::uninit(); 256];
+    let mut reader = inotify::Reader::new(&watch, &mut events);
+    let opened = reader.next();
+    assert!(matches!(opened, Err(rustix::io::Errno::AGAIN)), "{opened:?}");
+    // A link that was put in the place of a directory.
+    let library = directory.path().join("x.so");
+    std::fs::write(&library, program()).expect("it is writable");
+    let inode = std::os::unix::fs::MetadataExt::ino(&library.metadata().expect("it is there"));
+    let put = |root: &Path| {
+        std::fs::remove_dir(root.join("proc/1/root/lib")).expect("it is empty");
+        std::os::unix::fs::symlink(directory.path(), root.join("proc/1/root/lib")).expect("it is writable");
+    };
+    with_library(inode, put, |_, space, access| assert!(space.places(&[0x40_0010], access).is_err()));
+}
+
+#[test]
+fn functions_are_found_by_the_file_alone() {
+    let file = tempfile::tempfile().expect("a temporary file");
+    std::io::Write::write_all(&mut &file, program()).expect("it is writable");
+    let found = super::functions(&file, &["caller", "no_such_function", "leaf"]).expect("a program");
+    let expected = |name: &str| {
+        let elf = object::File::parse(program()).expect("an ELF file");
+        let text = Object::section_by_name(&elf, ".text").expect("it has code");
+        let (start, _) = object::ObjectSection::file_range(&text).expect("it is in the file");
+        Some(address(name).0 - object::ObjectSection::address(&text) + start)
+    };
+    assert_eq!(found, [expected("caller"), None, expected("leaf")]);
+    let none = tempfile::tempfile().expect("a temporary file");
+    assert!(super::functions(&none, &["caller"]).is_err());
 }
 
 #[test]
@@ -218,7 +312,7 @@ fn the_process_itself_has_code_and_files() {
     let start = u64::from_str_radix(start, 16).expect("hexadecimal");
     let (mut images, mut context) = (Images::default(), Context::new());
     let mut access = Access { host: &host, pid, images: &mut images, context: &mut context, complete: true };
-    let places = space.places(&[start + 64, 7], &mut access);
+    let places = space.places(&[start + 64, 7], &mut access).expect("its files can be read");
     let loaded = places[0].loaded.as_ref().expect("it is a file");
     assert_eq!(Path::new(&loaded.image.path), own);
     assert_eq!(Some(places[0].offset), loaded.elf.code.first().map(|code| (code.address & !0xfff) + 64));
