@@ -14,6 +14,8 @@ pub const PIECES_MAX: usize = 1 << 18;
 /// Memory is chosen in blocks of this size, 2 to the power of 21 bytes: what one fault brings at most where huge pages
 /// are on, so that the pages of a block can be shared out among the faults in it.
 pub const BLOCK_SHIFT: u32 = 21;
+/// A call of an allocator that has not returned for so long never will: a signal handler jumped out of it, or its thread ended.
+pub const CALL_NS_MAX: u64 = 1_000_000_000;
 
 /// What the program must know about the running kernel.
 #[repr(C)]
@@ -52,6 +54,8 @@ pub struct Touched {
     pub stack: u64,
     /// CLOCK_MONOTONIC.
     pub at_ns: u64,
+    /// 1 when a page was there already and was written to: what was shared by a fork, or the zero page.
+    pub was_there: u64,
 }
 
 /// A piece of memory that an allocator handed out.
@@ -88,6 +92,8 @@ pub struct Call {
     pub replaces: u64,
     /// Where the address is left (posix_memalign); 0 when it is returned.
     pub result_at: u64,
+    /// The stack pointer at its entry; 0 when it is not known.
+    pub sp: u64,
 }
 
 plain!(Offsets, PageKey, Touched, PieceKey, Piece, Call);

@@ -13,7 +13,7 @@ use aya_ebpf::programs::{
     BtfTracePointContext, ProbeContext, RawTracePointContext, RetProbeContext, TracePointContext,
 };
 use sysops_common::memory_leak::{
-    Call, Offsets, PAGES_MAX, PIECES_MAX, PageKey, Piece, PieceKey, Touched, WATCHED_MAX, is_chosen,
+    CALL_NS_MAX, Call, Offsets, PAGES_MAX, PIECES_MAX, PageKey, Piece, PieceKey, Touched, WATCHED_MAX, is_chosen,
 };
 use sysops_ebpf::counters::{Fate, count};
 use sysops_ebpf::memory::member;
@@ -116,7 +116,7 @@ fn on_fault(address: u64, error: u64) {
     if is_known && (absent_is_free == 0 || error & PRESENT != 0) {
         return;
     }
-    let touched = Touched { stack: stack::capture(&OFFSETS.stack), at_ns: clock_ns() };
+    let touched = Touched { stack: stack::capture(&OFFSETS.stack), at_ns: clock_ns(), was_there: error & PRESENT };
     match PAGES.insert(key, touched, 0) {
         Ok(()) => count(Fate::Received),
         Err(_) => count(Fate::MapFull),
@@ -160,6 +160,11 @@ pub fn on_return(ctx: RetProbeContext) -> u32 {
     let thread = bpf_get_current_pid_tgid();
     // SAFETY: the value is copied at once; it is this thread's own.
     let Some(call) = (unsafe { CALLS.get(thread) }).copied() else { return 0 };
+    // A call within that call returns: realloc may ask malloc for what it hands out.
+    let sp = stack::pointer(&OFFSETS.stack);
+    if sp != 0 && call.sp != 0 && sp < call.sp + stack::return_bytes(&OFFSETS.stack) {
+        return 0;
+    }
     let _ = CALLS.remove(thread);
     let returned: u64 = ctx.ret();
     let address = match call.result_at {
@@ -196,8 +201,20 @@ pub fn on_free(ctx: ProbeContext) -> u32 {
 /// need it.
 #[inline(never)]
 fn called(bytes: u64, replaces: u64, result_at: u64) -> u32 {
-    let piece = Piece { stack: stack::capture(&OFFSETS.stack), at_ns: clock_ns(), bytes };
-    if CALLS.insert(bpf_get_current_pid_tgid(), Call { piece, replaces, result_at }, 0).is_err() {
+    let thread = bpf_get_current_pid_tgid();
+    let (sp, at_ns) = (stack::pointer(&OFFSETS.stack), clock_ns());
+    // An allocator that calls itself, or goes on in another of its functions (glibc: realloc of nothing in malloc): who asked
+    // is known already, and from here its caller may not be seen any more.
+    // SAFETY: the value is read at once; it is this thread's own.
+    if let Some(outer) = unsafe { CALLS.get(thread) }
+        && sp != 0
+        && outer.sp >= sp
+        && at_ns.wrapping_sub(outer.piece.at_ns) < CALL_NS_MAX
+    {
+        return 0;
+    }
+    let piece = Piece { stack: stack::capture(&OFFSETS.stack), at_ns, bytes };
+    if CALLS.insert(thread, Call { piece, replaces, result_at, sp }, 0).is_err() {
         count(Fate::MapFull);
     }
     0

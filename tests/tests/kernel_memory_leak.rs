@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -18,7 +19,9 @@ use sysops_tests::require::{self, require};
 /// Set in the child.
 const CHILD: &str = "SYSOPS_TEST_MEMORY_CHILD";
 /// Functions of the child that are told apart.
-const OWN: [&str; 4] = ["leak_here", "handler", "map_here", "churn"];
+const OWN: [&str; 6] = ["leak_here", "handler", "map_here", "churn", "rewrite", "read_and_touch"];
+/// Bytes that the child holds before it is watched.
+const OLD: usize = 64 << 20;
 
 #[inline(never)]
 fn leak_here() {
@@ -43,15 +46,52 @@ fn churn() {
     drop(std::hint::black_box(vec![1_u8; 4 << 20]));
 }
 
+#[inline(never)]
+fn rewrite(old: &mut [u8]) {
+    old.iter_mut().step_by(4096).for_each(|byte| *std::hint::black_box(byte) = 2);
+}
+
+/// Reads 32 MiB that are the zero page from then on, and writes to one page in 2 MiB of them.
+#[inline(never)]
+fn read_and_touch() {
+    let mut fresh = vec![0_u8; 32 << 20];
+    let sum: u64 = fresh.iter().step_by(4096).map(|byte| u64::from(*std::hint::black_box(byte))).sum();
+    fresh.iter_mut().step_by(2 << 20).for_each(|byte| *std::hint::black_box(byte) = 1);
+    std::mem::forget((fresh, std::hint::black_box(sum)));
+}
+
 /// Not a test: what the others start. At each line it leaks 40 × 64 KiB in `leak_here` and 8 × 1 MiB in `map_here`, and gives back all
-/// that it takes in `churn`.
+/// that it takes in `churn`; or does what the line asks for.
 #[test]
 fn child() {
     if std::env::var(CHILD).is_err() {
         return;
     }
+    let mut old = std::hint::black_box(vec![1_u8; OLD]);
     println!("ready");
-    for _ in std::io::stdin().lines() {
+    for line in std::io::stdin().lines() {
+        match line.as_deref() {
+            Ok("fork") => {
+                // With a user to become the child is forked, and all memory shared until it is written to.
+                let me = rustix::process::getuid().as_raw();
+                let forked = Command::new("true").uid(me).status();
+                assert!(forked.is_ok_and(|status| status.success()));
+                rewrite(&mut old);
+                println!("done");
+                continue;
+            }
+            Ok("read") => {
+                read_and_touch();
+                println!("done");
+                continue;
+            }
+            Ok("exec") => {
+                let arguments = ["--exact", "child", "--nocapture", "--test-threads=1"];
+                let error = Command::new(std::env::current_exe().expect("a test has a path")).args(arguments).exec();
+                panic!("{error}");
+            }
+            _ => {}
+        }
         for turn in 0..40 {
             handler();
             if turn % 4 == 0 {
@@ -98,8 +138,12 @@ impl Leaker {
     }
 
     fn go_on(&mut self) {
-        self.child.stdin.as_mut().expect("piped").write_all(b"go\n").expect("it listens");
-        self.hears("done");
+        self.does("go");
+    }
+
+    fn does(&mut self, what: &str) {
+        writeln!(self.child.stdin.as_mut().expect("piped"), "{what}").expect("it listens");
+        self.hears(if what == "exec" { "ready" } else { "done" });
     }
 }
 
@@ -208,6 +252,68 @@ fn who_makes_it_grow_is_told_on_tracepoint() {
     }
 }
 
+/// The programs at page faults, on the best rung, follow a child.
+fn watched() -> Option<(Leaker, Kernel)> {
+    if !require(require::root()) {
+        return None;
+    }
+    let leaker = Leaker::start(128 << 10);
+    let observation = Observation {
+        resources: vec![Resource::Memory],
+        pids: vec![leaker.child.id()],
+        malloc: false,
+        length: Duration::from_secs(1),
+    };
+    let kernel = Kernel::observe(&host(), &Values::default(), &observation);
+    let standing = kernel.standings().remove(0);
+    (standing.rung != Rung::Off || require(Some(standing.reason))).then_some((leaker, kernel))
+}
+
+/// What a report says after the child did `what`.
+fn told_after(kernel: &mut Kernel, leaker: &mut Leaker, what: &str) -> (Told, String) {
+    leaker.does(what);
+    kernel.drain(&host(), &mut Vec::new());
+    kernel.collect(&host(), &mut Batch::default());
+    let report = kernel.leaks(&host()).pop().expect("a report of the process that is watched");
+    let said = report.unattributed.clone();
+    (Told::of(report), said)
+}
+
+#[test]
+fn what_was_held_before_is_no_ones_though_it_is_written_to_after_a_fork() {
+    let Some((mut leaker, mut kernel)) = watched() else { return };
+    let _ = go_on(&mut kernel, &mut leaker, 2);
+    let (told, said) = told_after(&mut kernel, &mut leaker, "fork");
+    println!("{told:?} {said}");
+    assert_eq!(told.within("rewrite"), 0, "{told:?}");
+    // What the first round did is not all told: too many new stacks at once.
+    assert!(told.within("leak_here") > 2 << 20 && told.open > OLD as u64, "{told:?}");
+}
+
+#[test]
+fn what_was_only_read_is_not_held() {
+    let Some((mut leaker, mut kernel)) = watched() else { return };
+    let (told, _) = told_after(&mut kernel, &mut leaker, "read");
+    println!("{told:?}");
+    let tells = sysops_agent::host::os::kernel_version().is_some_and(|version| version >= (6, 7));
+    let within = told.within("read_and_touch");
+    assert!(within >= 15 << 12 && (!tells || within < 1 << 20), "{told:?}");
+}
+
+#[test]
+fn another_program_in_the_same_process_is_followed_from_its_beginning() {
+    let Some((mut leaker, mut kernel)) = watched() else { return };
+    let before = go_on(&mut kernel, &mut leaker, 3);
+    let (_, said) = told_after(&mut kernel, &mut leaker, "exec");
+    assert!(said.contains("runs another program since it is watched"), "{said}");
+    let first = go_on(&mut kernel, &mut leaker, 1);
+    let after = go_on(&mut kernel, &mut leaker, 3);
+    println!("{before:?}\n{after:?}");
+    let grown = |function: &str| after.within(function).saturating_sub(first.within(function));
+    assert!(grown("leak_here").abs_diff((3 * 40) << 16) < 1 << 20, "{after:?}");
+    assert!(after.within("map_here") < 40 << 20, "those of the program before are not told: {after:?}");
+}
+
 /// Where the allocator hands out again what it kept, only its own calls tell who leaks.
 #[test]
 fn who_does_not_free_is_told_by_the_allocator() {
@@ -230,6 +336,10 @@ fn who_does_not_free_is_told_by_the_allocator() {
     let after = go_on(&mut kernel, &mut leaker, 3);
     println!("{before:?}\n{after:?}");
     assert_eq!(after.within("leak_here") - before.within("leak_here"), (3 * 40) << 16, "to the byte");
+    let (_, said) = told_after(&mut kernel, &mut leaker, "exec");
+    assert!(said.contains("runs another program since it is watched"), "{said}");
+    let again = go_on(&mut kernel, &mut leaker, 1);
+    assert_eq!(again.within("leak_here"), 40 << 16, "those of the program before are forgotten: {again:?}");
     assert_eq!(after.within("churn"), 0, "it freed all");
     let leak = after.by_names.keys().find(|names| names.contains(&"leak_here".to_owned())).expect("it leaks");
     assert_eq!(leak, &["leak_here", "handler"]);

@@ -1,13 +1,15 @@
 //! System calls that tell how the machine stands and have no file: statvfs, uname, page size, clock ticks; and those that
 //! make what has no name.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, c_void};
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{MemfdFlags, StatVfs, memfd_create};
 use rustix::io::Errno;
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl, opcode};
 use rustix::path::Arg;
 
 use super::bytes;
@@ -71,6 +73,82 @@ pub fn copy_to_memory(file: &File, length: u64) -> io::Result<File> {
         at += wanted as u64;
     }
     Ok(copy)
+}
+
+/// A range of addresses, as PAGEMAP_SCAN tells it (struct page_region, include/uapi/linux/fs.h).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Region {
+    /// Its first byte.
+    pub start: u64,
+    /// Behind its last.
+    pub end: u64,
+    categories: u64,
+}
+
+/// struct pm_scan_arg, include/uapi/linux/fs.h.
+#[repr(C)]
+struct Scan {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    regions: u64,
+    regions_len: u64,
+    pages_max: u64,
+    inverted: u64,
+    mask: u64,
+    any_of: u64,
+    told: u64,
+}
+
+/// Where in `range` a process has the zero page, by its /proc/<pid>/pagemap; how many of `regions` were filled. Since Linux 6.7.
+///
+/// # Errors
+/// ENOTTY where the kernel cannot tell.
+pub fn zero_pages(pagemap: &File, range: Range<u64>, regions: &mut [Region]) -> Result<usize, Errno> {
+    const IS_ZERO: u64 = 1 << 5;
+    let mut scan = Scan {
+        size: size_of::<Scan>() as u64,
+        flags: 0,
+        start: range.start,
+        end: range.end,
+        walk_end: 0,
+        regions: regions.as_mut_ptr() as u64,
+        regions_len: regions.len() as u64,
+        pages_max: 0,
+        inverted: 0,
+        mask: IS_ZERO,
+        any_of: 0,
+        told: IS_ZERO,
+    };
+    #[expect(unsafe_code, reason = "no crate hands this ioctl on")]
+    // SAFETY: number and struct are those of the header; the kernel writes to `scan` and to as many `regions` as it is told of.
+    let found = unsafe { ioctl(pagemap, Counted(&mut scan)) };
+    found.map(|count| count.min(regions.len()))
+}
+
+/// An ioctl that takes a [`Scan`] and returns a number.
+struct Counted<'a>(&'a mut Scan);
+
+#[expect(unsafe_code, reason = "as for who calls it")]
+// SAFETY: PAGEMAP_SCAN reads and writes one Scan and returns a number that is not negative.
+unsafe impl Ioctl for Counted<'_> {
+    type Output = usize;
+    const IS_MUTATING: bool = true;
+
+    fn opcode(&self) -> Opcode {
+        opcode::read_write::<Scan>(b'f', 16)
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        std::ptr::from_mut(self.0).cast()
+    }
+
+    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut c_void) -> rustix::io::Result<usize> {
+        Ok(usize::try_from(out).unwrap_or(0))
+    }
 }
 
 /// Gives memory that is free back to the kernel (malloc_trim(3)); glibc would keep it for the next time. For after work that took

@@ -10,7 +10,6 @@ use std::fs::File;
 use std::io::Write as _;
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::Path;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use aya::maps::{Array, HashMap, MapData, RingBuf};
@@ -255,24 +254,20 @@ impl Object {
         Ok(())
     }
 
-    /// Loads the program `name`, if it is not yet, and attaches it to the function `function` of the program or library `file`,
-    /// at its entry or its end as the program is made for, for the process `pid` alone.
+    /// Loads the program `name`, if it is not yet, and attaches it to the function that begins at `offset` of the program or library
+    /// `file`, at its entry or its end as the program is made for, for the process `pid` alone. The function is named by its place,
+    /// as aya would look its name up in files that the file names.
     ///
     /// # Errors
-    /// When the file has no such function, or the verifier or the kernel refuses.
-    pub(super) fn attach_to_function(
-        &mut self,
-        name: &str,
-        file: &Path,
-        function: &str,
-        pid: u32,
-    ) -> Result<(), Refusal> {
+    /// When the verifier or the kernel refuses.
+    pub(super) fn attach_to_function(&mut self, name: &str, file: &File, offset: u64, pid: u32) -> Result<(), Refusal> {
         let pid = NonZeroU32::new(pid).ok_or_else(|| Refusal::new("process 0 has no functions", ""))?;
         let program: &mut UProbe = self.program(name)?;
         if program.fd().is_err() {
             program.load().map_err(|error| refused(name, &error))?;
         }
-        let attached = program.attach(function, file, UProbeScope::OneProcess(pid));
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let attached = program.attach(offset, path, UProbeScope::OneProcess(pid));
         attached.map(drop).map_err(|error| refused(name, &error))
     }
 

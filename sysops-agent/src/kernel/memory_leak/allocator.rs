@@ -2,23 +2,25 @@
 //! functions. Dear: each call costs the process a microsecond or more, so that it is done on demand only.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs::File;
 
 use sysops_common::memory_leak::{Piece, PieceKey};
 
 use crate::host::{Host, ReadError};
 use crate::kernel::ladder::Refusal;
 use crate::kernel::loader::{Object, Table};
+use crate::kernel::stacks::{functions, mappings, open};
 
-/// Functions with the program at their entry. Those that hand out memory have `on_return` at their end.
+/// Functions with the program at their entry, in the order in which they are attached: first what forgets, so that nothing that
+/// is freed meanwhile seems to be held. Those that hand out memory have `on_return` at their end.
 const FUNCTIONS: [(&str, &str); 7] = [
-    ("malloc", "on_malloc"),
-    ("calloc", "on_calloc"),
-    ("realloc", "on_realloc"),
-    ("memalign", "on_memalign"),
-    ("aligned_alloc", "on_memalign"),
-    ("posix_memalign", "on_posix_memalign"),
     ("free", "on_free"),
+    ("realloc", "on_realloc"),
+    ("posix_memalign", "on_posix_memalign"),
+    ("aligned_alloc", "on_memalign"),
+    ("memalign", "on_memalign"),
+    ("calloc", "on_calloc"),
+    ("malloc", "on_malloc"),
 ];
 /// Files with an allocator that a process may have: one that was put before that of libc, and libc's.
 const FILES_MAX: usize = 4;
@@ -48,20 +50,12 @@ impl Allocator {
         let pieces = object.table("PIECES")?;
         let (mut attached, mut why) = (false, String::new());
         for file in files(host, pid)? {
-            // A file without malloc is none of them.
-            if let Err(refusal) = object.attach_to_function("on_return", &file, "malloc", pid) {
-                why = format!(": {}", refusal.reason);
-                continue;
-            }
-            attached = true;
-            for (function, program) in FUNCTIONS {
-                let entry = object.attach_to_function(program, &file, function, pid);
-                // An allocator may lack some of the others. Were free not seen, all that is freed would be a leak.
-                if ["malloc", "free"].contains(&function) {
-                    entry?;
-                } else if entry.is_ok() {
-                    object.attach_to_function("on_return", &file, function, pid)?;
-                }
+            match attach_to(object, &file, pid) {
+                Ok(true) => attached = true,
+                // A file without malloc is none of them.
+                Ok(false) => {}
+                Err(refusal) if attached => return Err(refusal),
+                Err(refusal) => why = format!(": {}", refusal.reason),
             }
         }
         if attached {
@@ -89,18 +83,43 @@ impl Allocator {
     }
 }
 
-/// The files with code of the process, as this agent can open them: its own program, then what is most likely to have
-/// an allocator.
-fn files(host: &Host, pid: u32) -> Result<Vec<PathBuf>, Refusal> {
-    let directory = host.files.proc(&pid.to_string());
+/// Attaches the programs to the functions of one file; false when it has no malloc.
+fn attach_to(object: &mut Object, file: &File, pid: u32) -> Result<bool, Refusal> {
+    let offsets = functions(file, &FUNCTIONS.map(|(function, _)| function));
+    let offsets = offsets.map_err(|why| Refusal::new(why, ""))?;
+    let of = |name: &str| FUNCTIONS.iter().position(|(function, _)| *function == name).and_then(|at| offsets[at]);
+    if of("malloc").is_none() {
+        return Ok(false);
+    }
+    if of("free").is_none() {
+        return Err(Refusal::new("it has malloc and no free: all that is freed would seem to be held", ""));
+    }
+    let mut seen = Vec::new();
+    for ((function, program), offset) in FUNCTIONS.into_iter().zip(&offsets) {
+        // An allocator may lack some, and have one under two names.
+        let Some(offset) = offset.filter(|offset| !seen.contains(offset)) else { continue };
+        seen.push(offset);
+        if program != "on_free" {
+            object.attach_to_function("on_return", file, offset, pid)?;
+        }
+        let entry = object.attach_to_function(program, file, offset, pid);
+        if ["malloc", "free"].contains(&function) {
+            entry?;
+        }
+    }
+    Ok(true)
+}
+
+/// The files with code of the process: its own program, then what is most likely to have an allocator.
+fn files(host: &Host, pid: u32) -> Result<Vec<File>, Refusal> {
+    let path = host.files.proc(&format!("{pid}/maps"));
     let unread = |error: ReadError| Refusal::new(format!("{error}: {}", error.source), "give the agent CAP_SYS_PTRACE");
-    let maps = host.files.read_text(&directory.join("maps")).map_err(unread)?;
-    let mut paths: Vec<&str> = maps.lines().filter_map(code).collect();
-    paths.dedup();
+    let mut mapped = mappings(&host.files.read(&path).map_err(unread)?);
+    mapped.retain(|mapping| mapping.is_file() && rank(&mapping.path) < 3);
     // libc comes last: whoever brings another allocator puts it before that.
-    paths.sort_by_key(|path| rank(path));
-    let below = |path: &str| directory.join("root").join(path.trim_start_matches('/'));
-    Ok(paths.into_iter().filter(|path| rank(path) < 3).take(FILES_MAX).map(below).collect())
+    mapped.sort_by_key(|mapping| (rank(&mapping.path), mapping.device, mapping.inode));
+    mapped.dedup_by_key(|mapping| (mapping.device, mapping.inode));
+    Ok(mapped.iter().take(FILES_MAX).filter_map(|mapping| open(host, pid, mapping)).collect())
 }
 
 fn rank(path: &str) -> u8 {
@@ -113,26 +132,9 @@ fn rank(path: &str) -> u8 {
     }
 }
 
-/// The path in an executable line of /proc/<pid>/maps.
-fn code(line: &str) -> Option<&str> {
-    let mut words = line.splitn(6, ' ');
-    let (_range, modes) = (words.next()?, words.next()?);
-    let path = words.nth(3)?.trim_start();
-    (modes.contains('x') && path.starts_with('/') && !path.ends_with(" (deleted)")).then_some(path)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn code_is_told_from_data() {
-        let line = "7f00-7f10 r-xp 00001000 fe:00 1234                     /usr/lib/x86_64-linux-gnu/libc.so.6";
-        assert_eq!(code(line), Some("/usr/lib/x86_64-linux-gnu/libc.so.6"));
-        for line in ["7f00-7f10 r--p 0 fe:00 1 /lib/a.so", "7f00-7f10 r-xp 0 00:00 0 [vdso]", "7f00-7f10 r-xp", ""] {
-            assert_eq!(code(line), None, "{line}");
-        }
-    }
 
     #[test]
     fn the_program_goes_before_other_allocators_and_those_before_libc() {

@@ -2,6 +2,7 @@
 //! that come of them. Whom to watch is told by the probe.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
@@ -9,8 +10,9 @@ use sysops_common::counters::Counters;
 use sysops_common::memory_leak::{PAGES_MAX, PageKey, Touched, is_chosen};
 
 use super::allocator::Allocator;
-use super::held;
+use super::held::{self, Pagemap};
 use super::target::Target;
+use crate::host::files::ReadError;
 use crate::host::{Host, os};
 use crate::kernel::ladder::Refusal;
 use crate::kernel::layout;
@@ -43,7 +45,7 @@ enum Source {
     /// Page faults of all that are followed.
     Faults(Box<Faults>),
     /// The allocator of one.
-    Allocator(Allocator, Followed),
+    Allocator(Box<(Allocator, Followed)>),
 }
 
 struct Faults {
@@ -52,6 +54,8 @@ struct Faults {
     mask: u64,
     targets: BTreeMap<u32, Target>,
     keys: Vec<PageKey>,
+    /// What is not present was given back: the kernel takes no pages away for a while (NUMA balancing).
+    absent_is_free: bool,
 }
 
 /// One whose allocator is followed.
@@ -60,6 +64,8 @@ struct Followed {
     comm: String,
     began_ns: u64,
     bytes_before: u64,
+    pagemap: Pagemap,
+    is_another: bool,
 }
 
 /// What one stack holds.
@@ -78,7 +84,27 @@ struct About<'a> {
     began_ns: u64,
     now_ns: u64,
     open: u64,
-    unattributed: String,
+    /// At most so much of it can be known.
+    attributed_max: u64,
+    unattributed: Unattributed,
+}
+
+/// Why not everything is attributed.
+#[derive(Default)]
+struct Unattributed {
+    /// Bytes that were there before.
+    before: u64,
+    /// Bytes by stacks that could not be told.
+    unknown: u64,
+    why: String,
+    /// Bytes that were asked for beyond what is held.
+    untouched: u64,
+    /// Pages or pieces that found no room.
+    no_room: u64,
+    /// One in so many blocks was looked at.
+    one_in: u64,
+    /// Another program took the place of the one that was followed.
+    is_another: bool,
 }
 
 impl Armed {
@@ -86,13 +112,14 @@ impl Armed {
     ///
     /// # Errors
     /// When it has none.
-    pub(super) fn at_faults(mut object: Object) -> Result<Self, Refusal> {
+    pub(super) fn at_faults(mut object: Object, absent_is_free: bool) -> Result<Self, Refusal> {
         let faults = Faults {
             masks: Sieved::of(&mut object)?,
             pages: object.table("PAGES")?,
             mask: 0,
             targets: BTreeMap::new(),
             keys: Vec::new(),
+            absent_is_free,
         };
         Ok(Self { stacks: Stacks::new(&mut object)?, object, source: Source::Faults(Box::new(faults)) })
     }
@@ -107,8 +134,11 @@ impl Armed {
         let comm = comm.ok_or_else(|| Refusal::new(format!("there is no process {pid}"), "name one that runs"))?;
         let bytes_before = held::anonymous_bytes(host, pid).unwrap_or(0);
         let allocator = Allocator::attach(&mut object, host, pid)?;
-        let followed = Followed { pid, comm, began_ns: now_ns(host), bytes_before };
-        Ok(Self { object, stacks, source: Source::Allocator(allocator, followed) })
+        let unread =
+            |error: ReadError| Refusal::new(format!("{error}: {}", error.source), "give the agent CAP_SYS_PTRACE");
+        let pagemap = Pagemap::open(host, pid).map_err(unread)?;
+        let followed = Followed { pid, comm, began_ns: now_ns(host), bytes_before, pagemap, is_another: false };
+        Ok(Self { object, stacks, source: Source::Allocator(Box::new((allocator, followed))) })
     }
 
     /// The object whose programs they are.
@@ -139,12 +169,16 @@ impl Armed {
         self.object.runs()
     }
 
-    /// Follows those that are wanted and no others.
+    /// Follows those that are wanted and no others; an allocator is followed in the one process that it was attached to.
     ///
     /// # Errors
     /// When a table is full.
     pub(super) fn follow(&mut self, host: &Host, wanted: &[Watched]) -> Result<(), Refusal> {
-        let Source::Faults(faults) = &mut self.source else { return Ok(()) };
+        self.begin_anew(host)?;
+        let Source::Faults(faults) = &mut self.source else {
+            self.stacks.refresh(host);
+            return Ok(());
+        };
         let gone = |pid: &u32| !wanted.iter().any(|wanted| wanted.pid == *pid);
         for pid in faults.targets.keys().copied().filter(gone).collect::<Vec<u32>>() {
             faults.forget(pid);
@@ -160,22 +194,60 @@ impl Armed {
         Ok(())
     }
 
+    /// Where a process runs another program now, by exec, all that is known is of the one before.
+    fn begin_anew(&mut self, host: &Host) -> Result<(), Refusal> {
+        let Source::Faults(faults) = &mut self.source else { return Ok(()) };
+        let over = faults.targets.values().filter(|target| target.is_over()).map(|target| target.pid);
+        for pid in over.collect::<Vec<u32>>() {
+            let Some(comm) = Process::thread(host, pid).comm() else { continue };
+            faults.take_pages();
+            faults.forget(pid);
+            self.stacks.forget_process(pid);
+            faults.begin(host, pid, &comm)?;
+            if let Some(target) = faults.targets.get_mut(&pid) {
+                target.is_another = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// The process whose allocator is followed runs another program now, which may have another allocator.
+    #[must_use]
+    pub(super) fn is_of_another(&self, host: &Host) -> bool {
+        let Source::Allocator(of) = &self.source else { return false };
+        let (_, followed) = &**of;
+        // One that has ended has no memory to tell of.
+        followed.pagemap.is_over() && held::anonymous_bytes(host, followed.pid).is_some()
+    }
+
+    /// Says in the reports that another program was followed before.
+    pub(super) fn is_another_now(&mut self) {
+        if let Source::Allocator(of) = &mut self.source {
+            of.1.is_another = true;
+        }
+    }
+
     /// A report for each that is followed and has not gone.
     pub(super) fn reports(&mut self, host: &Host, rung: &'static str, out: &mut Vec<LeakReport>) {
+        if let Err(refusal) = self.begin_anew(host) {
+            tracing::debug!("memory_leak: {}", refusal.reason);
+        }
         self.stacks.drain(host);
+        let no_room = self.object.counters().map_or(0, |counters| counters.map_full);
         match &mut self.source {
             Source::Faults(faults) => {
                 faults.take_pages();
                 let pids: Vec<u32> = faults.targets.keys().copied().collect();
-                out.extend(pids.into_iter().filter_map(|pid| faults.report(host, &self.stacks, pid, rung)));
+                out.extend(pids.into_iter().filter_map(|pid| faults.report(host, &self.stacks, pid, rung, no_room)));
                 // A stack that is forgotten has to be told anew when it comes again, so that is done seldom.
                 if self.stacks.references() > REFERENCES_MANY {
                     let used = faults.references();
                     self.stacks.retain(|reference| used.binary_search(&reference).is_ok());
                 }
             }
-            Source::Allocator(allocator, followed) => {
-                out.extend(report_of_allocator(host, &self.stacks, allocator, followed, rung));
+            Source::Allocator(of) => {
+                let (allocator, followed) = &mut **of;
+                out.extend(report_of_allocator(host, &self.stacks, allocator, followed, rung, no_room));
             }
         }
     }
@@ -264,10 +336,18 @@ impl Faults {
         used
     }
 
-    fn report(&mut self, host: &Host, stacks: &Stacks, pid: u32, rung: &'static str) -> Option<LeakReport> {
-        let Self { targets, pages, mask, .. } = self;
+    fn report(
+        &mut self,
+        host: &Host,
+        stacks: &Stacks,
+        pid: u32,
+        rung: &'static str,
+        no_room: u64,
+    ) -> Option<LeakReport> {
+        let Self { targets, pages, mask, absent_is_free, .. } = self;
         let target = targets.get_mut(&pid)?;
-        let account = target.account(|reference| stacks.resolve(reference), |key| pages.remove(&key)).ok()?;
+        let resolve = |reference| stacks.resolve(reference);
+        let account = target.account(host, *absent_is_free, resolve, |key| pages.remove(&key)).ok()?;
         let bytes_each = os::page_size().saturating_mul(*mask + 1);
         let held = account.shares.iter().map(|(&stack, share)| Held {
             stack,
@@ -283,9 +363,18 @@ impl Faults {
             began_ns: target.armed_ns,
             now_ns: now_ns(host),
             open,
-            unattributed: unattributed(target.bytes_before.min(open), account.unknown_pages * bytes_each, *mask + 1),
+            attributed_max: open,
+            unattributed: Unattributed {
+                before: target.bytes_before.min(open),
+                unknown: account.unknown_pages * bytes_each,
+                why: stacks.lost().why(),
+                no_room,
+                one_in: *mask + 1,
+                is_another: target.is_another,
+                untouched: 0,
+            },
         };
-        Some(report(stacks, held.collect(), about))
+        Some(report(stacks, held.collect(), &about))
     }
 }
 
@@ -295,6 +384,7 @@ fn report_of_allocator(
     allocator: &mut Allocator,
     followed: &Followed,
     rung: &'static str,
+    no_room: u64,
 ) -> Option<LeakReport> {
     let open = held::anonymous_bytes(host, followed.pid)?;
     let (mut held, mut unknown) = (BTreeMap::<StackId, Held>::new(), 0_u64);
@@ -307,6 +397,8 @@ fn report_of_allocator(
         of.bytes = of.bytes.saturating_add(unfreed.bytes);
         of.oldest_ns = of.oldest_ns.min(unfreed.oldest_ns);
     }
+    let before = followed.bytes_before.min(open);
+    let asked = held.values().fold(unknown, |sum, held| sum.saturating_add(held.bytes));
     let about = About {
         pid: followed.pid,
         comm: &followed.comm,
@@ -315,17 +407,27 @@ fn report_of_allocator(
         began_ns: followed.began_ns,
         now_ns: now_ns(host),
         open,
-        unattributed: unattributed(followed.bytes_before.min(open), unknown, 1),
+        // What was there before is not what was asked for since.
+        attributed_max: open - before,
+        unattributed: Unattributed {
+            before,
+            unknown,
+            why: stacks.lost().why(),
+            untouched: asked.saturating_sub(open - before),
+            no_room,
+            one_in: 1,
+            is_another: followed.is_another,
+        },
     };
-    Some(report(stacks, held.into_values().collect(), about))
+    Some(report(stacks, held.into_values().collect(), &about))
 }
 
 /// The report, largest stack first.
-fn report(stacks: &Stacks, mut held: Vec<Held>, about: About<'_>) -> LeakReport {
+fn report(stacks: &Stacks, mut held: Vec<Held>, about: &About<'_>) -> LeakReport {
     let since = |then_ns: u64| Duration::from_nanos(about.now_ns.saturating_sub(then_ns));
     let hours = since(about.began_ns).as_secs_f64() / 3600.0;
     // What is estimated, or was asked for and never touched, may come out above what there is.
-    let attributed = held.iter().map(|held| held.bytes).sum::<u64>().min(about.open);
+    let attributed = held.iter().map(|held| held.bytes).fold(0, u64::saturating_add).min(about.attributed_max);
     held.sort_by(|one, other| other.bytes.cmp(&one.bytes).then(one.stack.cmp(&other.stack)));
     held.truncate(STACKS_MAX);
     let stack = |held: Held| LeakStack {
@@ -345,7 +447,7 @@ fn report(stacks: &Stacks, mut held: Vec<Held>, about: About<'_>) -> LeakReport 
         coverage: ratio(attributed, about.open),
         rung: about.rung,
         stacks: held.into_iter().map(stack).collect(),
-        unattributed: about.unattributed,
+        unattributed: about.unattributed.to_string(),
     }
 }
 
@@ -364,17 +466,53 @@ fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 { 1.0 } else { part as f64 / whole as f64 }
 }
 
-/// Why not everything is attributed, for people.
-fn unattributed(before: u64, unknown: u64, one_in: u64) -> String {
-    let mut reasons = Vec::new();
-    if before > 0 {
-        reasons.push(format!("{} were there before the observation", bytes_text(before)));
+/// For people.
+impl fmt::Display for Unattributed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut reasons = Vec::new();
+        let mut say = |bytes: u64, what: &str| {
+            if bytes > 0 {
+                reasons.push(format!("{} {what}", bytes_text(bytes)));
+            }
+        };
+        say(self.before, "were there before the observation");
+        say(self.unknown, &format!("came by stacks that could not be told{}", self.why));
+        say(self.untouched, "more were asked for than came: not touched yet, or in memory that was there before");
+        if self.no_room > 0 {
+            reasons.push(format!("{} times there was no room in a table", self.no_room));
+        }
+        if self.one_in > 1 {
+            reasons.push(format!("estimated from one in {} blocks of 2 MiB", self.one_in));
+        }
+        if self.is_another {
+            reasons.push("the process runs another program since it is watched, and only that one is told of".into());
+        }
+        f.write_str(&reasons.join("; "))
     }
-    if unknown > 0 {
-        reasons.push(format!("{} came by stacks that could not be told", bytes_text(unknown)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_attributed_is_said_by_reason() {
+        assert_eq!(Unattributed { one_in: 1, ..Unattributed::default() }.to_string(), "");
+        let all = Unattributed {
+            before: 3 << 20,
+            unknown: 2048,
+            why: " (of all captures 1 were cut off)".into(),
+            untouched: 5,
+            no_room: 7,
+            one_in: 4,
+            is_another: true,
+        };
+        assert_eq!(
+            all.to_string(),
+            "3.0 MiB were there before the observation; 2.0 KiB came by stacks that could not be told (of all captures 1 \
+             were cut off); 5 B more were asked for than came: not touched yet, or in memory that was there before; 7 times \
+             there was no room in a table; estimated from one in 4 blocks of 2 MiB; the process runs another program since \
+             it is watched, and only that one is told of"
+        );
     }
-    if one_in > 1 {
-        reasons.push(format!("estimated from one in {one_in} blocks of 2 MiB"));
-    }
-    reasons.join("; ")
 }

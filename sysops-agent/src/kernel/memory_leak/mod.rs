@@ -76,6 +76,9 @@ static METRICS: &[&Desc] = &[HELD.desc(), ATTRIBUTED.desc(), LEFT_OUT.desc()];
 /// The tracepoints: faults in user mode, and those in the kernel when a system call writes to the program's memory.
 const FAULTS: [&str; 2] = ["page_fault_user", "page_fault_kernel"];
 const GROUP: &str = "exceptions";
+/// Said first of a process that has ended.
+const ENDED: &str = "it ended while it was watched: this is what it held shortly before";
+
 struct MemoryLeaks {
     steps: Vec<Step>,
     types: Offsets,
@@ -90,6 +93,8 @@ struct MemoryLeaks {
     allocator_of: Option<u32>,
     standing: Option<Standing>,
     contradiction: Option<Refusal>,
+    /// The newest reports of an observation, for those that end while it lasts.
+    last: Vec<LeakReport>,
 }
 
 struct Standing {
@@ -135,6 +140,7 @@ fn new(host: &Host, facts: &Facts, values: &Values) -> MemoryLeaks {
         allocator_of: None,
         standing: None,
         contradiction: None,
+        last: Vec::new(),
     }
 }
 
@@ -216,8 +222,23 @@ impl Probe for MemoryLeaks {
     }
 
     fn leaks(&mut self, host: &Host, out: &mut Vec<LeakReport>) {
-        let Some(Standing { rung, armed: Some(armed) }) = &mut self.standing else { return };
-        armed.reports(host, rung.word(), out);
+        self.attach_anew(host);
+        let mut reports = Vec::new();
+        if let Some(Standing { rung, armed: Some(armed) }) = &mut self.standing {
+            armed.reports(host, rung.word(), &mut reports);
+        }
+        if self.is_observed {
+            for mut last in std::mem::take(&mut self.last) {
+                if !reports.iter().any(|report| report.pid == last.pid) {
+                    if !last.unattributed.starts_with(ENDED) {
+                        last.unattributed = [ENDED, last.unattributed.as_str()].join("; ");
+                    }
+                    reports.push(last);
+                }
+            }
+            self.last.clone_from(&reports);
+        }
+        out.append(&mut reports);
     }
 
     fn contradiction(&mut self) -> Option<Refusal> {
@@ -266,7 +287,7 @@ impl MemoryLeaks {
     }
 
     fn arm(&self, rung: Rung) -> Result<Armed, Refusal> {
-        let mut armed = Armed::at_faults(self.load(rung)?)?;
+        let mut armed = Armed::at_faults(self.load(rung)?, self.types.absent_is_free != 0)?;
         for index in 0..FAULTS.len() {
             let (program, point) = self.program(rung, index)?;
             armed.object().attach(program, point)?;
@@ -274,12 +295,32 @@ impl MemoryLeaks {
         Ok(armed)
     }
 
+    /// Attaches to the allocator of the program that has taken the place of the one that was followed.
+    fn attach_anew(&mut self, host: &Host) {
+        let Some(Standing { rung, armed: Some(armed) }) = &self.standing else { return };
+        let Some(pid) = self.allocator_of.filter(|_| armed.is_of_another(host)) else { return };
+        let rung = *rung;
+        let armed = match self.load(rung).and_then(|object| Armed::at_allocator(object, host, pid)) {
+            Ok(mut armed) => {
+                armed.is_another_now();
+                Some(armed)
+            }
+            Err(refusal) => {
+                tracing::warn!("memory_leak: process {pid} runs another program now: {}", refusal.reason);
+                None
+            }
+        };
+        self.standing = Some(Standing { rung, armed });
+    }
+
     /// Looks which processes there are to watch, and attaches or detaches when the first comes or the last goes.
     fn refresh(&mut self, host: &Host) -> Result<(), Refusal> {
+        self.attach_anew(host);
         let Some(Standing { rung, mut armed }) = self.standing.take() else { return Ok(()) };
         if rung == Rung::Uprobe {
+            let followed = armed.as_mut().map_or(Ok(()), |armed| armed.follow(host, &[]));
             self.standing = Some(Standing { rung, armed });
-            return Ok(());
+            return followed;
         }
         if let Some(growth) = &mut self.growth {
             for pid in growth.look(host) {
