@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::output::{Colour, Style};
 use super::{LeaksArgs, exit, output};
 use crate::host::{EventSource, Host};
-use crate::kernel::{Kernel, Rung, Standing};
+use crate::kernel::{Kernel, Observation, Rung, Standing};
 use crate::model::{Batch, Frame, LeakReport, LeakStack, Resource, bytes_text, shown};
 use crate::settings::Settings;
 use crate::symbolize::{Symbolizer, Trust};
@@ -24,8 +24,12 @@ const STACKS_SHOWN: usize = 10;
 const NAME_CHARS: usize = 120;
 /// How long a signal may have to wait.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// How often the probes look around.
+/// How often the probes look around, at least and at most. To find out who leaks takes some looks at every process.
 const LOOK: Duration = Duration::from_secs(1);
+const LOOK_MIN: Duration = PATIENCE;
+const LOOKS_TO_FIND: u32 = 60;
+/// In less nobody can be found whose descriptors become more and more.
+const FIND_MIN: Duration = Duration::from_secs(3);
 
 /// Watches, prints, and gives the exit status. An interrupt ends the watching early.
 pub async fn run(host: &Host, settings: &Settings, args: &LeaksArgs) -> u8 {
@@ -38,9 +42,12 @@ pub async fn run(host: &Host, settings: &Settings, args: &LeaksArgs) -> u8 {
     if let Err(refusal) = anything_stands(&standings) {
         return refuse(&refusal);
     }
+    if let Err(refusal) = long_enough(&observation) {
+        return refuse(&refusal);
+    }
     let rungs: Vec<String> = standings.iter().map(|probe| format!("{} {}", probe.name, probe.rung.word())).collect();
     tracing::info!("watching for {} s by {}; an interrupt ends it early", args.seconds, rungs.join(", "));
-    let Some(mut reports) = watch(host, kernel, observation.length).await else {
+    let Some(mut reports) = watch(host, kernel, &observation).await else {
         output::say(&"error: the thread that watches has ended; that is a bug");
         return exit::SOFTWARE;
     };
@@ -109,12 +116,28 @@ fn anything_stands(standings: &[Standing]) -> Result<(), Refused> {
     Err(Refused::new(format!("the probe {} does not stand: {}", off.name, off.reason), hint, exit::UNAVAILABLE))
 }
 
+/// Whoever is not named must be found first.
+fn long_enough(observation: &Observation) -> Result<(), Refused> {
+    let Observation { resources, pids, length, .. } = observation;
+    if !pids.is_empty() || !resources.contains(&Resource::Fd) || *length >= FIND_MIN {
+        return Ok(());
+    }
+    let error = format!("in {} s it cannot be seen which process leaks", length.as_secs());
+    Err(Refused::new(error, "name the process: --pid; or watch longer: --seconds 10", exit::USAGE))
+}
+
+/// How often to look around.
+fn interval(observation: &Observation) -> Duration {
+    if observation.pids.is_empty() { (observation.length / LOOKS_TO_FIND).clamp(LOOK_MIN, LOOK) } else { LOOK }
+}
+
 /// Watches until the time is over or a signal comes. `None` when the thread that does it fails, which is a bug.
-async fn watch(host: &Host, kernel: Kernel, length: Duration) -> Option<Vec<LeakReport>> {
+async fn watch(host: &Host, kernel: Kernel, observation: &Observation) -> Option<Vec<LeakReport>> {
+    let (length, look) = (observation.length, interval(observation));
     let stop = Arc::new(AtomicBool::new(false));
     let watched = tokio::task::spawn_blocking({
         let (host, stop) = (host.clone(), Arc::clone(&stop));
-        move || watch_until(&host, kernel, length, &stop)
+        move || watch_until(&host, kernel, (length, look), &stop)
     });
     tokio::pin!(watched);
     let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
@@ -129,7 +152,12 @@ async fn watch(host: &Host, kernel: Kernel, length: Duration) -> Option<Vec<Leak
     watched.await.ok()
 }
 
-fn watch_until(host: &Host, mut kernel: Kernel, length: Duration, stop: &AtomicBool) -> Vec<LeakReport> {
+fn watch_until(
+    host: &Host,
+    mut kernel: Kernel,
+    (length, look): (Duration, Duration),
+    stop: &AtomicBool,
+) -> Vec<LeakReport> {
     let start = host.clock.now().monotonic;
     let (end, mut next) = (start + length, start);
     let (mut batch, mut events) = (Batch::default(), Vec::new());
@@ -141,7 +169,7 @@ fn watch_until(host: &Host, mut kernel: Kernel, length: Duration, stop: &AtomicB
         if now >= next {
             batch.clear();
             kernel.collect(host, &mut batch);
-            next = now + LOOK;
+            next = now + look;
         }
         wait(&kernel, (next - now).min(end - now).min(PATIENCE));
         kernel.drain(host, &mut events);
@@ -333,6 +361,23 @@ mod tests {
         {
             assert!(text.contains(part), "no {part:?} in {text}");
         }
+    }
+
+    #[test]
+    fn whoever_is_not_named_needs_time_to_be_found() {
+        let of = |pids: &[u32], resource, seconds| Observation {
+            resources: vec![resource],
+            pids: pids.to_vec(),
+            malloc: false,
+            length: Duration::from_secs(seconds),
+        };
+        let refused = long_enough(&of(&[], Resource::Fd, 2)).expect_err("too short");
+        assert_eq!((refused.status, refused.hint.is_empty()), (exit::USAGE, false));
+        for fits in [of(&[], Resource::Fd, 3), of(&[7], Resource::Fd, 1), of(&[], Resource::Memory, 1)] {
+            assert!(long_enough(&fits).is_ok(), "{fits:?}");
+        }
+        let looks = |pids: &[u32], seconds| interval(&of(pids, Resource::Fd, seconds)).as_millis();
+        assert_eq!([looks(&[], 3), looks(&[], 12), looks(&[], 600), looks(&[7], 3)], [100, 200, 1000, 1000]);
     }
 
     #[test]

@@ -70,6 +70,8 @@ pub(super) struct Followed {
 /// One process.
 struct One {
     pid: u32,
+    /// Hostile.
+    comm: String,
     open: Open,
     groups: Groups,
     /// All that are open, as they were counted last where not all of them are known.
@@ -177,7 +179,13 @@ impl Followed {
     ///
     /// # Errors
     /// When the programs' table is full.
-    pub(super) fn follow(&mut self, host: &Host, pid: u32, descriptors: &mut Descriptors) -> Result<(), Refusal> {
+    pub(super) fn follow(
+        &mut self,
+        host: &Host,
+        target: &Target,
+        descriptors: &mut Descriptors,
+    ) -> Result<(), Refusal> {
+        let pid = target.pid;
         let now = host.clock.now().monotonic;
         self.armed.counts.insert(pid, &Counts::default())?;
         let mut open = Open::new(pid, now);
@@ -188,8 +196,25 @@ impl Followed {
         if let Some(parent) = self.processes.iter().find(|one| Some(one.pid) == parent) {
             open.inherit(&parent.open);
         }
-        self.processes.push(One { pid, open, groups: Groups::default(), counted: 0 });
+        self.processes.push(One { pid, comm: target.comm.clone(), open, groups: Groups::default(), counted: 0 });
         Ok(())
+    }
+
+    /// What was known of a process when it was last looked at. It has ended since; `None` when it held nothing by then.
+    pub(super) fn last_words(
+        &self,
+        host: &Host,
+        pid: u32,
+        rung: Rung,
+        stackless: Option<&Refusal>,
+    ) -> Option<LeakReport> {
+        let one = self.processes.iter().find(|one| one.pid == pid && one.all() > 0)?;
+        let about = About { now: host.clock.now().monotonic, rung, stackless, skipped: 0, full: 0 };
+        let mut report = report_of(one, &one.comm, &self.stacks, &about);
+        let ended = "it ended while it was watched: this is what it held shortly before";
+        report.unattributed = [ended, report.unattributed.as_str()].join("; ");
+        report.unattributed.truncate(report.unattributed.trim_end_matches("; ").len());
+        Some(report)
     }
 
     /// Follows `pid` no longer.
@@ -344,28 +369,41 @@ impl Followed {
                 one.open.see(&mut look, key.fd, true);
             }
             one.groups.update(now, self.measures.window, one.open.known());
-            let tally = one.groups.tally();
             // Without the number of all there is no coverage, and so no report: the process has mostly ended.
             if !one.count(counter, descriptors) {
                 continue;
             }
-            let open = one.all();
             let full = self.armed.counts.get(one.pid).map_or(0, |counts| counts.full);
-            let groups = one.groups.largest_first();
-            out.push(LeakReport {
-                schema: LeakReport::SCHEMA,
-                resource: Resource::Fd,
-                pid: one.pid,
-                comm: target.comm.clone(),
-                open,
-                attributed: tally.attributed,
-                coverage: share(tally.attributed, open),
-                rung: rung.word(),
-                unattributed: unattributed(tally, open, full, skipped, stackless, self.stacks.lost()),
-                stacks: groups.iter().map(|(key, group)| leak_stack(&self.stacks, key, group, now)).collect(),
-            });
+            let about = About { now, rung: *rung, stackless, skipped, full };
+            out.push(report_of(one, &target.comm, &self.stacks, &about));
         }
         self.remembered.clear();
+    }
+}
+
+/// What a report says beside what a process holds.
+struct About<'a> {
+    now: Duration,
+    rung: Rung,
+    stackless: Option<&'a Refusal>,
+    skipped: u64,
+    full: u64,
+}
+
+fn report_of(one: &One, comm: &str, stacks: &Stacks, about: &About<'_>) -> LeakReport {
+    let (tally, open) = (one.groups.tally(), one.all());
+    let groups = one.groups.largest_first();
+    LeakReport {
+        schema: LeakReport::SCHEMA,
+        resource: Resource::Fd,
+        pid: one.pid,
+        comm: comm.to_owned(),
+        open,
+        attributed: tally.attributed,
+        coverage: share(tally.attributed, open),
+        rung: about.rung.word(),
+        unattributed: unattributed(tally, open, about.full, about.skipped, about.stackless, stacks.lost()),
+        stacks: groups.iter().map(|(key, group)| leak_stack(stacks, key, group, about.now)).collect(),
     }
 }
 

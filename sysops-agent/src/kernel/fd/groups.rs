@@ -17,6 +17,8 @@ const KEPT_PERCENT: u32 = 80;
 #[derive(Default)]
 pub(super) struct Groups {
     groups: HashMap<Key, Group>,
+    /// When the first and the last update were.
+    looks: Option<(Duration, Duration)>,
     /// As of the last update.
     tally: Tally,
 }
@@ -38,6 +40,9 @@ pub(super) struct Group {
     pub oldest: Option<Duration>,
     /// Of these, how many were taken longer than half a window ago.
     aged: u32,
+    /// No update has seen it yet.
+    is_new: bool,
+    /// How many there were when all were counted first.
     first: (Duration, u32),
     floor: Floor,
     /// How many there were when it was told last.
@@ -72,12 +77,19 @@ impl Groups {
             self.count(known, now, window);
         }
         self.groups.retain(|_, group| group.count > 0);
+        let part = window / (PARTS as u32);
         for group in self.groups.values_mut() {
-            group.floor.see(now, window / (PARTS as u32), group.count);
-            if group.first.1 == 0 {
-                group.first = (now, group.count);
+            if group.is_new {
+                group.is_new = false;
+                // Whoever comes later held nothing until then.
+                group.first = self.looks.map_or((now, group.count), |(first, _)| (first, 0));
+                if let Some((_, last)) = self.looks {
+                    group.floor.see(last, part, 0);
+                }
             }
+            group.floor.see(now, part, group.count);
         }
+        self.looks = Some((self.looks.map_or(now, |(first, _)| first), now));
     }
 
     fn count(&mut self, known: &Known, now: Duration, window: Duration) {
@@ -137,7 +149,8 @@ impl Groups {
 
 impl Group {
     fn new() -> Self {
-        Self { count: 0, oldest: None, aged: 0, first: (Duration::ZERO, 0), floor: Floor::default(), told: 0 }
+        let first = (Duration::ZERO, 0);
+        Self { count: 0, oldest: None, aged: 0, is_new: true, first, floor: Floor::default(), told: 0 }
     }
 
     fn leaks(&self, rise: u32, near_limit: bool) -> bool {
@@ -148,7 +161,7 @@ impl Group {
         rises && (near_limit || self.floor.half_way().is_some_and(kept))
     }
 
-    /// By how much the count rises in an hour: by its floor, or as long as there is none, since it was seen first.
+    /// By how much the count rises in an hour: by its floor, or as long as there is none, since all were counted first.
     #[must_use]
     pub(super) fn hourly(&self, now: Duration) -> f64 {
         self.floor.hourly().unwrap_or_else(|| {
@@ -156,5 +169,39 @@ impl Group {
             let rise = f64::from(self.count) - f64::from(self.first.1);
             if seconds >= 1.0 { rise * 3600.0 / seconds } else { 0.0 }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Growth in an hour of one stack after looks at every second, which found so many descriptors of it, in a minute's window.
+    fn hourly(counts: &[usize]) -> f64 {
+        let mut groups = Groups::default();
+        let at = |look: usize| Duration::from_secs(100 + look as u64);
+        for (look, &count) in counts.iter().enumerate() {
+            let known: Vec<Known> = (0..count).map(|_| Known::of(StackId::SOME, at(look))).collect();
+            groups.update(at(look), Duration::from_secs(60), known.iter());
+        }
+        groups.largest_first()[0].1.hourly(at(counts.len() - 1))
+    }
+
+    #[test]
+    fn what_comes_at_once_has_grown_from_nothing() {
+        let once = |looks: usize| (0..looks).map(|look| if look < 5 { 0 } else { 100 }).collect::<Vec<_>>();
+        assert_eq!(hourly(&once(9)), 100.0 * 3600.0 / 8.0, "since the first look");
+        // By then there are parts of ten seconds each: 0 in that in which it came.
+        let found = hourly(&once(60));
+        assert!((5000.0..12_000.0).contains(&found), "{found}");
+    }
+
+    #[test]
+    fn a_slow_leak_is_told_at_its_pace() {
+        let slow: Vec<usize> = (0..60).map(|look| look / 8).collect();
+        let found = hourly(&slow);
+        assert!((400.0..520.0).contains(&found), "one in eight seconds: {found}");
+        assert_eq!(hourly(&[0, 0, 0, 1, 1, 1, 1, 1, 1]), 3600.0 / 8.0);
+        assert_eq!(hourly(&[3, 3, 3]), 0.0, "what was there at the first look has not grown");
     }
 }

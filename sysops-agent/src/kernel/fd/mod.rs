@@ -156,6 +156,10 @@ struct Fds {
     /// Whom the programs follow whose place others take.
     kept: Option<Followed>,
     events: Vec<Event>,
+    /// Someone waits for a report, also of those that end meanwhile.
+    is_observed: bool,
+    /// Reports of these.
+    ended: Vec<LeakReport>,
 }
 
 struct Standing {
@@ -188,6 +192,8 @@ impl Fds {
             passed_over: None,
             kept: None,
             events: Vec::new(),
+            is_observed: false,
+            ended: Vec::new(),
         };
         fds.suspects = (suspects_max > 0).then(|| fds.new_suspects());
         fds
@@ -283,6 +289,7 @@ impl Probe for Fds {
         if !observation.resources.contains(&Resource::Fd) {
             return false;
         }
+        self.is_observed = true;
         self.watched.forget_names();
         for pid in &observation.pids {
             self.watched.want(*pid);
@@ -307,6 +314,7 @@ impl Probe for Fds {
     }
 
     fn leaks(&mut self, host: &Host, out: &mut Vec<LeakReport>) {
+        out.append(&mut self.ended);
         let Some(Standing { rung, followed: Some(followed) }) = &mut self.standing else { return };
         let Some(descriptors) = &mut self.descriptors else { return };
         let counter = &mut self.counter;
@@ -355,7 +363,7 @@ impl Fds {
     /// Looks which processes there are to follow, and attaches or detaches when the first comes or the last goes.
     fn refresh(&mut self, host: &Host) -> Result<(), Refusal> {
         let Some(Standing { rung, mut followed }) = self.standing.take() else { return Ok(()) };
-        self.look_around(host, followed.as_mut());
+        self.look_around(host, rung, followed.as_mut());
         if self.watched.targets().is_empty() {
             detach(followed.take());
         } else {
@@ -365,7 +373,7 @@ impl Fds {
             };
             for target in self.watched.targets() {
                 if let Some(descriptors) = self.descriptors.as_mut().filter(|_| !running.follows(target.pid)) {
-                    running.follow(host, target.pid, descriptors)?;
+                    running.follow(host, target, descriptors)?;
                 }
             }
             followed = Some(running);
@@ -375,12 +383,12 @@ impl Fds {
     }
 
     /// Counts the descriptors of all processes, decides who is suspicious, and sees who has come and gone.
-    fn look_around(&mut self, host: &Host, mut followed: Option<&mut Followed>) {
+    fn look_around(&mut self, host: &Host, rung: Rung, mut followed: Option<&mut Followed>) {
         let now = host.clock.now().monotonic;
         self.round = self.round.wrapping_add(1);
         // Where counting means listing, some are counted at each look.
         let turns = if self.counter.by_size() { 1 } else { self.processes / LISTED_MAX + 1 };
-        let Self { watched, suspects, counter, round, processes, own, .. } = self;
+        let Self { watched, suspects, counter, round, processes, own, is_observed, ended, rungs, .. } = self;
         *processes = 0;
         if let Some(suspects) = suspects {
             suspects.start();
@@ -396,6 +404,9 @@ impl Fds {
         };
         let looked = watched.look(count, |change| {
             if let (Change::Went(pid), Some(followed)) = (change, followed.as_deref_mut()) {
+                if *is_observed {
+                    ended.extend(followed.last_words(host, pid, rung, rungs.stackless.as_ref()));
+                }
                 followed.forget(pid);
             }
         });

@@ -76,6 +76,13 @@ pub(super) enum Owner {
 }
 
 impl Known {
+    /// For tests: one that this stack took.
+    #[cfg(test)]
+    pub(super) fn of(stack: StackId, taken: Duration) -> Self {
+        let link = Link::parse(b"socket:[7]");
+        Self { reference: 1, taken, inode: 7, link, owner: Owner::Stack(stack) }
+    }
+
     /// When it was taken, on CLOCK_MONOTONIC; `None` when nobody knows.
     #[must_use]
     pub(super) fn taken(&self) -> Option<Duration> {
