@@ -186,10 +186,152 @@ fn what_cannot_be_watched_is_said() {
     }
 }
 
+/// Whoever asks an allocator is told by its caller, whichever function of the allocator it goes through inside.
+#[test]
+fn each_call_of_the_allocator_has_its_caller() {
+    if !require(missing()) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let program = compile_from(&fixture("pieces.c"), scratch.path(), "pieces", &["-O2", "-g", "-fno-builtin"]);
+    let mut programs = [Leaky::start(&program, &[])];
+    let reports = observe_with(Launch::default(), &["--malloc"], &mut programs);
+    let report = &reports[0];
+    let bytes = |caller: &str| -> u64 {
+        let stacks = report["stacks"].as_array().expect("a list").iter();
+        let of = stacks.filter(|stack| functions(stack).iter().any(|function| function == caller));
+        of.map(|stack| stack["count"].as_u64().expect("a number")).sum()
+    };
+    let of = ["by_malloc", "by_realloc", "grows", "untouched", "gives_back"].map(|caller| (caller, bytes(caller)));
+    let expected = [
+        ("by_malloc", 100_000),
+        ("by_realloc", 100_000),
+        ("grows", 20_000_000),
+        ("untouched", 100 << 20),
+        ("gives_back", 0),
+    ];
+    assert_eq!(of, expected, "{report:#}");
+    assert_eq!(report["rung"], "uprobe");
+    let number = |name: &str| report[name].as_u64().expect("a number");
+    assert!(number("attributed") < number("open"), "what was there before is not what was asked for: {report:#}");
+    let said = report["unattributed"].as_str().expect("a text");
+    assert!(said.contains("MiB more were asked for than came"), "{said}");
+}
+
+/// A program may describe its stack so that it leads nowhere: that takes no more time than what leads somewhere.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_stack_that_leads_nowhere_holds_no_one_up() {
+    if !require(missing()) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let program = compile_from(&fixture("endless.c"), scratch.path(), "endless", &["-O1"]);
+    let mut child = Command::new(program).spawn().expect("it was compiled");
+    let pid = child.id().to_string();
+    let began = std::time::Instant::now();
+    let output = Launch::default().run(&["leaks", "--json", "--seconds", "3", "--pid", &pid]);
+    let took = began.elapsed();
+    child.kill().expect("it does not end by itself");
+    _ = child.wait();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(took < Duration::from_secs(9), "{took:?}");
+}
+
+/// The file that is mapped is not there any more, and the way to it is closed to the service: nobody knows who called.
+#[test]
+fn callers_of_a_library_that_was_replaced_are_not_taken_for_one() {
+    if !require(missing().or_else(user::missing)) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let build = |name| compile_from(&fixture("library.c"), scratch.path(), name, &["-O2", "-shared", "-fPIC"]);
+    let library = build("libcalled.so");
+    let path = library.display().to_string();
+    let program = compile_from(&fixture("calls_library.c"), scratch.path(), "calls", &["-O2", &path]);
+    let mut programs = [Leaky::start(&program, &[]), Leaky::start(&program, &[])];
+    let other = build("libother.so");
+    let before = observe(user::service(), &mut programs[..1]);
+    assert_attributed_to(&before[0], &[("leak_a", 60), ("leak_b", 20)]);
+    std::fs::rename(other, library).expect("it is ours");
+    let after = observe(user::service(), &mut programs[1..]);
+    assert_eq!(after[0]["attributed"], 0, "{:#}", after[0]);
+    let said = after[0]["unattributed"].as_str().expect("a text");
+    assert!(said.contains("80 without a stack") && said.contains("through a file that cannot be read"), "{said}");
+}
+
+fn assert_attributed_to(report: &Value, expected: &[(&str, u64)]) {
+    let of = |caller: &str| -> u64 {
+        let stacks = report["stacks"].as_array().expect("a list").iter();
+        let of = stacks.filter(|stack| functions(stack).iter().any(|function| function == caller));
+        of.map(|stack| stack["count"].as_u64().expect("a number")).sum()
+    };
+    for (caller, count) in expected {
+        assert_eq!(of(caller), *count, "{caller}: {report:#}");
+    }
+}
+
+#[test]
+fn who_leaks_fast_is_found_in_ten_seconds() {
+    if !require(missing().or_else(|| require::files(&["/usr/bin/python3"]))) {
+        return;
+    }
+    let script = "import os, time\nwhile True:\n  os.open('/dev/null', 0)\n  time.sleep(0.025)";
+    let mut child = Command::new("/usr/bin/python3").args(["-c", script]).spawn().expect("it is there");
+    let output = Launch::default().run(&["leaks", "--json", "--seconds", "10"]);
+    child.kill().expect("it does not end by itself");
+    _ = child.wait();
+    let reports: Vec<Value> = output
+        .stdout
+        .split(|&byte| byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| schema::parse("leaks", line))
+        .collect();
+    let report = reports.iter().find(|report| report["pid"] == child.id()).expect("it is found");
+    let growth = report["stacks"][0]["growth_per_hour"].as_f64().expect("a number");
+    assert!((72_000.0..180_000.0).contains(&growth), "40 a second: {report:#}");
+    let refused = Launch::default().run(&["leaks", "--seconds", "2"]);
+    assert_eq!(refused.status.code(), Some(64), "{}", String::from_utf8_lossy(&refused.stderr));
+}
+
+#[test]
+fn one_that_ends_is_told_as_it_was_last_seen() {
+    if !require(missing()) {
+        return;
+    }
+    let scratch = Scratch::new();
+    for resource in ["fd", "memory"] {
+        let mut program = Leaky::start(&compile(scratch.path(), "leaky", &["-O2", "-g"]), &["plain"]);
+        let pid = program.child.id().to_string();
+        let arguments = ["leaks", "--json", "--pid", &pid, "--seconds", "3600", "--resource", resource];
+        let mut agent = Agent::start("[agent]\ndata_dir = \"@DATA@\"\n", &arguments);
+        agent.wait_until("it watches", |agent| agent.stderr().contains("watching for"));
+        program.leak();
+        // The next looks, of which there is one a second.
+        std::thread::sleep(Duration::from_millis(2500));
+        drop(program);
+        std::thread::sleep(Duration::from_millis(1500));
+        agent.signal(Signal::INT);
+        let status = agent.end(Duration::from_secs(30));
+        assert_eq!(status.code(), Some(0), "{}{}", agent.stdout(), agent.stderr());
+        let report = schema::parse("leaks", agent.stdout().lines().next().expect("a report").as_bytes());
+        let said = report["unattributed"].as_str().expect("a text");
+        assert!(said.starts_with("it ended while it was watched"), "{said}");
+        if resource == "fd" {
+            assert!(functions(&report["stacks"][0]).contains(&"leak_here".to_owned()), "{report:#}");
+        }
+    }
+}
+
 /// Lets the agent watch the programs while they leak; a report for each.
 fn observe(launch: Launch, programs: &mut [Leaky]) -> Vec<Value> {
+    observe_with(launch, &[], programs)
+}
+
+fn observe_with(launch: Launch, more: &[&str], programs: &mut [Leaky]) -> Vec<Value> {
     let pids: Vec<String> = programs.iter().map(|program| program.child.id().to_string()).collect();
     let mut arguments = vec!["leaks", "--json", "--seconds", "3600"];
+    arguments.extend(more);
     for pid in &pids {
         arguments.extend(["--pid", pid]);
     }
@@ -227,13 +369,21 @@ fn functions(stack: &Value) -> Vec<String> {
 }
 
 fn source() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/leaks/leaky.c")
+    fixture("leaky.c")
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/leaks").join(name)
 }
 
 fn compile(directory: &Path, name: &str, flags: &[&str]) -> PathBuf {
+    compile_from(&source(), directory, name, flags)
+}
+
+fn compile_from(source: &Path, directory: &Path, name: &str, flags: &[&str]) -> PathBuf {
     let program = directory.join(name);
     let built =
-        Command::new("cc").arg(source()).arg("-o").arg(&program).args(flags).status().expect("missing() was asked");
+        Command::new("cc").arg(source).arg("-o").arg(&program).args(flags).status().expect("missing() was asked");
     assert!(built.success(), "cc {flags:?}");
     program
 }
