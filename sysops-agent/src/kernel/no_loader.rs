@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::fs::File;
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
-use std::path::Path;
 
 use sysops_common::check::Check;
 use sysops_common::counters::Counters;
@@ -125,8 +124,8 @@ impl Object {
     pub(super) fn attach_to_function(
         &mut self,
         _name: &str,
-        _file: &Path,
-        _function: &str,
+        _file: &File,
+        _offset: u64,
         _pid: u32,
     ) -> Result<(), Refusal> {
         match *self {}

@@ -1,6 +1,7 @@
 //! Stands in for `stacks` in a build without the feature `ebpf`: no stack is captured.
 
 use std::convert::Infallible;
+use std::fs::File;
 use std::os::fd::BorrowedFd;
 
 use sysops_common::stack::StackOffsets;
@@ -24,6 +25,52 @@ pub(super) struct Lost {
     pub gone: u64,
     /// Never.
     pub full: u64,
+}
+
+impl Lost {
+    /// Nothing.
+    #[must_use]
+    pub(super) fn why(self) -> String {
+        String::new()
+    }
+}
+
+/// A piece of code in the memory of a process: none is looked for.
+pub(super) struct Mapping {
+    /// The device of its file.
+    pub device: (u32, u32),
+    /// The number of its file.
+    pub inode: u64,
+    /// The path of its file.
+    pub path: String,
+}
+
+impl Mapping {
+    /// It has a file.
+    #[must_use]
+    pub(super) fn is_file(&self) -> bool {
+        self.inode != 0
+    }
+}
+
+/// None is looked for.
+#[must_use]
+pub(super) fn mappings(_text: &[u8]) -> Vec<Mapping> {
+    Vec::new()
+}
+
+/// None is opened.
+#[must_use]
+pub(super) fn open(_host: &Host, _pid: u32, _mapping: &Mapping) -> Option<File> {
+    None
+}
+
+/// Says that nothing can be loaded.
+///
+/// # Errors
+/// Always.
+pub(super) fn functions(_file: &File, _names: &[&str]) -> Result<Vec<Option<u64>>, String> {
+    loader::available().map(|()| Vec::new()).map_err(|refusal| refusal.reason)
 }
 
 /// There are none.

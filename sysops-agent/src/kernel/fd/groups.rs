@@ -172,7 +172,7 @@ impl Group {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "ebpf"))]
 mod tests {
     use super::*;
 

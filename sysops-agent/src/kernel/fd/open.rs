@@ -77,7 +77,7 @@ pub(super) enum Owner {
 
 impl Known {
     /// For tests: one that this stack took.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "ebpf"))]
     pub(super) fn of(stack: StackId, taken: Duration) -> Self {
         let link = Link::parse(b"socket:[7]");
         Self { reference: 1, taken, inode: 7, link, owner: Owner::Stack(stack) }
