@@ -105,7 +105,10 @@ fn a_number_that_is_used_again_brings_nothing_of_the_process_before() {
         look(&host, kernel);
         kernel.leaks(&host).into_iter().find(|report| report.pid == pid)
     };
-    // Nobody looked in between. The other process is not the one that was meant: it is told of by itself, or not at all.
+    // Nobody looked in between. The first one is told as it was last seen. The other process is not the one that was meant: it
+    // is told of by itself, or not at all.
+    let first = told(&mut kernel).expect("it was followed until it ended");
+    assert!(first.unattributed.starts_with("it ended while it was watched") && first.attributed == 50, "{first:#?}");
     if let Some(report) = told(&mut kernel) {
         assert!(report.attributed <= 7 && report.open < 50, "{report:#?}");
     }

@@ -297,7 +297,9 @@ fn what_was_only_read_is_not_held() {
     println!("{told:?}");
     let tells = sysops_agent::host::os::kernel_version().is_some_and(|version| version >= (6, 7));
     let within = told.within("read_and_touch");
-    assert!(within >= 15 << 12 && (!tells || within < 1 << 20), "{told:?}");
+    // Where huge pages are on, one that is written to becomes memory as a whole.
+    let came = told.open.saturating_sub(OLD as u64);
+    assert!(within >= 15 << 12 && (!tells || within < came + (1 << 20)), "{told:?}");
 }
 
 #[test]
