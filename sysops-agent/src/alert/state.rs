@@ -109,6 +109,7 @@ impl Book {
         self.surroundings.restore(state.events);
         if is_same_boot {
             self.hangs.restore(state.hangs);
+            self.has_its_hangs = true;
             return Vec::new();
         }
         state.hangs.into_iter().map(|(_, alert)| self.ended_with_the_boot(alert, at, now.wall)).collect()

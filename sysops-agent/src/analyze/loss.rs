@@ -64,7 +64,10 @@ static COUNTERS: [Counter; 5] = [
         metric: "kernel_event_reports_total",
         outcome: "dropped",
         lost: |f, _, count| write!(f, "the agent's main thread did not take {count:.0} kernel events"),
-        remedy: |_| "they are in the kernel's log and nowhere else: look for what holds the agent (CPUQuota=, a full machine)",
+        remedy: |_| {
+            "of OOM kills and of hung tasks that the kernel reported its log tells, of the rest nothing: look for what holds the agent \
+             (CPUQuota=, a full machine)"
+        },
     },
     Counter {
         metric: "kernel_log_records_lost_total",
@@ -171,6 +174,10 @@ impl Losses {
 }
 
 impl Analyzer for Losses {
+    fn reload(&mut self, values: &Values) {
+        self.quiet = values.get(&QUIET);
+    }
+
     fn judge(&mut self, readings: &dyn Readings, each: &mut dyn FnMut(&Finding<'_>)) {
         if self.quiet.is_zero() {
             return;
@@ -292,6 +299,19 @@ mod tests {
         assert_eq!(look(&mut losses, 110, 0.0)[0].0, Level::Clear);
         let again = look(&mut losses, 120, 2.0);
         assert_eq!((again[0].0, again[0].1), (Level::Breach, 2.0));
+    }
+
+    #[test]
+    fn what_was_told_is_not_told_again_after_a_reload() {
+        let mut losses = Losses::new(&Values::default());
+        look(&mut losses, 10, 12.0);
+        assert_eq!(look(&mut losses, 100, 12.0)[0].0, Level::Clear);
+        let mut values = Values::default();
+        values.set(QUIET.spec(), Value::Int(5));
+        losses.reload(&values);
+        assert_eq!(look(&mut losses, 110, 12.0)[0].0, Level::Clear, "it was told");
+        assert_eq!(look(&mut losses, 120, 13.0)[0].1, 1.0);
+        assert_eq!(look(&mut losses, 125, 13.0)[0].0, Level::Clear, "the new wait holds");
     }
 
     #[test]
