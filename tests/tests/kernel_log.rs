@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sysops_agent::correlate::{Correlator, Sources};
-use sysops_agent::host::{EventSource, Host};
+use sysops_agent::host::{EventSource, Host, StateFiles};
 use sysops_agent::logs::Kmsg;
 use sysops_agent::model::{Batch, Detail, Event, Reading};
 use sysops_agent::spec::{Value, Values};
@@ -47,7 +47,7 @@ impl Machine {
     }
 
     fn open(&self) -> Kmsg {
-        Kmsg::open(&self.host, &Values::default(), &self.dir.join("data")).unwrap()
+        Kmsg::open(&self.host, &Values::default(), &StateFiles::within(Some(&self.dir.join("data")))).unwrap()
     }
 
     fn drain(&self, kmsg: &mut Kmsg) -> Vec<Event> {
@@ -339,13 +339,13 @@ fn garbage_and_a_line_without_end_hide_no_kill() {
 fn a_log_that_cannot_be_read_says_why_and_what_to_do() {
     let machine = Machine::new("none", b"");
     fs::remove_file(machine.dir.join("dev/kmsg")).unwrap();
-    let refused = Kmsg::open(&machine.host, &Values::default(), &machine.dir).unwrap_err();
+    let refused = Kmsg::open(&machine.host, &Values::default(), &StateFiles::within(Some(&machine.dir))).unwrap_err();
     assert!(refused.reason.contains("dev/kmsg: cannot open: No such file"), "{refused:?}");
     assert!(refused.remedy.contains("--device /dev/kmsg") && !refused.by_configuration, "{refused:?}");
 
     let mut values = Values::default();
     values.set(sysops_agent::logs::SOURCES.spec(), Value::TextList(vec!["syslog".into()]));
-    let refused = Kmsg::open(&machine.host, &values, &machine.dir).unwrap_err();
+    let refused = Kmsg::open(&machine.host, &values, &StateFiles::within(Some(&machine.dir))).unwrap_err();
     assert!(refused.reason.contains("log_analyzer.sources") && refused.by_configuration, "{refused:?}");
     assert_eq!(sysops_agent::logs::sources_not_built(&values), ["syslog"]);
 }
@@ -365,7 +365,7 @@ fn the_live_log_begins_at_its_end() {
     let machine = Machine::new("live", b"");
     let host = Host::live(&sysops_agent::host::Roots::default());
     let data = machine.dir.join("data");
-    let mut kmsg = match Kmsg::open(&host, &Values::default(), &data) {
+    let mut kmsg = match Kmsg::open(&host, &Values::default(), &StateFiles::within(Some(&data))) {
         Ok(kmsg) => kmsg,
         Err(refused) => {
             assert!(!refused.remedy.is_empty(), "{refused:?}");
@@ -378,7 +378,7 @@ fn the_live_log_begins_at_its_end() {
     let saved = fs::read_to_string(data.join("kmsg.position")).unwrap();
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     assert!(saved.starts_with(boot.trim()), "{saved}");
-    let mut again = Kmsg::open(&host, &Values::default(), &data).unwrap();
+    let mut again = Kmsg::open(&host, &Values::default(), &StateFiles::within(Some(&data))).unwrap();
     let started = host.clock.now();
     again.drain(&host, &mut Vec::new());
     assert!(host.clock.now().since(&started) < Duration::from_secs(5));

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
-use sysops_agent::host::{EventSource, Host};
+use sysops_agent::host::{EventSource, Host, StateFiles};
 use sysops_agent::kernel::Kernel;
 use sysops_agent::logs::Kmsg;
 use sysops_agent::model::event::OomKill;
@@ -159,7 +159,10 @@ fn hold_both(name: &str, kill_all: impl FnOnce(&str) -> Killed + Send) {
     let host = live();
     let data = std::env::temp_dir().join(format!("sysops-kmsg-{}-{name}", std::process::id()));
     std::fs::create_dir_all(&data).expect("a directory of our own");
-    let open = || Kmsg::open(&host, &Values::default(), &data).unwrap_or_else(|error| panic!("{error:?}"));
+    let open = || {
+        Kmsg::open(&host, &Values::default(), &StateFiles::within(Some(&data)))
+            .unwrap_or_else(|error| panic!("{error:?}"))
+    };
     let mut kmsg = open();
     let mut kernel = start(&host, "auto");
     let is_over = AtomicBool::new(false);

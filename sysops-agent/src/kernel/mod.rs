@@ -37,10 +37,8 @@ mod tracefs;
 mod watched;
 
 use std::os::fd::BorrowedFd;
-use std::path::Path;
 use std::time::Duration;
 
-use serde::Serialize;
 use sysops_common::counters::Counters;
 
 use self::facts::Facts;
@@ -48,12 +46,13 @@ pub use self::rung::Rung;
 
 use self::ladder::{Refusal, Step};
 use self::run_stats::{Counting, Runs};
-use crate::host::{EventSource, Host};
+use crate::host::{EventSource, Host, StateFiles};
+use crate::model::report;
 use crate::model::{Batch, Desc, Event, LeakReport, Metric, Resource, Unit};
 use crate::spec::{Key, KeySpec, Values};
 
 /// Where a probe stands and why.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Standing {
     /// The probe's name.
     pub name: &'static str,
@@ -64,19 +63,39 @@ pub struct Standing {
     /// What an operator can do about it; empty when there is nothing to do.
     pub remedy: String,
     /// True when the configuration asked for a rung that cannot stand: an error, not a fallback.
-    #[serde(skip)]
     pub forced_and_failed: bool,
     /// Events taken from the kernel.
     pub received: u64,
     /// Events that the kernel side could not hand over, for any reason.
     pub dropped: u64,
     /// What it does beyond its rung.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub extras: Vec<Extra>,
 }
 
+impl Standing {
+    /// The same for people and other processes.
+    #[must_use]
+    pub fn report(&self) -> report::Probe {
+        let extra = |extra: &Extra| report::Extra {
+            name: extra.name.to_owned(),
+            means: extra.means.to_owned(),
+            reason: extra.reason.clone(),
+            remedy: extra.remedy.clone(),
+        };
+        report::Probe {
+            name: self.name.to_owned(),
+            rung: self.rung.word().to_owned(),
+            reason: self.reason.clone(),
+            remedy: self.remedy.clone(),
+            received: self.received,
+            dropped: self.dropped,
+            extras: self.extras.iter().map(extra).collect(),
+        }
+    }
+}
+
 /// Something that a probe does beside the events of its rung, and how.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extra {
     /// What.
     pub name: &'static str,
@@ -143,8 +162,8 @@ trait Probe: Send {
     fn next_deadline(&self) -> Option<Duration> {
         None
     }
-    /// Keeps what it must know after a restart in `directory`, and reads what is there.
-    fn keep_in(&mut self, _host: &Host, _directory: &Path) {}
+    /// Keeps what it must know after a restart in `files`, and reads what is there.
+    fn keep_in(&mut self, _host: &Host, _files: &StateFiles) {}
     /// Adds, once, the events of an earlier life of the agent that are not over.
     fn take_told(&mut self, _out: &mut Vec<Event>) {}
     /// Takes note of an event that the kernel's log told, and adds to it what the probe knows.
@@ -298,10 +317,10 @@ impl Kernel {
         self.probes.iter().map(with_counters).collect()
     }
 
-    /// Keeps what probes must know after a restart in `directory`, and reads what is there.
-    pub fn keep_in(&mut self, host: &Host, directory: &Path) {
+    /// Keeps what probes must know after a restart in `files`, and reads what is there.
+    pub fn keep_in(&mut self, host: &Host, files: &StateFiles) {
         for running in &mut self.probes {
-            running.probe.keep_in(host, directory);
+            running.probe.keep_in(host, files);
         }
     }
 

@@ -15,7 +15,7 @@ use super::log_clock::{LogClock, Stamps};
 use super::position::{Found, Position, Store};
 use super::{ENABLED, Entry, SOURCES, Sighting, Unavailable, hung_task, oom_kill, task};
 use crate::host::files::open_file;
-use crate::host::{EventSource, Host, ReadError};
+use crate::host::{EventSource, Host, ReadError, StateFiles};
 use crate::model::{Batch, Event, Metric, Tick, Unit};
 use crate::spec::Values;
 
@@ -78,12 +78,12 @@ pub struct Kmsg {
 }
 
 impl Kmsg {
-    /// Opens the kernel's log of `host`, after the position in `data_dir`. Where there is none, at the end: who
+    /// Opens the kernel's log of `host`, after the position in `files`. Where there is none, at the end: who
     /// installs an agent does not want yesterday's kills as news. After a position of another boot all is new.
     ///
     /// # Errors
     /// When the configuration does not want it, or it cannot be read: with the reason and the remedy.
-    pub fn open(host: &Host, values: &Values, data_dir: &Path) -> Result<Self, Unavailable> {
+    pub fn open(host: &Host, values: &Values, files: &StateFiles) -> Result<Self, Unavailable> {
         wanted(values)?;
         let path = host.files.root("/dev/kmsg");
         let file = open_file(&path).map_err(|error| refused(&error))?;
@@ -95,7 +95,7 @@ impl Kmsg {
         if is_device && device != DEVICE {
             return Err(not_the_log(&path, device));
         }
-        let (store, found) = Store::open(host, data_dir);
+        let (store, found) = Store::open(host, files);
         let mut kmsg = Self {
             file,
             is_device,

@@ -11,7 +11,6 @@ mod telling;
 
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
-use std::path::Path;
 use std::time::Duration;
 
 use sysops_common::check::Check;
@@ -34,7 +33,7 @@ use super::loader::{self, Object};
 use super::process::Process;
 use super::run_stats::Runs;
 use super::{Entry, Extra, Probe, Rung, layout, record};
-use crate::host::Host;
+use crate::host::{Host, StateFiles};
 use crate::model::event::{HungTask, Tier};
 use crate::model::{Batch, Desc, Detail, Event, Metric, Source, Tick, Unit};
 use crate::spec::{Key, Values};
@@ -202,12 +201,12 @@ impl Probe for HungTasks {
         }
     }
 
-    fn keep_in(&mut self, host: &Host, directory: &Path) {
+    fn keep_in(&mut self, host: &Host, files: &StateFiles) {
         // Without means nobody would see the end of what is taken back.
         if self.means.as_ref().is_none_or(|means| means.source().is_none()) {
             return;
         }
-        let Some((kept, told)) = Kept::open(host, directory) else { return };
+        let Some((kept, told)) = Kept::open(host, files) else { return };
         for told in told {
             self.hangs.restore(told);
         }
