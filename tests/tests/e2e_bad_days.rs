@@ -267,14 +267,14 @@ fn views_leave_the_agent_alone() {
         let asked = agent::run(&["--config", &file, "doctor", "--json"]);
         let report = schema::parse("doctor", &asked.stdout);
         assert_eq!(report["agent"]["pid"], agent.pid(), "{report:#}");
-        for looks_on in [view, list] {
-            assert!(!looks_on.stderr().contains("WARN"), "{}", looks_on.stderr());
-        }
         let asked = agent::run(&["--config", &file, "alerts", "--json"]);
         let alerts = String::from_utf8_lossy(&asked.stdout);
         assert!(asked.status.success() && alerts.contains(&format!("\"{pid}\"")), "{asked:?}");
-        for rung in ["WARN", "ERROR"] {
-            assert!(!agent.stderr().contains(rung), "{}", agent.stderr());
+        for one in [&agent, &view, &list] {
+            let said = one.stderr();
+            // That the file of a test can be read by all is warned of, and right.
+            let complaints = said.lines().filter(|line| line.contains("WARN") || line.contains("ERROR"));
+            assert_eq!(complaints.filter(|line| !line.contains("  settings: ")).count(), 0, "{said}");
         }
     });
 }

@@ -24,7 +24,10 @@ const LOG: Sources = Sources { probe: false, log: true };
 struct Machine {
     dir: PathBuf,
     host: Host,
+    files: StateFiles,
 }
+
+const LONG: Duration = Duration::from_secs(10);
 
 impl Machine {
     fn new(name: &str, log: &[u8]) -> Self {
@@ -32,7 +35,8 @@ impl Machine {
         fs::create_dir_all(dir.join("dev")).unwrap();
         fs::create_dir_all(dir.join("data")).unwrap();
         fs::create_dir_all(dir.join("proc/sys/kernel/random")).unwrap();
-        let machine = Self { host: Host::fixture(&dir), dir };
+        let files = StateFiles::within(Some(&dir.join("data")));
+        let machine = Self { host: Host::fixture(&dir), dir, files };
         machine.boot("b00");
         machine.log(log);
         machine
@@ -47,7 +51,12 @@ impl Machine {
     }
 
     fn open(&self) -> Kmsg {
-        Kmsg::open(&self.host, &Values::default(), &StateFiles::within(Some(&self.dir.join("data")))).unwrap()
+        Kmsg::open(&self.host, &Values::default(), &self.files).unwrap()
+    }
+
+    fn save(&self, kmsg: &mut Kmsg) {
+        kmsg.save_now();
+        self.files.settle(LONG);
     }
 
     fn drain(&self, kmsg: &mut Kmsg) -> Vec<Event> {
@@ -65,7 +74,7 @@ impl Machine {
             out.extend(self.drain(&mut kmsg));
         }
         assert_eq!(kmsg.next_deadline(), None);
-        kmsg.save_now();
+        self.save(&mut kmsg);
         out
     }
 }
@@ -235,7 +244,7 @@ fn a_restart_at_any_record_tells_each_event_once_and_whole() {
             machine.log(&log[..end]);
             let mut kmsg = machine.open();
             let mut events = machine.drain(&mut kmsg);
-            kmsg.save_now();
+            machine.save(&mut kmsg);
             drop(kmsg);
             machine.log(&log);
             events.extend(machine.live());
@@ -313,7 +322,7 @@ fn lost_records_are_counted_also_those_of_the_time_between_two_lives() {
     let mut kmsg = machine.open();
     machine.drain(&mut kmsg);
     assert_eq!(counters(&machine, &mut kmsg), (3.0, 3.0));
-    kmsg.save_now();
+    machine.save(&mut kmsg);
     machine.log(b"6,18,4,-;d\n6,19,5,-;e\n");
     let mut kmsg = machine.open();
     machine.drain(&mut kmsg);
@@ -339,13 +348,13 @@ fn garbage_and_a_line_without_end_hide_no_kill() {
 fn a_log_that_cannot_be_read_says_why_and_what_to_do() {
     let machine = Machine::new("none", b"");
     fs::remove_file(machine.dir.join("dev/kmsg")).unwrap();
-    let refused = Kmsg::open(&machine.host, &Values::default(), &StateFiles::within(Some(&machine.dir))).unwrap_err();
+    let refused = Kmsg::open(&machine.host, &Values::default(), &machine.files).unwrap_err();
     assert!(refused.reason.contains("dev/kmsg: cannot open: No such file"), "{refused:?}");
     assert!(refused.remedy.contains("--device /dev/kmsg") && !refused.by_configuration, "{refused:?}");
 
     let mut values = Values::default();
     values.set(sysops_agent::logs::SOURCES.spec(), Value::TextList(vec!["syslog".into()]));
-    let refused = Kmsg::open(&machine.host, &values, &StateFiles::within(Some(&machine.dir))).unwrap_err();
+    let refused = Kmsg::open(&machine.host, &values, &machine.files).unwrap_err();
     assert!(refused.reason.contains("log_analyzer.sources") && refused.by_configuration, "{refused:?}");
     assert_eq!(sysops_agent::logs::sources_not_built(&values), ["syslog"]);
 }
@@ -365,7 +374,7 @@ fn the_live_log_begins_at_its_end() {
     let machine = Machine::new("live", b"");
     let host = Host::live(&sysops_agent::host::Roots::default());
     let data = machine.dir.join("data");
-    let mut kmsg = match Kmsg::open(&host, &Values::default(), &StateFiles::within(Some(&data))) {
+    let mut kmsg = match Kmsg::open(&host, &Values::default(), &machine.files) {
         Ok(kmsg) => kmsg,
         Err(refused) => {
             assert!(!refused.remedy.is_empty(), "{refused:?}");
@@ -375,10 +384,11 @@ fn the_live_log_begins_at_its_end() {
     assert_eq!(kmsg.fds().len(), 1);
     assert_eq!(kmsg.records(), 0);
     kmsg.save(host.clock.now());
+    machine.files.settle(LONG);
     let saved = fs::read_to_string(data.join("kmsg.position")).unwrap();
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     assert!(saved.starts_with(boot.trim()), "{saved}");
-    let mut again = Kmsg::open(&host, &Values::default(), &StateFiles::within(Some(&data))).unwrap();
+    let mut again = Kmsg::open(&host, &Values::default(), &machine.files).unwrap();
     let started = host.clock.now();
     again.drain(&host, &mut Vec::new());
     assert!(host.clock.now().since(&started) < Duration::from_secs(5));

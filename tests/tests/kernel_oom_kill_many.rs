@@ -159,10 +159,8 @@ fn hold_both(name: &str, kill_all: impl FnOnce(&str) -> Killed + Send) {
     let host = live();
     let data = std::env::temp_dir().join(format!("sysops-kmsg-{}-{name}", std::process::id()));
     std::fs::create_dir_all(&data).expect("a directory of our own");
-    let open = || {
-        Kmsg::open(&host, &Values::default(), &StateFiles::within(Some(&data)))
-            .unwrap_or_else(|error| panic!("{error:?}"))
-    };
+    let files = StateFiles::within(Some(&data));
+    let open = || Kmsg::open(&host, &Values::default(), &files).unwrap_or_else(|error| panic!("{error:?}"));
     let mut kmsg = open();
     let mut kernel = start(&host, "auto");
     let is_over = AtomicBool::new(false);
@@ -187,6 +185,7 @@ fn hold_both(name: &str, kill_all: impl FnOnce(&str) -> Killed + Send) {
     eprintln!("the log: {} of {} kills, {with_cgroup} with their cgroup", told.len(), killed.len());
     kmsg.save_now();
     drop(kmsg);
+    files.settle(Duration::from_secs(10));
     let again = take_until(&mut open(), &host, Duration::from_millis(500), |_| false);
     std::fs::remove_dir_all(&data).expect("a directory of our own");
     assert!(!again.iter().any(|event| event.tid.is_some_and(|tid| killed.contains_key(&tid))), "{again:#?}");
