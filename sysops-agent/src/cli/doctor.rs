@@ -54,7 +54,7 @@ fn print(report: &Report, style: Style, out: &mut dyn Write) -> io::Result<()> {
     }
     word_line("run times", &report.run_stats, style, out)?;
     if let Some(Lost { losses, .. }) = &report.lost {
-        writeln!(out, "{}", style.paint(Colour::Bold, "lost by it"))?;
+        writeln!(out, "{}", style.paint(Colour::Bold, "lost in its life"))?;
         for loss in losses {
             writeln!(out, "  {} {}", shown(&loss.time, 30), shown(&loss.message, 1000))?;
         }

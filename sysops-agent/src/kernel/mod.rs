@@ -261,6 +261,7 @@ struct Running {
     /// The ladder with all that has spoken against its rungs.
     steps: Vec<Step>,
     forced: Option<Rung>,
+    account: run_stats::Account,
 }
 
 impl Kernel {
@@ -310,7 +311,7 @@ impl Kernel {
     pub fn standings(&self) -> Vec<Standing> {
         let with_counters = |running: &Running| {
             let counters = running.probe.counters().unwrap_or_default();
-            let skipped = running.probe.runs().and_then(|runs| runs.skipped).unwrap_or_default();
+            let skipped = running.account.last().and_then(|runs| runs.skipped).unwrap_or_default();
             let (received, dropped) = (counters.received, counters.dropped().saturating_add(skipped));
             Standing { received, dropped, extras: running.probe.extras(), ..running.standing.clone() }
         };
@@ -375,7 +376,8 @@ impl Running {
             extras: Vec::new(),
         };
         let steps = probe.steps();
-        let mut running = Self { standing, probe, steps, forced: ladder::forced(values, entry.rung) };
+        let forced = ladder::forced(values, entry.rung);
+        let mut running = Self { standing, probe, steps, forced, account: run_stats::Account::default() };
         running.climb(host, facts);
         running
     }
@@ -426,13 +428,16 @@ impl EventSource for Kernel {
 
     #[expect(clippy::cast_precision_loss, reason = "counts below 2^53 are exact")]
     fn collect(&mut self, host: &Host, out: &mut Batch) {
-        let any_run = self.probes.iter().any(|running| running.probe.runs().is_some());
-        let are_runs_counted = self.counting.turn(host, any_run);
-        if are_runs_counted {
-            self.counting.collect(out);
-        }
         for running in &mut self.probes {
-            let Running { standing, probe, .. } = running;
+            running.account.see(running.probe.runs());
+        }
+        let any_run = self.probes.iter().any(|running| running.account.last().is_some());
+        if self.counting.turn(host, any_run) {
+            self.probes.iter_mut().for_each(|running| running.account.count());
+        }
+        self.counting.collect(self.probes.iter().map(|running| (running.standing.name, &running.account)), out);
+        for running in &mut self.probes {
+            let Running { standing, probe, account, .. } = running;
             out.gauge(&RUNG, [standing.name, standing.rung.word()], 1.0);
             if let Some(counters) = probe.counters() {
                 out.counter(&RECEIVED, [standing.name], counters.received as f64);
@@ -440,13 +445,8 @@ impl EventSource for Kernel {
                     out.counter(&DROPPED, [standing.name, reason], count as f64);
                 }
             }
-            if let Some(runs) = probe.runs() {
-                if let Some(skipped) = runs.skipped {
-                    out.counter(&DROPPED, [standing.name, SKIPPED], skipped as f64);
-                }
-                if are_runs_counted {
-                    run_stats::collect(standing.name, runs, out);
-                }
+            if let Some(skipped) = account.last().and_then(|runs| runs.skipped) {
+                out.counter(&DROPPED, [standing.name, SKIPPED], skipped as f64);
             }
             probe.collect(host, out);
             if let Some(refusal) = probe.contradiction() {
