@@ -43,5 +43,6 @@ pub mod source;
 pub mod stacked_disk;
 pub mod subscriber;
 pub mod suspended;
+pub mod unified_cgroup;
 pub mod user;
 pub mod values;

@@ -2,7 +2,6 @@
 #![expect(clippy::disallowed_methods, clippy::panic, reason = "a test reads files and fails as it likes")]
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use sysops_agent::host::{Host, Roots, files::Files};
@@ -17,6 +16,7 @@ use sysops_tests::measured::{counts, settle, stands};
 use sysops_tests::one_probe::{OneProbe, has_tracefs, key};
 use sysops_tests::require::require;
 use sysops_tests::schema::hold;
+use sysops_tests::unified_cgroup::UnifiedCgroup;
 
 const OPERATIONS: [&str; 5] = ["read", "write", "discard", "flush", "other"];
 
@@ -304,12 +304,7 @@ fn what_does_not_fit_is_counted() {
 /// Bytes by cgroup: those of a process in a cgroup of its own are its own, and stay counted when the cgroup is gone.
 #[test]
 fn bytes_are_told_apart_by_cgroup() {
-    let mount = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].into_iter().map(PathBuf::from);
-    let Some(mount) = mount.into_iter().find(|mount| mount.join("cgroup.procs").exists()) else {
-        let _ = require(Some("no unified hierarchy of cgroups".to_owned()));
-        return;
-    };
-    if !require(LoopDevice::missing()) {
+    if !require(UnifiedCgroup::missing().or_else(LoopDevice::missing)) {
         return;
     }
     let host = Host::live(&Roots::default());
@@ -321,20 +316,13 @@ fn bytes_are_told_apart_by_cgroup() {
         return;
     }
     let disk = LoopDevice::new("cgroup");
-    let name = format!("sysops-io-{}", std::process::id());
-    let cgroup = mount.join(&name);
-    std::fs::create_dir(&cgroup).expect("root may");
-    let write = |count: u32| {
-        let dd = format!("exec dd if=/dev/zero of={} bs=65536 count={count} oflag=direct status=none", disk.path());
-        let script = format!("echo $$ > {}/cgroup.procs && {dd}", cgroup.display());
-        assert!(Command::new("sh").args(["-c", &script]).status().expect("there is a shell").success());
-    };
-    let path = format!("/{name}");
+    let cgroup = UnifiedCgroup::new("io");
+    let path = cgroup.path.clone();
     let of = |probe: &OneProbe, cgroup: &str| probe.number("block_io_cgroup_bytes_total", &[cgroup, "write"]);
     // What is measured of the disk is the measure here: whether all is measured, other tests ask.
     let measured = |probe: &OneProbe| counts(probe, disk.name()).writes * 65536;
     // The largest gets its label first; what it did before stays with the others.
-    write(400);
+    cgroup.write(disk.path(), 400);
     let start = host.clock.now();
     while of(&probe, &path).is_none() {
         probe.collect(&host);
@@ -343,14 +331,14 @@ fn bytes_are_told_apart_by_cgroup() {
     assert_eq!(of(&probe, &path), Some(0));
     let before = measured(&probe);
     assert!(before >= 390 * 65536, "{before}");
-    write(100);
+    cgroup.write(disk.path(), 100);
     probe.collect(&host);
     let its = measured(&probe) - before;
     assert!(its >= 90 * 65536, "{its}");
     assert_eq!(of(&probe, &path), Some(its));
     let other = of(&probe, "other").expect("it is always there");
     assert!(other >= before, "{other}");
-    std::fs::remove_dir(&cgroup).expect("it is empty");
+    drop(cgroup);
     let start = host.clock.now();
     while of(&probe, &path).is_some() {
         probe.collect(&host);

@@ -2,12 +2,17 @@
 //! disks below.
 #![expect(clippy::disallowed_methods, reason = "a test reads files")]
 
+use std::time::Duration;
+
+use sysops_agent::host::{Host, Roots};
+use sysops_agent::spec::{Value, Values};
 use sysops_tests::loop_device::{LoopDevice, completed};
 use sysops_tests::measured::{counts, settle, stands};
 use sysops_tests::multipath::{self, Multipath};
-use sysops_tests::one_probe::OneProbe;
+use sysops_tests::one_probe::{OneProbe, key};
 use sysops_tests::require::require;
 use sysops_tests::stacked_disk::{StackedDisk, transfer, transferring};
+use sysops_tests::unified_cgroup::UnifiedCgroup;
 
 /// A disk that makes no requests comes while the probe runs: from then on its bios are measured.
 #[test]
@@ -24,6 +29,41 @@ fn a_disk_without_requests_is_measured_by_its_bios() {
 fn a_mapped_disk_is_measured_by_its_bios() {
     if require(StackedDisk::mapping_missing()) {
         by_bios(|| Some(StackedDisk::mapped_onto(LoopDevice::new("mapped"))));
+    }
+}
+
+/// What a cgroup writes to a disk that is mapped onto another one is counted once, by the requests of the disk below.
+#[test]
+#[ignore = "not every machine has the device mapper; run by vm-test"]
+fn what_a_cgroup_writes_through_a_mapped_disk_counts_once() {
+    const BLOCK: u64 = 65536;
+    if !require(StackedDisk::mapping_missing().or_else(UnifiedCgroup::missing).or_else(LoopDevice::missing)) {
+        return;
+    }
+    for rung in ["tp_btf", "raw_tracepoint"] {
+        let host = Host::live(&Roots::default());
+        let mut values = Values::default();
+        values.set(key("kernel.block_io.cgroups"), Value::Int(200));
+        let mut probe = OneProbe::start(&host, "block_io", rung, values);
+        let disk = StackedDisk::mapped_onto(LoopDevice::new("charged"));
+        probe.collect(&host);
+        assert_eq!(probe.number("block_io_stacked_measured", &[disk.name()]), Some(1), "{:?}", probe.standing());
+        let cgroup = UnifiedCgroup::new("stacked");
+        let of = |probe: &OneProbe| probe.number("block_io_cgroup_bytes_total", &[&cgroup.path, "write"]);
+        // It gets its label; what it did before stays with the others.
+        cgroup.write(&format!("/dev/{}", disk.name()), 20);
+        let start = host.clock.now();
+        while of(&probe).is_none() {
+            probe.collect(&host);
+            assert!(host.clock.now().since(&start) < Duration::from_secs(10), "it has no label");
+        }
+        let (before, measured) = (of(&probe), counts(&probe, disk.name()));
+        cgroup.write(&format!("/dev/{}", disk.name()), 100);
+        probe.collect(&host);
+        // The disk above is measured all the same.
+        assert_eq!(counts(&probe, disk.name()).since(&measured).writes, 100, "{rung}: {:?}", probe.standing());
+        let written = of(&probe).zip(before).map(|(now, before)| now - before);
+        assert_eq!(written, Some(100 * BLOCK), "{rung}: {:?}", probe.standing());
     }
 }
 

@@ -12,7 +12,7 @@ use crate::OFFSETS;
 use crate::cgroups::charged;
 use crate::reach::Reach;
 use crate::requests::{ask, number, operation};
-use crate::totals::{finish, totals};
+use crate::totals::{Of, finish, totals};
 
 #[map]
 static BIOS: HashMap<u64, Flight> = HashMap::with_max_entries(8192, 0);
@@ -47,7 +47,7 @@ pub fn complete<R: Reach>(bio: u64) {
     let now = clock_ns();
     let Some(flight) = BIOS.get_ptr_mut(bio) else { return };
     match R::member::<u8>(bio, &OFFSETS.bio_status) {
-        Some(status) => finish(flight, now, i32::from(status), || None, || charged::<R>(bio)),
+        Some(status) => finish(Of::Bio, flight, now, i32::from(status), || None, || charged::<R>(bio)),
         None => count(Fate::ReadFault),
     }
     let _ = BIOS.remove(bio);

@@ -10,7 +10,7 @@ use sysops_ebpf::memory::{add, member};
 
 use crate::OFFSETS;
 use crate::requests::ask;
-use crate::totals::{finish, see, totals};
+use crate::totals::{Of, finish, see, totals};
 
 #[map]
 static PLACES: HashMap<Place, Flight> = HashMap::with_max_entries(16384, 0);
@@ -99,7 +99,7 @@ pub fn complete(base: u64) -> Option<()> {
             return Some(());
         }
         if (*flight).issue_ns != 0 {
-            finish(flight, now, error, || None, || None);
+            finish(Of::Request, flight, now, error, || None, || None);
         }
     }
     let _ = PLACES.remove(place);

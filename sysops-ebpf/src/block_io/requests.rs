@@ -12,7 +12,7 @@ use sysops_ebpf::memory::{add, copy_current_comm, offset};
 use crate::OFFSETS;
 use crate::cgroups::charged;
 use crate::reach::Reach;
-use crate::totals::{finish, see, totals};
+use crate::totals::{Of, finish, see, totals};
 
 // Drivers make their requests once and use them again and again. So an entry stays when its request is complete: the
 // next time it is there, and to find it is a third of what it costs to put in and take out.
@@ -117,6 +117,7 @@ pub fn complete<R: Reach>(request: u64, error: i32, bytes: u32) {
                 see(|seen| &raw mut seen.beyond);
             }
             finish(
+                Of::Request,
                 flight,
                 now,
                 error,

@@ -40,10 +40,21 @@ static SEEN: Array<Seen> = Array::with_max_entries(1, 0);
 // Larger than a program's stack.
 static ZERO: Totals = Totals::ZERO;
 
+/// What is followed to its completion.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Of {
+    /// A request.
+    Request,
+    /// A bio of a disk that makes no requests. What a cgroup did is counted by the requests that come of it below: by both
+    /// it would count twice.
+    Bio,
+}
+
 /// Enters the completion of `flight` at `now`; `disk` is where the name is, for the first of its device, and `charged` the
 /// cgroup that the kernel charges.
 #[inline(always)]
 pub fn finish(
+    of: Of,
     flight: *mut Flight,
     now: u64,
     status: i32,
@@ -72,7 +83,7 @@ pub fn finish(
             add(&raw mut (*totals).errors, 1);
             fail(Failure { dev: series.dev, status });
         }
-        let by_cgroup = setting(&OFFSETS.by_cgroup) != 0;
+        let by_cgroup = of == Of::Request && setting(&OFFSETS.by_cgroup) != 0;
         let slow_ns = setting(&OFFSETS.slow_ns);
         let is_slow = slow_ns != 0 && queue_ns + device_ns >= slow_ns;
         if by_cgroup || is_slow {
