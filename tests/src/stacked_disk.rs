@@ -31,10 +31,24 @@ impl StackedDisk {
     /// When the machine refuses.
     #[must_use]
     pub fn in_memory() -> Option<Self> {
-        let number = std::fs::read_to_string("/sys/class/zram-control/hot_add").ok()?;
-        let disk = Self { name: format!("zram{}", number.trim()), kind: Kind::InMemory };
-        std::fs::write(format!("/sys/block/{}/disksize", disk.name), "16M").expect("a disk of our own");
+        let disk = Self::in_memory_without_size()?;
+        disk.give_size();
         Some(disk)
+    }
+
+    /// A zram disk that has no size yet.
+    #[must_use]
+    pub fn in_memory_without_size() -> Option<Self> {
+        let number = std::fs::read_to_string("/sys/class/zram-control/hot_add").ok()?;
+        Some(Self { name: format!("zram{}", number.trim()), kind: Kind::InMemory })
+    }
+
+    /// Gives it one.
+    ///
+    /// # Panics
+    /// When the machine refuses.
+    pub fn give_size(&self) {
+        std::fs::write(format!("/sys/block/{}/disksize", self.name), "16M").expect("a disk of our own");
     }
 
     /// What is missing to map one.

@@ -23,6 +23,25 @@ fn a_disk_without_requests_is_measured_by_its_bios() {
     });
 }
 
+/// First there is the disk and then its size, as of zram, md and dm: from its size on it is measured, whatever comes or goes beside it.
+#[test]
+fn a_disk_without_requests_that_gets_its_size_later_is_measured() {
+    let Some((host, mut probe)) = stands("tp_btf") else { return };
+    let Some(disk) = StackedDisk::in_memory_without_size() else {
+        let _ = require(Some("no zram in this kernel".to_owned()));
+        return;
+    };
+    probe.collect(&host);
+    assert_eq!(probe.number("block_io_stacked_measured", &[disk.name()]), None, "it has no size");
+    disk.give_size();
+    probe.collect(&host);
+    assert_eq!(probe.number("block_io_stacked_measured", &[disk.name()]), Some(1), "{:?}", probe.standing());
+    let before = counts(&probe, disk.name());
+    disk.transfer(true, 100);
+    probe.collect(&host);
+    assert!(counts(&probe, disk.name()).since(&before).writes >= 100, "{:?}", probe.standing());
+}
+
 /// The same of a disk that is mapped onto another one.
 #[test]
 #[ignore = "not every machine has the device mapper; run by vm-test"]

@@ -206,8 +206,8 @@ impl Probe for BlockIo {
                 false
             }
         };
-        if listed && self.disks.have_changed() {
-            attached.stacked.look(&mut attached.object, &self.disks, host);
+        if listed && (self.disks.have_changed() || self.disks.have_grown(&host.files)) {
+            attached.stacked.look(&mut attached.object, &mut self.disks, host);
         }
         self.unknown.clear();
         let mut sums = Sums::default();

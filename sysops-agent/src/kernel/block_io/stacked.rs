@@ -66,7 +66,7 @@ impl Stacked {
     }
 
     /// Looks for disks that make no requests, and attaches when there is one.
-    pub(super) fn look(&mut self, object: &mut Object, disks: &Disks, host: &Host) {
+    pub(super) fn look(&mut self, object: &mut Object, disks: &mut Disks, host: &Host) {
         let found = disks.without_requests(&host.files);
         match self {
             Self::Ready(_) if found.is_empty() => {}
