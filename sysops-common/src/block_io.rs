@@ -75,6 +75,10 @@ pub struct Offsets {
     pub sector: Offset,
     /// `request.bio`.
     pub request_bio: Offset,
+    /// `request.start_time_ns`: CLOCK_MONOTONIC when it was made, or zero where the kernel does not take that.
+    pub start_time_ns: Offset,
+    /// Keeps the size a multiple of eight bytes.
+    pub reserved: [Offset; 3],
     /// `bio.bi_bdev`, or absent where the bio itself has the disk.
     pub bio_bdev: Offset,
     /// `block_device.bd_disk`, or `bio.bi_disk` up to 5.11.
@@ -113,6 +117,8 @@ pub struct Offsets {
     pub complete: Format,
     /// Fields of the plain tracepoint `block_rq_requeue`.
     pub requeue: Format,
+    /// Fields of the plain tracepoint `block_rq_merge`.
+    pub merge: Format,
     /// [`Operation`] by number of the kernel's operation.
     pub operations: [u8; OPERATIONS],
 }
@@ -159,7 +165,8 @@ pub struct Flight {
     pub series: Series,
     /// Bytes at the last issue.
     pub bytes: u32,
-    /// Sectors that are still to do, where the record of a completion does not tell.
+    /// Sectors that are still to do, where the record of a completion does not tell; where it does, not zero when its driver
+    /// has given it back.
     pub sectors: u32,
     /// First sector at the last issue, in units of 512 bytes.
     pub sector: u64,
@@ -285,6 +292,14 @@ pub struct Seen {
     pub partial: u64,
     /// Completions of more bytes than were still to do.
     pub beyond: u64,
+    /// Issues of requests for which the maps had no room.
+    pub without_room: u64,
+    /// Slow requests that were counted, and not handed over as no one took them in time.
+    pub slow_lost: u64,
+    /// Errors that were counted, and not by their status.
+    pub failures_lost: u64,
+    /// Requests that were counted, and for no cgroup.
+    pub charges_lost: u64,
 }
 
 plain!(Offsets, Format, Place, Flight, Series, Totals, Failure, CgroupTotals, Slow, SlowLimit, DiskName, Seen);
@@ -303,6 +318,8 @@ impl Offsets {
         data_len: Offset::ABSENT,
         sector: Offset::ABSENT,
         request_bio: Offset::ABSENT,
+        start_time_ns: Offset::ABSENT,
+        reserved: [Offset::ABSENT; 3],
         bio_bdev: Offset::ABSENT,
         bio_disk: Offset::ABSENT,
         fops: Offset::ABSENT,
@@ -322,6 +339,7 @@ impl Offsets {
         issue: Format::ABSENT,
         complete: Format::ABSENT,
         requeue: Format::ABSENT,
+        merge: Format::ABSENT,
         operations: [Operation::Other as u8; OPERATIONS],
     };
 }
@@ -441,7 +459,7 @@ pub const fn operation_of_letters(first: u8, second: u8) -> Operation {
     }
 }
 
-const _: () = assert!(size_of::<Offsets>() == 16 + 48 + 64 + OPERATIONS && size_of::<Flight>() == 72);
+const _: () = assert!(size_of::<Offsets>() == 16 + 56 + 80 + OPERATIONS && size_of::<Flight>() == 72);
 const _: () = assert!(size_of::<Totals>() == 8 * (4 * BUCKETS + 8) && size_of::<Slow>() == 88);
 
 #[cfg(test)]

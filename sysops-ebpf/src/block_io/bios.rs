@@ -1,6 +1,7 @@
 //! Follows a bio by its address through a disk that makes no requests (dm, md, the head of NVMe multipath, zram), and
 //! counts what was too large for a disk. What came of it is left to `totals`.
 
+use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::HashMap;
 use sysops_common::block_io::{Flight, Operation, Series};
@@ -30,14 +31,27 @@ pub fn queue<R: Reach>(bio: u64) {
     // The name of the disk is kept now: some (raid0 of 5.10, NVMe multipath) hand the bio itself to the disk below, and
     // when it is complete it is that one's.
     if totals(series, || Some(disk)).is_none() {
-        return;
+        return count(Fate::MapFull);
     }
     let mut flight = Flight { sector, bytes, series, ..Flight::IDLE };
     // SAFETY: it is a variable of ours.
     unsafe { ask(&raw mut flight) };
     flight.issue_ns = clock_ns();
-    if BIOS.insert(bio, flight, 0).is_err() {
-        count(Fate::MapFull);
+    if BIOS.insert(bio, flight, u64::from(BPF_NOEXIST)).is_err() {
+        overwrite(bio, &raw const flight);
+    }
+}
+
+/// There is no room, or an entry of an earlier bio at this address, whose end was missed.
+#[inline(never)]
+fn overwrite(bio: u64, flight: *const Flight) {
+    match BIOS.get_ptr_mut(bio) {
+        Some(there) => {
+            // SAFETY: one is a value of a map, the other one the caller's.
+            unsafe { *there = *flight };
+            count(Fate::Stale);
+        }
+        None => count(Fate::MapFull),
     }
 }
 
@@ -56,8 +70,8 @@ pub fn complete<R: Reach>(bio: u64) {
 /// A bio is too large for its disk: a part of it is cut off.
 #[inline(always)]
 pub fn split<R: Reach>(bio: u64) {
-    let Some(disk) = disk::<R>(bio) else { return count(Fate::ReadFault) };
-    let Some((series, _)) = series::<R>(bio, disk) else { return count(Fate::ReadFault) };
+    let Some(disk) = disk::<R>(bio) else { return };
+    let Some((series, _)) = series::<R>(bio, disk) else { return };
     if let Some(totals) = totals(series, || Some(disk)) {
         // SAFETY: it points into a value of a map.
         unsafe { add(&raw mut (*totals).splits, 1) };

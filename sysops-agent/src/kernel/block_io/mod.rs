@@ -65,8 +65,8 @@ static REQUESTS: Key<i64> = Key::int(
     8192,
     1,
     1 << 20,
-    "Requests that the kernel side remembers, in each of two maps of some 140 bytes an entry. What is in flight beyond both is not \
-     measured, and counted as dropped (`map_full`).",
+    "Requests that the kernel side remembers, in each of two maps of some 140 bytes an entry, and bios of disks that make no requests, in a \
+     third one. What is in flight beyond these is not measured, and counted as dropped (`map_full`).",
 );
 
 static CGROUPS: Key<i64> = Key::int(
@@ -229,6 +229,9 @@ impl Probe for BlockIo {
         self.all.put_back(series);
         attached.stacked.collect(out);
         attached.limit.collect(out);
+        if let Some(seen) = attached.seen.get(0) {
+            series::emit_details_lost(out, &seen);
+        }
         // The plain tracepoint's record says the number itself; there is nothing of ours that could be wrong.
         if listed && attached.rung != Rung::Tracepoint {
             sums.kernel = self.disks.completed().saturating_sub(attached.completed_before);
@@ -281,7 +284,8 @@ impl BlockIo {
         let bios = types::bios(btf, &mut offsets);
         // Without it the tasks of the kernel are counted for the root.
         let _ = types::charges(btf, &mut offsets);
-        let sizes = [("IN_FLIGHT", self.requests_max), ("PASSING", self.requests_max), ("PLACES", 1)];
+        let most = self.requests_max;
+        let sizes = [("IN_FLIGHT", most), ("PASSING", most), ("BIOS", most), ("PLACES", 1)];
         let mut object = Object::load_sized("block_io", &offsets, &sizes)?;
         for (what, tracepoint, structure, without) in types::EXTRAS {
             let ground = if structure == "bio" { bios.clone() } else { Ok(()) };
