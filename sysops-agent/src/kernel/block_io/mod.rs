@@ -13,7 +13,7 @@ mod types;
 
 use std::os::fd::BorrowedFd;
 
-use sysops_common::block_io::{DiskName, Offsets, Seen, Slow};
+use sysops_common::block_io::{DiskName, Format, Offsets, Seen, Slow};
 use sysops_common::counters::Counters;
 
 use self::cgroups::Cgroups;
@@ -314,7 +314,15 @@ impl BlockIo {
         for (what, tracepoint, _) in types::POINTS {
             object.attach(&format!("{what}_tracepoint"), Point::Plain("block", tracepoint))?;
         }
-        self.lacks.push("merges, splits and disks made of others are seen on better rungs alone".to_owned());
+        self.lacks.push("splits and disks made of others are seen on better rungs alone".to_owned());
+        let merges = if self.formats.merge == Format::ABSENT {
+            Err(Refusal::new("tracefs does not tell its fields", ""))
+        } else {
+            object.attach("merge_tracepoint", Point::Plain("block", "block_rq_merge"))
+        };
+        if let Err(refusal) = merges {
+            self.lacks.push(format!("without merges: {}", refusal.reason));
+        }
         let refusal = Refusal::new("records of plain tracepoints do not tell bios apart", "");
         Ok((object, Stacked::refused(refusal)))
     }
