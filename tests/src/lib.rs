@@ -36,6 +36,7 @@ pub mod processor;
 pub mod require;
 pub mod rsyslog;
 pub mod schema;
+pub mod scsi_disk;
 pub mod servers;
 pub mod silent_mount;
 pub mod smtp_far_end;

@@ -10,7 +10,8 @@ use sysops_tests::loop_device::{LoopDevice, completed};
 use sysops_tests::measured::{counts, settle, stands};
 use sysops_tests::multipath::{self, Multipath};
 use sysops_tests::one_probe::{OneProbe, key};
-use sysops_tests::require::require;
+use sysops_tests::require::{modules, require};
+use sysops_tests::scsi_disk::ScsiDisk;
 use sysops_tests::stacked_disk::{StackedDisk, transfer, transferring};
 use sysops_tests::unified_cgroup::UnifiedCgroup;
 
@@ -83,6 +84,35 @@ fn what_a_cgroup_writes_through_a_mapped_disk_counts_once() {
         assert_eq!(counts(&probe, disk.name()).since(&measured).writes, 100, "{rung}: {:?}", probe.standing());
         let written = of(&probe).zip(before).map(|(now, before)| now - before);
         assert_eq!(written, Some(100 * BLOCK), "{rung}: {:?}", probe.standing());
+    }
+}
+
+/// dm multipath that makes requests makes them of another disk's. One that this disk's driver gives back is freed without a word, and
+/// the next one in its place has not waited since then.
+#[test]
+#[ignore = "not every machine has dm multipath and scsi_debug; run by vm-test"]
+fn a_request_that_was_given_back_and_freed_leaves_no_start() {
+    let missing = || StackedDisk::mapping_missing().or_else(|| modules(&["dm_multipath", "dm_round_robin"]));
+    if !require(missing()) {
+        return;
+    }
+    for rung in ["tp_btf", "raw_tracepoint"] {
+        let Some((host, mut probe)) = stands(rung) else { return };
+        // Every third command finds the host busy, after its request was issued.
+        if !require(ScsiDisk::missing(&["every_nth=3", "opts=0x8000"])) {
+            return;
+        }
+        let below = ScsiDisk::of_the_machine();
+        let disk = StackedDisk::one_way_to(below);
+        settle(&host, &mut probe, disk.name());
+        disk.transfer(true, 60);
+        settle(&host, &mut probe, disk.name());
+        let below = disk.below().expect("it has one");
+        let requeues = probe.number("block_io_requeues_total", &[below]);
+        assert!(requeues.is_some_and(|requeues| requeues > 0), "{rung}: {requeues:?}");
+        let (buckets, waited) =
+            probe.histogram("block_io_queue_seconds", &[below, "write"]).expect("there were writes");
+        assert!(buckets.iter().sum::<u64>() >= 60 && waited == 0.0, "{rung}: {waited} s in no queue: {buckets:?}");
     }
 }
 
