@@ -161,6 +161,15 @@ pub fn transferring(name: &str, write: bool, count: u32) -> Command {
     dd
 }
 
+/// The program that writes so many pages by way of the page cache, and waits for the disk.
+#[must_use]
+pub fn transferring_by_cache(name: &str, pages: u32) -> Command {
+    let mut dd = Command::new("dd");
+    dd.args(["if=/dev/zero", "bs=65536", "conv=fsync"]);
+    dd.args([format!("of=/dev/{name}"), format!("count={}", pages / 16)]);
+    dd
+}
+
 fn set(attribute: &str, value: &str) {
     let file = format!("/sys/block/{ARRAY}/md/{attribute}");
     std::fs::write(&file, value).unwrap_or_else(|error| panic!("{file}: {value}: {error}"));

@@ -12,7 +12,7 @@ use sysops_tests::multipath::{self, Multipath};
 use sysops_tests::one_probe::{OneProbe, key};
 use sysops_tests::require::{modules, require};
 use sysops_tests::scsi_disk::ScsiDisk;
-use sysops_tests::stacked_disk::{StackedDisk, transfer, transferring};
+use sysops_tests::stacked_disk::{StackedDisk, transfer, transferring, transferring_by_cache};
 use sysops_tests::unified_cgroup::UnifiedCgroup;
 
 /// A disk that makes no requests comes while the probe runs: from then on its bios are measured.
@@ -204,6 +204,7 @@ fn by_records() {
 fn two_paths(rung: &str) {
     const WRITERS: u64 = 3;
     const WRITES: u32 = 1000;
+    const PAGES: u32 = 4096;
     let Some((host, mut probe)) = stands(rung) else { return };
     assert!(require(Multipath::missing()), "it was there before");
     let disk = Multipath::of_the_machine();
@@ -232,6 +233,15 @@ fn two_paths(rung: &str) {
     }
     assert_eq!((is_measured, seen.writes), (Some(1), 100), "{rung}: {seen:?} {:?}", probe.standing());
     assert!((50..100).contains(&seen.reads), "{rung}: {seen:?}");
+
+    // What is written back comes in pages, of which many become one request: each is a bio of the head all the same.
+    let (before, dropped) = (counts(&probe, head), probe.standing().dropped);
+    let output = transferring_by_cache(head, PAGES).output().expect("dd is there");
+    assert!(output.status.success(), "{output:?}");
+    settle(&host, &mut probe, head);
+    let lacks = u64::from(PAGES).checked_sub(counts(&probe, head).since(&before).writes);
+    let dropped = probe.standing().dropped - dropped;
+    assert!(lacks.is_some_and(|lacks| lacks <= dropped && dropped < 100), "{rung}: {lacks:?} {dropped}");
 
     // One way goes while there is much to do: all is done by the other one.
     let (before, dropped) = (counts(&probe, head), probe.standing().dropped);

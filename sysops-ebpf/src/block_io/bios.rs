@@ -67,6 +67,24 @@ pub fn complete<R: Reach>(bio: u64) {
     let _ = BIOS.remove(bio);
 }
 
+/// As many bios of one request are looked at: NVMe has 128 segments at most in one, and a bio has one at least.
+const BIOS_MAX: u32 = 128;
+
+/// A request is complete that a head of NVMe multipath handed to one of its paths. The bios in it are those that were handed to the head:
+/// the driver tells of the end of the first one alone, and of none where it ends requests in batches.
+#[inline(never)]
+pub fn complete_all<R: Reach>(first: u64, now: u64, status: i32) {
+    let mut bio = first;
+    for _ in 0..BIOS_MAX {
+        if let Some(flight) = BIOS.get_ptr_mut(bio) {
+            finish(Of::Bio, flight, now, status, || None, || charged::<R>(bio));
+            let _ = BIOS.remove(bio);
+        }
+        let Some(next) = R::follow(bio, &OFFSETS.bio_next) else { return };
+        bio = next;
+    }
+}
+
 /// A bio is too large for its disk: a part of it is cut off.
 #[inline(always)]
 pub fn split<R: Reach>(bio: u64) {

@@ -9,10 +9,11 @@ use sysops_ebpf::clock_ns;
 use sysops_ebpf::counters::{Fate, count};
 use sysops_ebpf::memory::{add, copy_current_comm, offset};
 
-use crate::OFFSETS;
+use crate::bios::complete_all;
 use crate::cgroups::charged;
 use crate::reach::Reach;
 use crate::totals::{Of, finish, has_lacked_room, see, totals};
+use crate::{OFFSETS, setting};
 
 // Drivers make their requests once and use them again and again. So an entry stays when its request is complete: the
 // next time it is there, and to find it is a third of what it costs to put in and take out.
@@ -22,6 +23,11 @@ static IN_FLIGHT: HashMap<u64, Flight> = HashMap::with_max_entries(8192, 0);
 // Requests for which there was no more room; these are taken out. What does not fit here is counted.
 #[map]
 static PASSING: HashMap<u64, Flight> = HashMap::with_max_entries(8192, 0);
+
+/// Marks in [`Flight::sectors`], for which nothing else is kept here: its driver has given it back.
+const GIVEN_BACK: u32 = 1;
+/// Its bios are those of a head of NVMe multipath.
+const OF_A_HEAD: u32 = 2;
 
 /// A request has to wait: its disk's scheduler takes it from the task that wants it.
 #[inline(always)]
@@ -48,7 +54,7 @@ pub fn insert<R: Reach>(request: u64) {
 /// A request goes to its driver.
 #[inline(always)]
 pub fn issue<R: Reach>(request: u64) {
-    let Some(series) = series::<R>(request) else { return };
+    let Some((series, flags)) = series::<R>(request) else { return };
     let place = (R::member::<u64>(request, &OFFSETS.sector), R::member::<u32>(request, &OFFSETS.data_len));
     let (Some(sector), Some(bytes)) = place else { return count(Fate::ReadFault) };
     let Some(flight) = enter(request) else { return see(|seen| &raw mut seen.without_room) };
@@ -56,9 +62,12 @@ pub fn issue<R: Reach>(request: u64) {
     unsafe {
         if (*flight).issue_ns != 0 {
             begin_anew(flight);
-        } else if (*flight).sectors != 0 {
+        } else if (*flight).sectors & GIVEN_BACK != 0 {
             lay_down_older::<R>(request, flight);
-            (*flight).sectors = 0;
+        }
+        let marks = if u64::from(flags) & setting(&OFFSETS.of_a_head) == 0 { 0 } else { OF_A_HEAD };
+        if (*flight).sectors != marks {
+            (*flight).sectors = marks;
         }
         (*flight).series = series;
         (*flight).sector = sector;
@@ -81,7 +90,7 @@ pub fn requeue<R: Reach>(request: u64) {
                 (*flight).insert_ns = (*flight).issue_ns;
             }
             (*flight).issue_ns = 0;
-            (*flight).sectors = 1;
+            (*flight).sectors |= GIVEN_BACK;
         }
     }
     note::<R>(request, |totals| {
@@ -153,6 +162,12 @@ unsafe fn end<R: Reach>(request: u64, flight: *mut Flight, now: u64, error: i32,
         || disk::<R>(request),
         || charged::<R>(R::follow(request, &OFFSETS.request_bio)?),
     );
+    // SAFETY: the caller's promise.
+    if unsafe { (*flight).sectors } & OF_A_HEAD != 0
+        && let Some(bio) = R::follow(request, &OFFSETS.request_bio)
+    {
+        complete_all::<R>(bio, now, error);
+    }
     Some(())
 }
 
@@ -185,7 +200,7 @@ unsafe fn is_failed<R: Reach>(request: u64, flight: *mut Flight, now: u64, error
         return false;
     }
     let place = (R::member::<u64>(request, &OFFSETS.sector), number_and_operation::<R>(request));
-    let (Some(sector), Some(series)) = place else {
+    let (Some(sector), Some((series, _))) = place else {
         count(Fate::ReadFault);
         return false;
     };
@@ -318,10 +333,10 @@ fn disk<R: Reach>(request: u64) -> Option<u64> {
     R::member(holder, &OFFSETS.disk)
 }
 
-/// What a request is counted under; `None`, and counted, when that cannot be read. Most commands to a controller
+/// What a request is counted under, with its flags; `None`, and counted, when that cannot be read. Most commands to a controller
 /// have no disk.
 #[inline(always)]
-fn series<R: Reach>(request: u64) -> Option<Series> {
+fn series<R: Reach>(request: u64) -> Option<(Series, u32)> {
     let found = number_and_operation::<R>(request);
     if found.is_none() {
         match disk::<R>(request) {
@@ -334,16 +349,16 @@ fn series<R: Reach>(request: u64) -> Option<Series> {
 
 /// The same, and not counted.
 #[inline(always)]
-fn number_and_operation<R: Reach>(request: u64) -> Option<Series> {
+fn number_and_operation<R: Reach>(request: u64) -> Option<(Series, u32)> {
     let disk = disk::<R>(request).filter(|&disk| disk != 0)?;
     let (dev, flags) = number::<R>(disk).zip(R::member::<u32>(request, &OFFSETS.cmd_flags))?;
-    Some(Series { dev, operation: operation(flags) })
+    Some((Series { dev, operation: operation(flags) }, flags))
 }
 
 /// Counts what became of a request before its end.
 #[inline(always)]
 fn note<R: Reach>(request: u64, counter: impl FnOnce(*mut Totals) -> *mut u64) {
-    let Some(series) = number_and_operation::<R>(request) else { return };
+    let Some((series, _)) = number_and_operation::<R>(request) else { return };
     if let Some(totals) = totals(series, || disk::<R>(request)) {
         // SAFETY: it points into a value of a map.
         unsafe { add(counter(totals), 1) };

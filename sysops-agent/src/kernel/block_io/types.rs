@@ -93,6 +93,9 @@ pub(super) fn bios(btf: &Btf, offsets: &mut Offsets) -> Result<(), Refusal> {
     let mut found = Offsets {
         fops: layout::offset(btf, "gendisk", "fops", 8)?,
         submit_bio: layout::offset(btf, "block_device_operations", "submit_bio", 8)?,
+        bio_next: layout::offset(btf, "bio", "bi_next", 8)?,
+        // The flags are numbered by an enumeration. Without it the driver tells of the first bio of a request, or of none.
+        of_a_head: btf.enumerator("__REQ_DRV").filter(|&bit| bit < 32).map_or(0, |bit| 1 << bit),
         bio_flags: layout::offset(btf, "bio", "bi_opf", 4)?,
         bio_status: layout::offset(btf, "bio", "bi_status", 1)?,
         bio_sector: layout::offset(btf, "bio", "bi_iter.bi_sector", 8)?,
