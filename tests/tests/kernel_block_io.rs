@@ -185,32 +185,23 @@ fn what_fails_in_front_of_its_driver_is_counted_on_every_rung() {
             return;
         }
         let disk = ScsiDisk::of_the_machine();
-        for (turn, scheduler) in ["none", "mq-deadline"].into_iter().enumerate() {
+        let errors = |probe: &OneProbe| probe.number("block_io_errors_total", &[disk.name(), "read"]).unwrap_or(0);
+        for scheduler in ["none", "mq-deadline"] {
             disk.set("queue/scheduler", scheduler);
             settle(&host, &mut probe, disk.name());
-            let (kernel, before) = (completed(disk.name()), counts(&probe, disk.name()));
+            let (kernel, before, errors_before) = (completed(disk.name()), counts(&probe, disk.name()), errors(&probe));
             disk.read_offline(READS);
             settle(&host, &mut probe, disk.name());
             let kernel = completed(disk.name()).since(&kernel);
             assert!(kernel.reads >= u64::from(READS), "{kernel:?}");
-            assert_eq!(
-                counts(&probe, disk.name()).since(&before),
-                kernel,
-                "{rung}, {scheduler}: {:?}",
-                probe.standing()
-            );
-            let errors = u64::from(READS) * (turn as u64 + 1);
-            assert_eq!(
-                probe.number("block_io_errors_total", &[disk.name(), "read"]),
-                Some(errors),
-                "{rung}, {scheduler}"
-            );
-            // What it is called has changed: BLK_STS_OFFLINE came in 5.18, and was given another number.
-            let words = ["io", "status_14", "status_15", "status_16", "status_17", "status_18", "errno_19"];
-            let failures =
-                words.iter().filter_map(|word| probe.number("block_io_failures_total", &[disk.name(), word]));
-            assert_eq!(failures.sum::<u64>(), errors, "{rung}, {scheduler}");
+            let measured = counts(&probe, disk.name()).since(&before);
+            assert_eq!(measured.reads, kernel.reads, "{rung}, {scheduler}: {:?}", probe.standing());
+            assert_eq!(errors(&probe) - errors_before, kernel.reads, "{rung}, {scheduler}");
         }
+        // What it is called has changed: BLK_STS_OFFLINE came in 5.18, and was given another number.
+        let words = ["io", "status_14", "status_15", "status_16", "status_17", "status_18", "errno_19"];
+        let failures = words.iter().filter_map(|word| probe.number("block_io_failures_total", &[disk.name(), word]));
+        assert_eq!(failures.sum::<u64>(), errors(&probe), "{rung}");
     }
 }
 
@@ -247,8 +238,8 @@ fn a_start_does_not_outlive_its_request_on_every_rung() {
         let merges = |probe: &OneProbe| probe.number("block_io_merges_total", &[disk]).unwrap_or(0);
         probe.collect(&host);
         let before = merges(&probe);
-        // While the first is with the driver two wait, and become one by what comes between them.
-        for mut child in [0, 100, 102, 101].map(write) {
+        // One is with the driver and one waits for it. Behind these two wait in the queue, and become one by what comes between them.
+        for mut child in [0, 50, 100, 102, 101].map(write) {
             assert!(child.wait().expect("our child").success());
         }
         settle(&host, &mut probe, disk);
@@ -327,6 +318,7 @@ fn slow(rung: &str) {
     settle(&host, &mut probe, disk.name());
 
     below.freeze();
+    let dropped = probe.standing().dropped;
     let mut write = disk.start_write(5);
     std::thread::sleep(FROZEN);
     below.thaw();
@@ -365,7 +357,9 @@ fn slow(rung: &str) {
     settle(&host, &mut probe, disk.name());
     let told = take_until(probe.source(), &host, Duration::ZERO, |_| true);
     let slow = probe.number("block_io_slow_total", &[disk.name(), "write"]).expect("there were writes");
-    assert!(slow > u64::from(WRITES), "{slow}");
+    // Since 7.x one completion may take the CPU from another one within a program, whose own run is then skipped and counted.
+    let dropped = probe.standing().dropped - dropped;
+    assert!(slow + dropped > u64::from(WRITES) && dropped < 5, "{rung}: {slow} {dropped}");
     let untold = probe.number("block_io_slow_untold_total", &[]).expect("it is always there");
     // Others may be slow just now, too; so told and untold are at least ours.
     assert!(untold > 0 && events.len() as u64 + told.len() as u64 + untold >= slow, "{untold} {}", told.len());
