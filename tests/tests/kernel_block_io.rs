@@ -359,7 +359,7 @@ fn slow(rung: &str) {
     let slow = probe.number("block_io_slow_total", &[disk.name(), "write"]).expect("there were writes");
     // Since 7.x one completion may take the CPU from another one within a program, whose own run is then skipped and counted.
     let dropped = probe.standing().dropped - dropped;
-    assert!(slow + dropped > u64::from(WRITES) && dropped < 5, "{rung}: {slow} {dropped}");
+    assert!(slow + dropped.min(3) > u64::from(WRITES), "{rung}: {slow} {dropped}");
     let untold = probe.number("block_io_slow_untold_total", &[]).expect("it is always there");
     // Others may be slow just now, too; so told and untold are at least ours.
     assert!(untold > 0 && events.len() as u64 + told.len() as u64 + untold >= slow, "{untold} {}", told.len());
@@ -381,6 +381,8 @@ fn what_does_not_fit_is_counted() {
         return;
     }
     let disk = LoopDevice::new("full");
+    // Each request waits and is issued: there is no room for it twice, and it is counted once.
+    disk.set("scheduler", "mq-deadline");
     settle(&host, &mut probe, disk.name());
     // What others' disks do meanwhile does not fit either. And on a slow processor the device may be done with each request
     // before the next comes, and then there is room for all.
