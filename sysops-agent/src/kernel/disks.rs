@@ -264,7 +264,8 @@ mod tests {
             std::fs::create_dir_all(block.join(name)).expect("created");
             std::fs::write(block.join(name).join("size"), sectors).expect("written");
         };
-        (set("zram0", "0\n"), set("sda", "0\n"));
+        set("zram0", "0\n");
+        set("sda", "0\n");
         std::fs::create_dir(block.join("sda/mq")).expect("created");
         let mut disks = Disks::new(&host.files);
         disks.refresh(&host.files).expect("it is there");

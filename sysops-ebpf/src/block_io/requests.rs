@@ -145,8 +145,10 @@ unsafe fn end<R: Reach>(request: u64, flight: *mut Flight, now: u64, error: i32,
     };
     if bytes < to_do {
         see(|seen| &raw mut seen.partial);
-        // SAFETY: the caller's promise; the totals are a value of a map, too.
-        if let Some(totals) = totals(unsafe { (*flight).series }, || disk::<R>(request)) {
+        // SAFETY: the caller's promise.
+        let series = unsafe { (*flight).series };
+        if let Some(totals) = totals(series, || disk::<R>(request)) {
+            // SAFETY: it points into a value of a map.
             unsafe { add(&raw mut (*totals).partial, 1) };
         }
         return None;
