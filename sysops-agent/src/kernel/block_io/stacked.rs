@@ -92,7 +92,7 @@ impl Stacked {
     }
 
     /// Bios of this disk have begun; `completed` says whether any was seen to end. Of those that are handed on to another disk as
-    /// they are, some kernels do not tell: raid0 on 5.10, NVMe multipath on 6.1.
+    /// they are, some kernels do not tell: raid0 on 5.10.
     pub(super) fn note(&mut self, name: &str, completed: bool) {
         if let Self::Attached(disks) = self
             && let Some((_, is_seen)) = disks.iter_mut().find(|(disk, _)| disk == name)
