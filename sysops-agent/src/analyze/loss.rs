@@ -37,7 +37,7 @@ struct Counter {
     remedy: fn(&[&str]) -> &'static str,
 }
 
-static COUNTERS: [Counter; 5] = [
+static COUNTERS: [Counter; 6] = [
     Counter {
         metric: "kernel_probe_dropped_total",
         outcome: "",
@@ -58,6 +58,22 @@ static COUNTERS: [Counter; 5] = [
                 "their beginning or end was not seen, as when other tools attach to the same tracepoints: they are in no number"
             }
             _ => "see docs/KERNEL-EVENTS.md",
+        },
+    },
+    Counter {
+        metric: "block_io_details_lost_total",
+        outcome: "",
+        lost: |f, labels, count| {
+            let [detail] = *labels else { return Ok(()) };
+            write!(f, "block_io counted {count:.0} requests without a detail of theirs: {detail}")
+        },
+        remedy: |labels| match labels.last() {
+            Some(&"slow_event") => {
+                "slow requests came faster than the agent took them, or the agent was stopped: look for what holds it (CPUQuota=, \
+                 SIGSTOP, a full machine)"
+            }
+            Some(&"cgroup") => "more cgroups did I/O than kernel.block_io.cgroups has room for: what they did is under no cgroup",
+            _ => "more kinds of errors than there is room for: the sum of errors is right",
         },
     },
     Counter {
