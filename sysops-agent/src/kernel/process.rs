@@ -31,7 +31,7 @@ impl<'a> Process<'a> {
     /// The number after `name:` in status, the first if there are several.
     #[must_use]
     pub(super) fn status(&self, name: &str) -> Option<u32> {
-        number_in_status(&self.text("status")?, name)
+        number_in_status(&self.text("status")?, name)?.try_into().ok()
     }
 
     /// Its name, as status gives it (with `\n` and `\\` escaped) and as the kernel would cut it.
@@ -103,9 +103,7 @@ impl<'a> Process<'a> {
     /// How often it has run.
     #[must_use]
     pub(super) fn switches(&self) -> Option<u64> {
-        let status = self.text("status")?;
-        let voluntary = number_in_status(&status, "voluntary_ctxt_switches")?;
-        Some(u64::from(voluntary) + u64::from(number_in_status(&status, "nonvoluntary_ctxt_switches")?))
+        switches(&self.text("status")?)
     }
 
     fn text(&self, name: &str) -> Option<String> {
@@ -113,7 +111,13 @@ impl<'a> Process<'a> {
     }
 }
 
-fn number_in_status(status: &str, name: &str) -> Option<u32> {
+/// Both counts are an `unsigned long`: a busy thread passes 2^32 within days.
+fn switches(status: &str) -> Option<u64> {
+    let voluntary = number_in_status(status, "voluntary_ctxt_switches")?;
+    voluntary.checked_add(number_in_status(status, "nonvoluntary_ctxt_switches")?)
+}
+
+fn number_in_status(status: &str, name: &str) -> Option<u64> {
     let rest = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     rest.split_whitespace().next()?.parse().ok()
 }
@@ -160,6 +164,17 @@ mod tests {
         assert_eq!(number_in_status(status, "Uid"), Some(1000));
         assert_eq!(number_in_status(status, "voluntary_ctxt_switches"), Some(4));
         assert_eq!(number_in_status(status, "Pid"), None);
+    }
+
+    #[test]
+    fn switches_are_counted_beyond_32_bits() {
+        let of = |voluntary: u64, other: u64| {
+            switches(&format!("voluntary_ctxt_switches:\t{voluntary}\nnonvoluntary_ctxt_switches:\t{other}\n"))
+        };
+        assert_eq!(of(4_294_967_296, 7), Some(4_294_967_303));
+        assert_eq!(of(7, 4_294_967_296), Some(4_294_967_303));
+        assert_eq!(of(1 << 40, 1 << 40), Some(1 << 41));
+        assert_eq!(of(u64::MAX, 1), None);
     }
 
     #[test]
