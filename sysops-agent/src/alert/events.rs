@@ -176,7 +176,7 @@ fn hang_over(event: &Event, task: &HungTask) -> String {
     let what = match task.outcome {
         Some(Outcome::Ran) => "runs again",
         Some(Outcome::Exited) => "is gone",
-        None => "is not blocked any more",
+        None => "is not looked at any more, so that nobody knows when it goes on",
     };
     let mut text = format!("{} {what}; it had been blocked in the kernel", process(event));
     if let Some(seconds) = task.blocked_seconds {
@@ -363,6 +363,12 @@ mod tests {
             blocked_seconds: Some(300),
             ..HungTask::default()
         };
+        let unwatched = HungTask { outcome: None, blocked_seconds: None, ..over.clone() };
+        assert_eq!(
+            alert(&event("jbd2/sda1", Detail::HungTask(unwatched)), "h", &now()).message,
+            "jbd2/sda1 (pid 92, uid 1000) in cgroup /web.slice/app.service is not looked at any more, so that nobody knows \
+             when it goes on; it had been blocked in the kernel."
+        );
         assert_eq!(
             alert(&event("jbd2/sda1", Detail::HungTask(over)), "h", &now()).message,
             "jbd2/sda1 (pid 92, uid 1000) in cgroup /web.slice/app.service runs again; it had been blocked in the \

@@ -19,7 +19,7 @@ use sysops_common::counters::Counters;
 use sysops_common::hung_task::{Offsets, Record};
 use sysops_common::offset::Offset;
 
-use self::hangs::{Ended, Hangs};
+use self::hangs::{Ended, Hangs, Sleep};
 use self::kept::Kept;
 use self::report::{blocked_seconds, compare_jiffies, sleep};
 use self::sleepers::Means;
@@ -189,12 +189,13 @@ impl Probe for HungTasks {
     fn drain(&mut self, host: &Host, out: &mut Vec<Event>) {
         let now = host.clock.now();
         let first = out.len();
-        self.take_reports(host, now, out);
+        let endless = self.take_reports(host, now, out);
         if self.next_deadline().is_some_and(|next| now.monotonic >= next) {
             self.look(host, now, out);
         }
         self.tell_ends(host, now, out);
         self.fill_stacks(host, &mut out[first..]);
+        endless.into_iter().for_each(|at| has_no_end(&mut out[at]));
         if self.hangs.take_changed()
             && let Some(kept) = &mut self.kept
         {
@@ -203,13 +204,13 @@ impl Probe for HungTasks {
     }
 
     fn keep_in(&mut self, host: &Host, directory: &Path) {
-        // Without means nobody would see the end of what is taken back.
-        if self.means.as_ref().is_none_or(|means| means.source().is_none()) {
-            return;
-        }
         let Some((kept, told)) = Kept::open(host, directory) else { return };
         for told in told {
             self.hangs.restore(told);
+        }
+        if !self.looks() {
+            // Nobody would see the end of what is taken back.
+            self.over.extend(self.hangs.give_up());
         }
         self.kept = Some(kept);
     }
@@ -222,8 +223,7 @@ impl Probe for HungTasks {
         let now = host.clock.now().monotonic;
         let Detail::HungTask(hang) = &mut event.detail else { return };
         let is_new = now.saturating_sub(Duration::from_nanos(event.monotonic_ns)) < LOG_DELAY_MAX;
-        let seen = self.means.as_ref().is_some_and(|means| means.source().is_some());
-        let Some(tid) = event.tid.filter(|_| is_new && seen) else { return };
+        let Some(tid) = event.tid.filter(|_| is_new && self.looks()) else { return };
         let Some(sleep) = sleepers::asleep(host, tid) else { return };
         hang.switches = Some(sleep.switches);
         if let Some(told) = self.hangs.told_of(&sleep) {
@@ -237,6 +237,9 @@ impl Probe for HungTasks {
         }
         let since = now.saturating_sub(Duration::from_secs(hang.blocked_seconds.unwrap_or(0)));
         self.over.extend(self.hangs.tell(sleep, since, now, event, false));
+        if !self.hangs.is_followed(&sleep) {
+            has_no_end(event);
+        }
     }
 
     #[expect(clippy::cast_precision_loss, reason = "a bounded count")]
@@ -268,38 +271,26 @@ impl Probe for HungTasks {
 }
 
 impl HungTasks {
-    /// What the kernel's detector reported.
-    fn take_reports(&mut self, host: &Host, now: Tick, out: &mut Vec<Event>) {
-        let Self { standing: Some((rung, object)), hangs, over, initial_pids, .. } = self else { return };
-        let Some(source) = rung.source() else { return };
+    /// True when the agent looks at tasks, and so will see the end of a hang.
+    fn looks(&self) -> bool {
+        self.means.as_ref().is_some_and(|means| means.source().is_some())
+    }
+
+    /// What the kernel's detector reported. Gives the places of the events whose end nobody will tell.
+    fn take_reports(&mut self, host: &Host, now: Tick, out: &mut Vec<Event>) -> Vec<usize> {
+        let looks = self.looks();
+        let Self { standing: Some((rung, object)), hangs, over, initial_pids, .. } = self else { return Vec::new() };
+        let Some(source) = rung.source() else { return Vec::new() };
+        let mut endless = Vec::new();
         object.drain(|read: &Record| {
             let process = initial_pids.then(|| Process::thread(host, read.task.tid));
-            let sleep = sleep(read, process.as_ref());
-            // A thread that is gone when its report is read can be asked nothing: it was the hang that is told already.
-            let is_told = match &sleep {
-                Some(sleep) => hangs.is_told_by_probe(sleep),
-                None => hangs.is_thread_told_by_probe(read.task.tid),
-            };
-            if is_told {
-                return;
+            let Some(report) = Report::of(read, process.as_ref(), host, source, hangs) else { return };
+            if !report.is_followed(looks, now, hangs, over) {
+                endless.push(out.len());
             }
-            let detail = HungTask {
-                tier: Some(Tier::Kernel),
-                blocked_seconds: blocked_seconds(read, host),
-                switches: sleep.map(|sleep| sleep.switches),
-                ..HungTask::default()
-            };
-            let blocked = Duration::from_secs(detail.blocked_seconds.unwrap_or(0));
-            let mut event = record::event(host, source, read.monotonic_ns, &read.task, Detail::HungTask(detail));
-            if let Some(process) = process {
-                complete(&mut event, &process);
-            }
-            if let Some(sleep) = sleep {
-                let since = now.monotonic.saturating_sub(blocked);
-                over.extend(hangs.tell(sleep, since, now.monotonic, &event, true));
-            }
-            out.push(event);
+            out.push(report.event);
         });
+        endless
     }
 
     /// Looks at the tasks: tells whose sleep has lasted for too long, and notes which hangs are over.
@@ -358,6 +349,55 @@ impl HungTasks {
     }
 }
 
+/// A hang that the kernel's detector reported and no one has told.
+struct Report {
+    event: Event,
+    sleep: Option<Sleep>,
+    blocked: Duration,
+}
+
+impl Report {
+    /// `None` when a program has told that hang already.
+    fn of(read: &Record, process: Option<&Process<'_>>, host: &Host, source: Source, hangs: &Hangs) -> Option<Self> {
+        let sleep = sleep(read, process);
+        // A thread that is gone when its report is read can be asked nothing: it was the hang that is told already.
+        let is_told = match &sleep {
+            Some(sleep) => hangs.is_told_by_probe(sleep),
+            None => hangs.is_thread_told_by_probe(read.task.tid),
+        };
+        if is_told {
+            return None;
+        }
+        let detail = HungTask {
+            tier: Some(Tier::Kernel),
+            blocked_seconds: blocked_seconds(read, host),
+            switches: sleep.map(|sleep| sleep.switches),
+            ..HungTask::default()
+        };
+        let blocked = Duration::from_secs(detail.blocked_seconds.unwrap_or(0));
+        let mut event = record::event(host, source, read.monotonic_ns, &read.task, Detail::HungTask(detail));
+        if let Some(process) = process {
+            complete(&mut event, process);
+        }
+        Some(Self { event, sleep, blocked })
+    }
+
+    /// Notes that it is told, where anyone `looks`. True when its end will be told too.
+    fn is_followed(&self, looks: bool, now: Tick, hangs: &mut Hangs, over: &mut Vec<Ended>) -> bool {
+        let Some(sleep) = self.sleep.filter(|_| looks) else { return false };
+        let since = now.monotonic.saturating_sub(self.blocked);
+        over.extend(hangs.tell(sleep, since, now.monotonic, &self.event, true));
+        hangs.is_followed(&sleep)
+    }
+}
+
+/// Nobody will tell the end of this hang: whoever is told of it is not to wait for one.
+fn has_no_end(event: &mut Event) {
+    if let Detail::HungTask(hang) = &mut event.detail {
+        hang.switches = None;
+    }
+}
+
 /// By which means kernel stacks are read, for doctor.
 fn stack_extra(host: &Host, means: &Means) -> Extra {
     let extra = |means, reason: &str, remedy: &str| Extra {
@@ -412,8 +452,86 @@ fn scan_offsets(btf: &Btf) -> Result<Offsets, Refusal> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::super::btf::tests::KERNELS;
+    use super::super::record::tests::task;
+    use super::hangs::{TOLD_MAX, Told};
     use super::*;
+
+    /// A machine of files, gone with the directory.
+    fn machine() -> (tempfile::TempDir, Host) {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::create_dir_all(dir.path().join("proc/sys/kernel/random")).expect("ours");
+        fs::write(dir.path().join("proc/sys/kernel/random/boot_id"), "b00\n").expect("ours");
+        let host = Host::fixture(dir.path());
+        (dir, host)
+    }
+
+    /// What the kernel reports of thread 71, which had run seven times.
+    fn report(host: &Host) -> Record {
+        let monotonic_ns = u64::try_from(host.clock.now().monotonic.as_nanos()).expect("small");
+        let (known, task) = (sysops_common::hung_task::known::SWITCH_COUNT, task(b"a\0"));
+        Record { monotonic_ns, jiffies: 0, last_switch_time: 0, last_switch_count: 7, known, reserved: 0, task }
+    }
+
+    fn told(tid: u32, host: &Host) -> Told {
+        let mut read = report(host);
+        read.task.tid = tid;
+        let report = Report::of(&read, None, host, Source::TpBtf, &Hangs::default()).expect("it is not told");
+        Told { sleep: report.sleep.expect("known"), since: Duration::ZERO, event: Box::new(report.event) }
+    }
+
+    #[test]
+    fn an_end_is_announced_only_where_it_will_be_told() {
+        let (_dir, host) = machine();
+        let (mut hangs, mut over) = (Hangs::default(), Vec::new());
+        let read = report(&host);
+        let of = |hangs: &Hangs| Report::of(&read, None, &host, Source::TpBtf, hangs);
+        let first = of(&hangs).expect("it is not told");
+        assert!(!first.is_followed(false, host.clock.now(), &mut hangs, &mut over), "nobody looks");
+        assert!(first.is_followed(true, host.clock.now(), &mut hangs, &mut over));
+        assert!(of(&hangs).is_none(), "it is told");
+        let mut full = Hangs::default();
+        (1000..).take(TOLD_MAX).for_each(|tid| full.restore(told(tid, &host)));
+        let more = of(&full).expect("it is not told");
+        assert!(!more.is_followed(true, host.clock.now(), &mut full, &mut over), "there is no room to follow it");
+        let mut event = more.event;
+        assert_eq!(event.hang().and_then(|hang| hang.switches), Some(7));
+        has_no_end(&mut event);
+        assert_eq!(event.hang().and_then(|hang| hang.switches), None);
+    }
+
+    /// The probe is off since a reload or a restart: what was told is not left firing.
+    #[test]
+    fn who_looks_no_more_says_so_once_of_each_hang_that_was_told() {
+        let (dir, host) = machine();
+        let (mut kept, _) = Kept::open(&host, dir.path()).expect("the boot has a name");
+        kept.save([told(71, &host), told(72, &host)].into_iter());
+        let off = || {
+            let facts = Facts::read(&host);
+            let mut probe = new(&host, &facts, &Values::default());
+            probe.settled(false, &host, &facts);
+            probe.keep_in(&host, dir.path());
+            probe
+        };
+        // Only tried, as before a reload.
+        drop(off());
+        let mut events = Vec::new();
+        let mut probe = off();
+        probe.take_told(&mut events);
+        assert!(events.is_empty(), "nobody is to wait for what goes on");
+        probe.drain(&host, &mut events);
+        assert_eq!(events.len(), 2);
+        for event in &events {
+            let hang = event.hang().expect("a hang");
+            assert!(event.is_end() && hang.outcome.is_none() && hang.switches == Some(7), "{event:?}");
+            assert_eq!((&event.source, hang.blocked_seconds), (&vec![Source::TpBtf], None));
+        }
+        let mut events = Vec::new();
+        off().drain(&host, &mut events);
+        assert!(events.is_empty(), "{events:?}");
+    }
 
     #[test]
     fn every_kernel_has_what_the_program_needs() {

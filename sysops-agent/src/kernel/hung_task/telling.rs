@@ -88,16 +88,18 @@ fn holder(host: &Host, read: &Asleep) -> (Option<Lock>, Option<(u32, String)>) {
     (Some(lock), there.then_some((read.holder_tid, name)))
 }
 
-/// The end of a hang.
+/// The end of a hang. One that nobody looks at any more has no outcome, and the sources of its beginning.
 pub(super) fn end_event(host: &Host, source: Option<Source>, ended: Ended, now: Tick) -> Event {
     let sleep = ended.told.sleep;
     let mut event = *ended.told.event;
     event.time = rfc3339_nanos(now.wall);
     event.monotonic_ns = u64::try_from(now.monotonic.as_nanos()).unwrap_or(u64::MAX);
-    event.source = source.into_iter().collect();
+    if let Some(source) = source {
+        event.source = vec![source];
+    }
     if let Detail::HungTask(hang) = &mut event.detail {
         hang.phase = Phase::Ended;
-        hang.outcome = ended.outcome.or_else(|| Some(outcome(host, &sleep)));
+        hang.outcome = ended.outcome.or_else(|| ended.is_watched.then(|| outcome(host, &sleep)));
         hang.blocked_seconds = ended.lasted.map(|lasted| lasted.as_secs());
         hang.wchan = None;
         hang.kernel_stack.clear();
