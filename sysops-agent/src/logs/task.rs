@@ -28,8 +28,16 @@ pub(super) fn complete(event: &mut Event, host: &Host) {
     {
         // "0" where the kernel does not tell: running, or no symbols for this user, or before 5.16 or so.
         let wchan = read("wchan").map(|name| String::from_utf8_lossy(&name).trim().to_owned());
-        hung.wchan = wchan.filter(|name| !name.is_empty() && name != "0");
+        // One that has come out of it since waits elsewhere.
+        let hangs = read("stat").is_some_and(|stat| state(&stat) == Some(b'D'));
+        hung.wchan = wchan.filter(|name| hangs && !name.is_empty() && name != "0");
     }
+}
+
+/// The field behind the name, which may hold anything.
+fn state(stat: &[u8]) -> Option<u8> {
+    let end = stat.iter().rposition(|&byte| byte == b')')?;
+    stat.get(end + 2).copied()
 }
 
 /// The first number of a line of /proc/PID/status.
@@ -49,6 +57,10 @@ mod tests {
     use crate::model::event::{HungTask, OomKill};
 
     fn completed(name: &str, comm: &str, cgroup: &str, detail: Detail) -> Event {
+        completed_in('D', name, comm, cgroup, detail)
+    }
+
+    fn completed_in(state: char, name: &str, comm: &str, cgroup: &str, detail: Detail) -> Event {
         let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/tmp");
         let dir = dir.join(format!("task-{}-{name}", std::process::id()));
         fs::create_dir_all(dir.join("proc/12")).unwrap();
@@ -57,6 +69,7 @@ mod tests {
             ("status", "Name:\tx\nTgid:\t11\nUid:\t5\t6\t6\t6\n".to_owned()),
             ("cgroup", format!("4:memory:{cgroup}\n0::/u\n")),
             ("wchan", "io_schedule".to_owned()),
+            ("stat", format!("12 (a) D) {state} 1 2 3")),
         ];
         for (file, text) in files {
             fs::write(dir.join("proc/12").join(file), text).unwrap();
@@ -84,6 +97,12 @@ mod tests {
         assert_eq!((event.pid, event.uid, event.cgroup.as_deref()), (Some(11), Some(5), Some("/")));
         let Detail::HungTask(hung) = event.detail else { panic!("{event:?}") };
         assert_eq!(hung.wchan.as_deref(), Some("io_schedule"));
+    }
+
+    #[test]
+    fn who_has_come_out_of_it_waits_elsewhere() {
+        let event = completed_in('S', "awake", "a\nb", "/", Detail::HungTask(HungTask::default()));
+        assert_eq!((event.pid, event.hang().and_then(|hung| hung.wchan.as_deref())), (Some(11), None));
     }
 
     #[test]

@@ -98,7 +98,8 @@ impl Hangs {
         if let Some(known) = self.known.get_mut(&sleeper.sleep.tid)
             && known.sleeper.sleep.is(&sleeper.sleep)
         {
-            (known.sleeper, known.seen, known.look, known.restored) = (*sleeper, now, look, false);
+            let seen = known.seen.max(now);
+            (known.sleeper, known.seen, known.look, known.restored) = (*sleeper, seen, look, false);
             return None;
         }
         let before = self.remove(sleeper.sleep.tid, |before| {
@@ -164,8 +165,8 @@ impl Hangs {
         self.known.get(&tid).is_some_and(|known| known.by_probe && known.told.is_some())
     }
 
-    /// Notes that this sleep, which lasts since `since` at least, is told by `event`. Gives the hang of the same thread that
-    /// this shows to be over.
+    /// Notes that this sleep, which lasts since `since` at least and did so at `now`, is told by `event`. Gives the hang of the
+    /// same thread that this shows to be over.
     pub(super) fn tell(
         &mut self,
         sleep: Sleep,

@@ -21,17 +21,16 @@ use sysops_common::offset::Offset;
 
 use self::hangs::{Ended, Hangs, Sleep};
 use self::kept::Kept;
-use self::report::{blocked_seconds, compare_jiffies, sleep};
+use self::report::{asleep_since, blocked_seconds, compare_jiffies, sleep};
 use self::sleepers::Means;
 use self::stack::Names;
-use self::telling::{Verdict, complete, early_event, end_event};
+use self::telling::{Verdict, complete, early_event, end_event, is_in};
 use super::attach::Tracepoint;
 use super::btf::Btf;
 use super::check::{self, Own};
 use super::facts::Facts;
 use super::ladder::{Ground, Refusal, Step, WORDS};
 use super::loader::{self, Object};
-use super::process::Process;
 use super::run_stats::Runs;
 use super::{Entry, Extra, Probe, Rung, layout, record};
 use crate::host::Host;
@@ -81,8 +80,8 @@ const HANG: Tracepoint = Tracepoint { object: "hung_task", group: "sched", name:
 const SERIES_MAX: usize = 20;
 /// Shortest time between two looks, when a sleep is due that could not be told.
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
-/// A record of the log that is older may be about another sleep of its task.
-const LOG_DELAY_MAX: Duration = Duration::from_secs(5);
+/// A report that is older, of the log or of the plain tracepoint, may be about another sleep of its task.
+const DELAY_MAX: Duration = Duration::from_secs(5);
 
 struct HungTasks {
     ground: Ground,
@@ -222,9 +221,9 @@ impl Probe for HungTasks {
     fn follow(&mut self, host: &Host, event: &mut Event) {
         let now = host.clock.now().monotonic;
         let Detail::HungTask(hang) = &mut event.detail else { return };
-        let is_new = now.saturating_sub(Duration::from_nanos(event.monotonic_ns)) < LOG_DELAY_MAX;
-        let Some(tid) = event.tid.filter(|_| is_new && self.looks()) else { return };
-        let Some(sleep) = sleepers::asleep(host, tid) else { return };
+        let at = Duration::from_nanos(event.monotonic_ns);
+        let Some(tid) = event.tid.filter(|_| self.looks()) else { return };
+        let Some(sleep) = asleep_since(host, tid, at) else { return };
         hang.switches = Some(sleep.switches);
         if let Some(told) = self.hangs.told_of(&sleep) {
             if let Detail::HungTask(told) = &mut told.detail
@@ -235,7 +234,7 @@ impl Probe for HungTasks {
             }
             return;
         }
-        let since = now.saturating_sub(Duration::from_secs(hang.blocked_seconds.unwrap_or(0)));
+        let since = at.saturating_sub(Duration::from_secs(hang.blocked_seconds.unwrap_or(0)));
         self.over.extend(self.hangs.tell(sleep, since, now, event, false));
         if !self.hangs.is_followed(&sleep) {
             has_no_end(event);
@@ -283,8 +282,7 @@ impl HungTasks {
         let Some(source) = rung.source() else { return Vec::new() };
         let mut endless = Vec::new();
         object.drain(|read: &Record| {
-            let process = initial_pids.then(|| Process::thread(host, read.task.tid));
-            let Some(report) = Report::of(read, process.as_ref(), host, source, hangs) else { return };
+            let Some(report) = Report::of(read, *initial_pids, host, source, hangs) else { return };
             if !report.is_followed(looks, now, hangs, over) {
                 endless.push(out.len());
             }
@@ -340,8 +338,14 @@ impl HungTasks {
         }
         let stacks: BTreeMap<u32, _> = means.stacks(&tids).into_iter().map(|stack| (stack.tid, stack)).collect();
         for event in events {
-            let stack = event.tid.filter(|_| lacks(event)).and_then(|tid| stacks.get(&tid));
-            if let (Some(stack), Detail::HungTask(hang)) = (stack, &mut event.detail) {
+            let stack =
+                sleep_of(event).filter(|_| lacks(event)).and_then(|sleep| Some((stacks.get(&sleep.tid)?, sleep)));
+            let Some((stack, sleep)) = stack else { continue };
+            // Whoever is not in that sleep any more has another stack.
+            if !is_in(host, &sleep) {
+                continue;
+            }
+            if let Detail::HungTask(hang) = &mut event.detail {
                 let addresses = stack.addresses.get(..stack.count as usize).unwrap_or_default();
                 hang.kernel_stack = self.names.of(addresses, host);
             }
@@ -353,13 +357,15 @@ impl HungTasks {
 struct Report {
     event: Event,
     sleep: Option<Sleep>,
-    blocked: Duration,
+    /// The thread is in that sleep still.
+    lasts: bool,
 }
 
 impl Report {
-    /// `None` when a program has told that hang already.
-    fn of(read: &Record, process: Option<&Process<'_>>, host: &Host, source: Source, hangs: &Hangs) -> Option<Self> {
-        let sleep = sleep(read, process);
+    /// `None` when a program has told that hang already. /proc is asked only where it numbers tasks as the kernel does.
+    fn of(read: &Record, initial_pids: bool, host: &Host, source: Source, hangs: &Hangs) -> Option<Self> {
+        let at = Duration::from_nanos(read.monotonic_ns);
+        let sleep = sleep(read, initial_pids.then(|| asleep_since(host, read.task.tid, at)).flatten());
         // A thread that is gone when its report is read can be asked nothing: it was the hang that is told already.
         let is_told = match &sleep {
             Some(sleep) => hangs.is_told_by_probe(sleep),
@@ -374,21 +380,25 @@ impl Report {
             switches: sleep.map(|sleep| sleep.switches),
             ..HungTask::default()
         };
-        let blocked = Duration::from_secs(detail.blocked_seconds.unwrap_or(0));
         let mut event = record::event(host, source, read.monotonic_ns, &read.task, Detail::HungTask(detail));
-        if let Some(process) = process {
-            complete(&mut event, process);
-        }
-        Some(Self { event, sleep, blocked })
+        let lasts = sleep.is_some_and(|sleep| initial_pids && complete(&mut event, host, &sleep));
+        Some(Self { event, sleep, lasts })
     }
 
     /// Notes that it is told, where anyone `looks`. True when its end will be told too.
     fn is_followed(&self, looks: bool, now: Tick, hangs: &mut Hangs, over: &mut Vec<Ended>) -> bool {
         let Some(sleep) = self.sleep.filter(|_| looks) else { return false };
-        let since = now.monotonic.saturating_sub(self.blocked);
-        over.extend(hangs.tell(sleep, since, now.monotonic, &self.event, true));
+        let at = Duration::from_nanos(self.event.monotonic_ns);
+        let blocked = self.event.hang().and_then(|hang| hang.blocked_seconds).unwrap_or(0);
+        let seen = if self.lasts { now.monotonic } else { at };
+        over.extend(hangs.tell(sleep, at.saturating_sub(Duration::from_secs(blocked)), seen, &self.event, true));
         hangs.is_followed(&sleep)
     }
+}
+
+/// The sleep of which an event tells, as far as that is known.
+fn sleep_of(event: &Event) -> Option<Sleep> {
+    Some(Sleep { tid: event.tid?, start: None, switches: event.hang()?.switches? })
 }
 
 /// Nobody will tell the end of this hang: whoever is told of it is not to wait for one.
@@ -458,6 +468,7 @@ mod tests {
     use super::super::record::tests::task;
     use super::hangs::{TOLD_MAX, Told};
     use super::*;
+    use crate::host::os;
 
     /// A machine of files, gone with the directory.
     fn machine() -> (tempfile::TempDir, Host) {
@@ -478,8 +489,97 @@ mod tests {
     fn told(tid: u32, host: &Host) -> Told {
         let mut read = report(host);
         read.task.tid = tid;
-        let report = Report::of(&read, None, host, Source::TpBtf, &Hangs::default()).expect("it is not told");
+        let report = Report::of(&read, false, host, Source::TpBtf, &Hangs::default()).expect("it is not told");
         Told { sleep: report.sleep.expect("known"), since: Duration::ZERO, event: Box::new(report.event) }
+    }
+
+    /// Thread 71 of process 70 in /proc.
+    fn thread(dir: &tempfile::TempDir, state: char, start_ticks: u64, switches: u64) {
+        let at = dir.path().join("proc/71");
+        fs::create_dir_all(&at).expect("ours");
+        let status =
+            format!("Tgid:\t70\nUid:\t5\t5\nvoluntary_ctxt_switches:\t{switches}\nnonvoluntary_ctxt_switches:\t0\n");
+        let stat = format!("71 (a) {state}{} {start_ticks} 0", " 0".repeat(18));
+        let files = [("status", status), ("stat", stat), ("comm", "other\n".to_owned()), ("wchan", "place".to_owned())];
+        files.iter().for_each(|(name, text)| fs::write(at.join(name), text).expect("ours"));
+    }
+
+    fn ago(host: &Host, seconds: u64) -> Record {
+        let read = report(host);
+        Record { monotonic_ns: read.monotonic_ns - seconds * 1_000_000_000, ..read }
+    }
+
+    fn wchan(report: &Report) -> Option<&str> {
+        report.event.hang().and_then(|hang| hang.wchan.as_deref())
+    }
+
+    const START: u64 = 500;
+
+    #[test]
+    fn proc_is_believed_only_of_the_thread_and_the_sleep_that_was_reported() {
+        let (dir, host) = machine();
+        let of =
+            |read: &Record| Report::of(read, true, &host, Source::TpBtf, &Hangs::default()).expect("it is not told");
+        // However late it is read: the count of switches says that it is the same sleep.
+        thread(&dir, 'D', START, 7);
+        let late = of(&ago(&host, 60));
+        assert_eq!((wchan(&late), late.lasts, late.event.comm.as_deref()), (Some("place"), true, Some("java")));
+        for (state, start, switches) in [('S', START, 8), ('D', START, 8), ('D', 9000, 7), ('S', START, 7)] {
+            thread(&dir, state, start, switches);
+            let other = of(&ago(&host, 60));
+            assert_eq!((wchan(&other), other.lasts), (None, false), "{state} {start} {switches}");
+            assert_eq!(other.sleep, late.sleep, "what the kernel reported");
+        }
+    }
+
+    #[test]
+    fn the_plain_tracepoint_takes_no_other_process_for_the_one_that_hung() {
+        let (dir, host) = machine();
+        let of = |seconds: u64| {
+            let mut read = Record { known: 0, ..ago(&host, seconds) };
+            read.task.known = sysops_common::task::known::TID;
+            let report = Report::of(&read, true, &host, Source::Tracepoint, &Hangs::default());
+            let event = report.expect("it is not told").event;
+            (event.pid, event.comm.clone(), event.hang().and_then(|hang| hang.wchan.clone()))
+        };
+        let all = (Some(70), Some("other".to_owned()), Some("place".to_owned()));
+        thread(&dir, 'D', START, 7);
+        assert_eq!((of(2), of(60)), (all.clone(), (None, None, None)), "it may sleep anew");
+        let now = host.clock.now().boottime.as_secs();
+        thread(&dir, 'D', (now - 10) * os::ticks_per_second(), 7);
+        assert_eq!(of(2), all);
+        thread(&dir, 'D', (now - 1) * os::ticks_per_second(), 7);
+        assert_eq!(of(2), (None, None, None), "it came later");
+    }
+
+    #[test]
+    fn a_hang_that_is_read_late_lasts_from_when_the_kernel_saw_it() {
+        let (dir, host) = machine();
+        fs::write(dir.path().join("proc/sys/kernel/hung_task_timeout_secs"), "120\n").expect("ours");
+        let lasted = |state: char| {
+            thread(&dir, state, START, 7);
+            let (mut hangs, mut over) = (Hangs::default(), Vec::new());
+            let read = ago(&host, 60);
+            let report = Report::of(&read, true, &host, Source::TpBtf, &hangs).expect("it is not told");
+            assert!(report.is_followed(true, host.clock.now(), &mut hangs, &mut over));
+            hangs.begin_look();
+            hangs.end_look(|ended| over.push(ended));
+            over[0].lasted
+        };
+        assert_eq!(lasted('D'), Some(Duration::from_secs(180)), "60 s more than the kernel saw");
+        assert_eq!(lasted('S'), Some(Duration::from_secs(120)), "how much longer nobody knows");
+    }
+
+    #[test]
+    fn a_sleep_that_another_thread_sleeps_is_not_told_early() {
+        let (dir, host) = machine();
+        let of = |start: u64| {
+            let sleeper = sleepers::Sleeper::new(Sleep { tid: 71, start: Some(start), switches: 7 });
+            early_event(&host, Some(Source::Proc), &sleeper, Duration::from_secs(20), host.clock.now())
+        };
+        thread(&dir, 'D', START, 7);
+        assert!(matches!(of(START), Verdict::Hangs(event) if event.pid == Some(70)));
+        assert!(matches!(of(START - 1), Verdict::Over));
     }
 
     #[test]
@@ -487,7 +587,7 @@ mod tests {
         let (_dir, host) = machine();
         let (mut hangs, mut over) = (Hangs::default(), Vec::new());
         let read = report(&host);
-        let of = |hangs: &Hangs| Report::of(&read, None, &host, Source::TpBtf, hangs);
+        let of = |hangs: &Hangs| Report::of(&read, false, &host, Source::TpBtf, hangs);
         let first = of(&hangs).expect("it is not told");
         assert!(!first.is_followed(false, host.clock.now(), &mut hangs, &mut over), "nobody looks");
         assert!(first.is_followed(true, host.clock.now(), &mut hangs, &mut over));

@@ -33,18 +33,20 @@ pub(super) fn early_event(
     now: Tick,
 ) -> Verdict {
     let tid = sleeper.sleep.tid;
-    let same = sleepers::asleep(host, tid).is_some_and(|sleep| sleep.switches == sleeper.sleep.switches);
-    if !same {
-        return Verdict::Over;
-    }
     let process = Process::thread(host, tid);
     let (wchan, kernel_stack) = (process.wchan(), process.kernel_stack());
+    let read = sleeper.read.as_ref();
+    let pid = read.map(|read| read.tgid).or_else(|| process.status("Tgid"));
+    let comm = read.map(|read| record::name(&read.comm)).or_else(|| process.comm());
+    let (uid, cgroup) = (process.status("Uid"), process.memory_path().map(|found| found.path));
+    if !is_in(host, &sleeper.sleep) {
+        return Verdict::Over;
+    }
     // Some kernels tell no wchan; the stack begins with the same function.
     let innermost = kernel_stack.first().and_then(|frame| frame.split('+').next());
     if wchan.as_deref().or(innermost).is_some_and(|function| HARMLESS.contains(&function)) {
         return Verdict::Harmless;
     }
-    let read = sleeper.read.as_ref();
     let (lock, holder) = read.map_or((None, None), |read| holder(host, read));
     let (holder_tid, holder_comm) = holder.unzip();
     let detail = HungTask {
@@ -62,11 +64,11 @@ pub(super) fn early_event(
         schema: Event::SCHEMA,
         time: rfc3339_nanos(now.wall),
         source: source.into_iter().collect(),
-        pid: read.map(|read| read.tgid).or_else(|| process.status("Tgid")),
+        pid,
         tid: Some(tid),
-        comm: read.map(|read| record::name(&read.comm)).or_else(|| process.comm()),
-        uid: process.status("Uid"),
-        cgroup: process.memory_path().map(|found| found.path),
+        comm,
+        uid,
+        cgroup,
         detail: Detail::HungTask(detail),
         monotonic_ns: u64::try_from(now.monotonic.as_nanos()).unwrap_or(u64::MAX),
     }))
@@ -116,19 +118,28 @@ fn outcome(host: &Host, sleep: &Sleep) -> Outcome {
     if lives && same { Outcome::Ran } else { Outcome::Exited }
 }
 
-/// Adds what /proc tells of a task that is going nowhere, and on the plain tracepoint also who it is.
-pub(super) fn complete(event: &mut Event, process: &Process<'_>) {
+/// True when the thread is in that sleep. Asked after something of it has been read, it says that all of that is of that sleep.
+pub(super) fn is_in(host: &Host, sleep: &Sleep) -> bool {
+    sleepers::asleep(host, sleep.tid).is_some_and(|now| now.is(sleep))
+}
+
+/// Adds what /proc tells of a task that is going nowhere, and on the plain tracepoint also who it is. False, and nothing is
+/// added, when the thread is not in that sleep any more: /proc tells of another then.
+pub(super) fn complete(event: &mut Event, host: &Host, sleep: &Sleep) -> bool {
+    let process = Process::thread(host, sleep.tid);
     let (wchan, kernel_stack) = (process.wchan(), process.kernel_stack());
+    let (pid, uid, comm) = (process.status("Tgid"), process.status("Uid"), process.comm());
+    let cgroup = process.memory_path().map(|found| found.path);
+    if !is_in(host, sleep) {
+        return false;
+    }
     if let Detail::HungTask(detail) = &mut event.detail {
         detail.wchan = wchan;
         detail.kernel_stack = kernel_stack;
     }
-    event.pid = event.pid.or_else(|| process.status("Tgid"));
-    event.uid = event.uid.or_else(|| process.status("Uid"));
-    if event.comm.is_none() {
-        event.comm = process.comm();
-    }
-    if event.cgroup.is_none() {
-        event.cgroup = process.memory_path().map(|found| found.path);
-    }
+    event.pid = event.pid.or(pid);
+    event.uid = event.uid.or(uid);
+    event.comm = event.comm.take().or(comm);
+    event.cgroup = event.cgroup.take().or(cgroup);
+    true
 }
