@@ -8,6 +8,8 @@ use crate::host::{Host, MemoryPath, os};
 
 /// The kernel's flag of a task that is on its way out (include/linux/sched.h).
 const PF_EXITING: u64 = 0x4;
+/// Since 5.16: of one that is on its way out and no part of a core dump any more.
+const PF_POSTCOREDUMP: u64 = 0x8;
 
 /// A task in /proc.
 pub(super) struct Process<'a> {
@@ -75,6 +77,15 @@ impl<'a> Process<'a> {
         if found.is_of_any_that_exit() {
             let flags = stat_field(&self.text("stat")?, 9)?;
             if flags & PF_EXITING != 0 {
+    /// Whether it waits for another thread of its process, which dumps core: up to 6.10 in uninterruptible sleep. The function
+    /// in which it does so is no sign, as it has had several names and may be the one in which a task waits for a lock.
+    #[must_use]
+    pub(super) fn waits_for_core_dump(&self) -> bool {
+        let flags = || stat_field(&self.text("stat")?, 9);
+        let is_leaving = || flags().is_some_and(|flags| flags & (PF_EXITING | PF_POSTCOREDUMP) != 0);
+        self.status("CoreDumping") == Some(1) && is_leaving()
+    }
+
                 return None;
             }
         }

@@ -631,6 +631,26 @@ mod tests {
         let mut events = Vec::new();
         off().drain(&host, &mut events);
         assert!(events.is_empty(), "{events:?}");
+    #[test]
+    fn the_threads_that_wait_for_a_core_dump_do_not_hang_and_the_one_that_dumps_may() {
+        let (dir, host) = machine();
+        let is_harmless = |dumping: u8, flags: u8| {
+            thread(&dir, 'D', START, 7);
+            let at = dir.path().join("proc/71");
+            let status = fs::read_to_string(at.join("status")).expect("ours") + &format!("CoreDumping:\t{dumping}\n");
+            fs::write(at.join("status"), status).expect("ours");
+            let stat = format!("71 (a) D 0 0 0 0 0 {flags}{} {START} 0", " 0".repeat(12));
+            fs::write(at.join("stat"), stat).expect("ours");
+            let sleeper = sleepers::Sleeper::new(Sleep { tid: 71, start: Some(START), switches: 7 });
+            let verdict = early_event(&host, None, &sleeper, Duration::from_secs(20), host.clock.now());
+            matches!(verdict, Verdict::Harmless)
+        };
+        assert!(is_harmless(1, 4), "5.10: it exits");
+        assert!(is_harmless(1, 8), "6.1: no part of the dump any more");
+        assert!(!is_harmless(1, 0), "it writes the dump");
+        assert!(!is_harmless(0, 4), "it exits and waits for something else");
+    }
+
     }
 
     #[test]

@@ -40,9 +40,13 @@ pub(super) fn early_event(
     let comm = read.map(|read| record::name(&read.comm)).or_else(|| process.comm());
     let (uid, cgroup) = (process.status("Uid"), process.memory_path().map(|found| found.path));
     if !is_in(host, &sleeper.sleep) {
+    let waits_for_core_dump = process.waits_for_core_dump();
         return Verdict::Over;
     }
     // Some kernels tell no wchan; the stack begins with the same function.
+    if waits_for_core_dump {
+        return Verdict::Harmless;
+    }
     let innermost = kernel_stack.first().and_then(|frame| frame.split('+').next());
     if wchan.as_deref().or(innermost).is_some_and(|function| HARMLESS.contains(&function)) {
         return Verdict::Harmless;
