@@ -202,6 +202,13 @@ impl Kmsg {
         }
     }
 
+    /// Records are missing: what follows is of no report from before them.
+    fn pass_gap(&mut self, new: &mut Vec<Sighting>) {
+        for ended in [self.oom_kill.pass_gap(), self.hung_task.flush()].into_iter().flatten() {
+            self.sort(ended, new);
+        }
+    }
+
     /// What has been told before is not told again.
     fn sort(&mut self, sighting: Sighting, new: &mut Vec<Sighting>) {
         if self.told.is_none_or(|told| sighting.sequence > told) {
@@ -265,6 +272,9 @@ impl Kmsg {
                     while !rest.is_empty() {
                         if let Some(micros) = self.lines.take(&mut rest) {
                             stamps.add(micros);
+                            if self.lines.has_gap {
+                                self.pass_gap(new);
+                            }
                             if self.lines.is_kernel {
                                 self.feed(new);
                             }
