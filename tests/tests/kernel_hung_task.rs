@@ -121,7 +121,9 @@ fn each_hang_is_told_early_once_and_has_its_end() {
     eprintln!("told {:?} after the threshold of {EARLY:?}", start.elapsed().saturating_sub(EARLY));
     let first = find(&events, writer.tid, Phase::Began);
     assert_eq!((hang(first).tier, &first.source), (Some(Tier::Early), &vec![Source::TaskIter]));
-    assert_eq!(first.comm.as_deref(), Some(HOSTILE));
+    let process = std::fs::read_to_string("/proc/self/comm").expect("there is one");
+    assert_eq!(first.comm.as_deref(), Some(process.trim_end_matches('\n')));
+    assert_eq!(hang(first).thread_comm.as_deref(), Some(HOSTILE));
     assert!(hang(first).wchan.is_some() || !hang(first).kernel_stack.is_empty(), "{first:#?}");
     let blocked = blocked_seconds(&mut kernel, &host, writer.tid);
     assert!(blocked.is_some_and(|seconds| (3.0..20.0).contains(&seconds)), "{blocked:?}");
@@ -190,8 +192,6 @@ fn a_task_that_can_be_killed_is_told_and_a_parent_in_vfork_is_not() {
     drop(mount);
 }
 
-/// Where the kernel's types lie about what the iterator reads, /proc is looked at.
-#[test]
 /// Up to 6.10 all threads but the one that dumps sleep so that no signal ends it until the dump is written. Here it goes to a
 /// file system that is frozen, so that the one that writes it hangs.
 #[test]
@@ -246,6 +246,8 @@ fn of_a_process_that_dumps_core_only_the_thread_that_dumps_is_told() {
     assert_eq!(ended(&end, tid), 1, "{end:#?}");
 }
 
+/// Where the kernel's types lie about what the iterator reads, /proc is looked at.
+#[test]
 fn without_the_iterator_proc_shows_who_hangs() {
     if !ready() || !is_inside("without_the_iterator_proc_shows_who_hangs") {
         return;

@@ -317,7 +317,8 @@ impl Seen {
 fn thread_comm(event: &Event) -> Option<&str> {
     match &event.detail {
         Detail::OomKill(kill) => kill.thread_comm.as_deref(),
-        Detail::HungTask(_) | Detail::FdLeak(_) | Detail::Sigkill(_) | Detail::SlowIo(_) => None,
+        Detail::HungTask(hang) => hang.thread_comm.as_deref(),
+        Detail::FdLeak(_) | Detail::Sigkill(_) | Detail::SlowIo(_) => None,
     }
 }
 

@@ -36,10 +36,17 @@ impl<'a> Process<'a> {
         number_in_status(&self.text("status")?, name)?.try_into().ok()
     }
 
-    /// Its name, as status gives it (with `\n` and `\\` escaped) and as the kernel would cut it.
+    /// Its name without blanks around it.
     #[must_use]
     pub(super) fn comm(&self) -> Option<String> {
         self.text("comm")
+    }
+
+    /// Its name, as the kernel keeps it.
+    #[must_use]
+    pub(super) fn name(&self) -> Option<String> {
+        let text = self.host.files.read(&self.directory.join("comm")).ok()?;
+        Some(String::from_utf8_lossy(text.strip_suffix(b"\n").unwrap_or(&text)).into_owned())
     }
 
     /// When it started, in clock ticks after boot.
@@ -70,13 +77,6 @@ impl<'a> Process<'a> {
         Some(stat_field(&self.text("stat")?, 9)? & 0x0020_0000 != 0)
     }
 
-    /// Its path in the memory controller's hierarchy, as far as /proc can tell of a task that is on its way out.
-    #[must_use]
-    pub(super) fn memory_path(&self) -> Option<MemoryPath> {
-        let found = MemoryPath::parse(&self.text("cgroup")?)?;
-        if found.is_of_any_that_exit() {
-            let flags = stat_field(&self.text("stat")?, 9)?;
-            if flags & PF_EXITING != 0 {
     /// Whether it waits for another thread of its process, which dumps core: up to 6.10 in uninterruptible sleep. The function
     /// in which it does so is no sign, as it has had several names and may be the one in which a task waits for a lock.
     #[must_use]
@@ -86,6 +86,13 @@ impl<'a> Process<'a> {
         self.status("CoreDumping") == Some(1) && is_leaving()
     }
 
+    /// Its path in the memory controller's hierarchy, as far as /proc can tell of a task that is on its way out.
+    #[must_use]
+    pub(super) fn memory_path(&self) -> Option<MemoryPath> {
+        let found = MemoryPath::parse(&self.text("cgroup")?)?;
+        if found.is_of_any_that_exit() {
+            let flags = stat_field(&self.text("stat")?, 9)?;
+            if flags & PF_EXITING != 0 {
                 return None;
             }
         }

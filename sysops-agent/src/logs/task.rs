@@ -15,6 +15,7 @@ pub(super) fn complete(event: &mut Event, host: &Host) {
     if let Some(status) = read("status") {
         if let Some(tgid) = status_number(&status, "Tgid:") {
             event.pid = Some(tgid);
+            name_process(event, host, tid, tgid);
         }
         event.uid = event.uid.or_else(|| status_number(&status, "Uid:"));
     }
@@ -31,6 +32,16 @@ pub(super) fn complete(event: &mut Event, host: &Host) {
         // One that has come out of it since waits elsewhere.
         let hangs = read("stat").is_some_and(|stat| state(&stat) == Some(b'D'));
         hung.wchan = wchan.filter(|name| hangs && !name.is_empty() && name != "0");
+    }
+}
+
+/// A hang bears the name of the process, and that of the thread where it is another.
+fn name_process(event: &mut Event, host: &Host, tid: u32, tgid: u32) {
+    let Detail::HungTask(hung) = &mut event.detail else { return };
+    let Ok(text) = host.files.read(&host.files.proc(&format!("{tgid}/comm"))) else { return };
+    let leader = String::from_utf8_lossy(text.strip_suffix(b"\n").unwrap_or(&text)).into_owned();
+    if tid != tgid && event.comm.as_ref() != Some(&leader) {
+        hung.thread_comm = event.comm.replace(leader);
     }
 }
 
@@ -64,6 +75,8 @@ mod tests {
         let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/tmp");
         let dir = dir.join(format!("task-{}-{name}", std::process::id()));
         fs::create_dir_all(dir.join("proc/12")).unwrap();
+        fs::create_dir_all(dir.join("proc/11")).unwrap();
+        fs::write(dir.join("proc/11/comm"), "leader\n").unwrap();
         let files = [
             ("comm", format!("{comm}\n")),
             ("status", "Name:\tx\nTgid:\t11\nUid:\t5\t6\t6\t6\n".to_owned()),
@@ -95,7 +108,9 @@ mod tests {
     fn a_hung_task_gets_what_proc_knows() {
         let event = completed("hung", "a\nb", "/", Detail::HungTask(HungTask::default()));
         assert_eq!((event.pid, event.uid, event.cgroup.as_deref()), (Some(11), Some(5), Some("/")));
+        assert_eq!(event.comm.as_deref(), Some("leader"));
         let Detail::HungTask(hung) = event.detail else { panic!("{event:?}") };
+        assert_eq!(hung.thread_comm.as_deref(), Some("a\nb"));
         assert_eq!(hung.wchan.as_deref(), Some("io_schedule"));
     }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use sysops_common::check::Check;
 use sysops_common::counters::Counters;
-use sysops_common::hung_task::{Offsets, Record};
+use sysops_common::hung_task::{Offsets, Record, known};
 use sysops_common::offset::Offset;
 
 use self::hangs::{Ended, Hangs, Sleep};
@@ -255,7 +255,8 @@ impl Probe for HungTasks {
         for (told, lasted) in longest.iter().take(SERIES_MAX) {
             let text = |id: Option<u32>| id.map(|id| id.to_string()).unwrap_or_default();
             let (pid, tid) = (text(told.event.pid), text(told.event.tid));
-            let comm = told.event.comm.as_deref().unwrap_or_default();
+            let thread = told.event.hang().and_then(|hang| hang.thread_comm.as_ref());
+            let comm = thread.or(told.event.comm.as_ref()).map_or("", String::as_str);
             out.gauge(&BLOCKED, [&pid, &tid, comm], lasted.as_secs_f64());
         }
     }
@@ -374,13 +375,17 @@ impl Report {
         if is_told {
             return None;
         }
+        let leader = (read.known & known::LEADER != 0).then(|| record::name(&read.leader_comm));
+        let thread = record::name(&read.task.comm);
         let detail = HungTask {
             tier: Some(Tier::Kernel),
+            thread_comm: leader.as_ref().filter(|leader| **leader != thread).map(|_| thread),
             blocked_seconds: blocked_seconds(read, host),
             switches: sleep.map(|sleep| sleep.switches),
             ..HungTask::default()
         };
         let mut event = record::event(host, source, read.monotonic_ns, &read.task, Detail::HungTask(detail));
+        event.comm = leader.or(event.comm);
         let lasts = sleep.is_some_and(|sleep| initial_pids && complete(&mut event, host, &sleep));
         Some(Self { event, sleep, lasts })
     }
@@ -436,6 +441,7 @@ fn offsets(btf: &Btf) -> Result<Offsets, Refusal> {
         task: layout::task(btf)?,
         last_switch_time: layout::offset_if_any(btf, "task_struct", "last_switch_time", 8)?,
         last_switch_count: layout::offset_if_any(btf, "task_struct", "last_switch_count", 8)?,
+        group_leader: layout::offset_if_any(btf, "task_struct", "group_leader", 8)?,
         ..Offsets::ABSENT
     })
 }
@@ -469,6 +475,7 @@ mod tests {
     use super::hangs::{TOLD_MAX, Told};
     use super::*;
     use crate::host::os;
+    use sysops_common::task::COMM_LEN;
 
     /// A machine of files, gone with the directory.
     fn machine() -> (tempfile::TempDir, Host) {
@@ -482,8 +489,16 @@ mod tests {
     /// What the kernel reports of thread 71, which had run seven times.
     fn report(host: &Host) -> Record {
         let monotonic_ns = u64::try_from(host.clock.now().monotonic.as_nanos()).expect("small");
-        let (known, task) = (sysops_common::hung_task::known::SWITCH_COUNT, task(b"a\0"));
-        Record { monotonic_ns, jiffies: 0, last_switch_time: 0, last_switch_count: 7, known, reserved: 0, task }
+        Record {
+            monotonic_ns,
+            jiffies: 0,
+            last_switch_time: 0,
+            last_switch_count: 7,
+            known: known::SWITCH_COUNT,
+            reserved: 0,
+            leader_comm: [0; COMM_LEN],
+            task: task(b"a\0"),
+        }
     }
 
     fn told(tid: u32, host: &Host) -> Told {
@@ -514,6 +529,40 @@ mod tests {
     }
 
     const START: u64 = 500;
+
+    /// Threads of one process are one alert by the name of the process.
+    #[test]
+    fn a_hang_bears_the_name_of_the_process_and_beside_it_that_of_the_thread() {
+        let (dir, host) = machine();
+        thread(&dir, 'D', START, 7);
+        let names = |event: Event| (event.comm.clone(), event.hang().and_then(|hang| hang.thread_comm.clone()));
+        let kernels = |read: &Record| {
+            names(Report::of(read, true, &host, Source::TpBtf, &Hangs::default()).expect("it is not told").event)
+        };
+        let early = || {
+            let sleeper = sleepers::Sleeper::new(Sleep { tid: 71, start: Some(START), switches: 7 });
+            match early_event(&host, None, &sleeper, Duration::from_secs(20), host.clock.now()) {
+                Verdict::Hangs(event) => names(*event),
+                _ => panic!("it hangs"),
+            }
+        };
+        let pair = |comm: &str, thread: Option<&str>| (Some(comm.to_owned()), thread.map(str::to_owned));
+        assert_eq!((kernels(&report(&host)), early()), (pair("java", None), pair("other", None)), "no one to ask");
+        let leader = dir.path().join("proc/70");
+        fs::create_dir_all(&leader).expect("ours");
+        fs::write(leader.join("comm"), " leader \n").expect("ours");
+        let both = [kernels(&report(&host)), early()];
+        assert_eq!(both, [pair(" leader ", Some("java")), pair(" leader ", Some("other"))]);
+        fs::write(leader.join("comm"), "other\n").expect("ours");
+        assert_eq!(early(), pair("other", None));
+        // Where the program read it, no one is asked.
+        let mut read = report(&host);
+        read.known |= known::LEADER;
+        read.leader_comm[..4].copy_from_slice(b"main");
+        assert_eq!(kernels(&read), pair("main", Some("java")));
+        read.leader_comm[..5].copy_from_slice(b"java\0");
+        assert_eq!(kernels(&Record { last_switch_count: 8, ..read }), pair("java", None));
+    }
 
     #[test]
     fn proc_is_believed_only_of_the_thread_and_the_sleep_that_was_reported() {
@@ -583,6 +632,26 @@ mod tests {
     }
 
     #[test]
+    fn the_threads_that_wait_for_a_core_dump_do_not_hang_and_the_one_that_dumps_may() {
+        let (dir, host) = machine();
+        let is_harmless = |dumping: u8, flags: u8| {
+            thread(&dir, 'D', START, 7);
+            let at = dir.path().join("proc/71");
+            let status = fs::read_to_string(at.join("status")).expect("ours") + &format!("CoreDumping:\t{dumping}\n");
+            fs::write(at.join("status"), status).expect("ours");
+            let stat = format!("71 (a) D 0 0 0 0 0 {flags}{} {START} 0", " 0".repeat(12));
+            fs::write(at.join("stat"), stat).expect("ours");
+            let sleeper = sleepers::Sleeper::new(Sleep { tid: 71, start: Some(START), switches: 7 });
+            let verdict = early_event(&host, None, &sleeper, Duration::from_secs(20), host.clock.now());
+            matches!(verdict, Verdict::Harmless)
+        };
+        assert!(is_harmless(1, 4), "5.10: it exits");
+        assert!(is_harmless(1, 8), "6.1: no part of the dump any more");
+        assert!(!is_harmless(1, 0), "it writes the dump");
+        assert!(!is_harmless(0, 4), "it exits and waits for something else");
+    }
+
+    #[test]
     fn an_end_is_announced_only_where_it_will_be_told() {
         let (_dir, host) = machine();
         let (mut hangs, mut over) = (Hangs::default(), Vec::new());
@@ -631,26 +700,6 @@ mod tests {
         let mut events = Vec::new();
         off().drain(&host, &mut events);
         assert!(events.is_empty(), "{events:?}");
-    #[test]
-    fn the_threads_that_wait_for_a_core_dump_do_not_hang_and_the_one_that_dumps_may() {
-        let (dir, host) = machine();
-        let is_harmless = |dumping: u8, flags: u8| {
-            thread(&dir, 'D', START, 7);
-            let at = dir.path().join("proc/71");
-            let status = fs::read_to_string(at.join("status")).expect("ours") + &format!("CoreDumping:\t{dumping}\n");
-            fs::write(at.join("status"), status).expect("ours");
-            let stat = format!("71 (a) D 0 0 0 0 0 {flags}{} {START} 0", " 0".repeat(12));
-            fs::write(at.join("stat"), stat).expect("ours");
-            let sleeper = sleepers::Sleeper::new(Sleep { tid: 71, start: Some(START), switches: 7 });
-            let verdict = early_event(&host, None, &sleeper, Duration::from_secs(20), host.clock.now());
-            matches!(verdict, Verdict::Harmless)
-        };
-        assert!(is_harmless(1, 4), "5.10: it exits");
-        assert!(is_harmless(1, 8), "6.1: no part of the dump any more");
-        assert!(!is_harmless(1, 0), "it writes the dump");
-        assert!(!is_harmless(0, 4), "it exits and waits for something else");
-    }
-
     }
 
     #[test]

@@ -68,6 +68,8 @@ pub(super) fn compare_jiffies(read: &Record) -> Result<(), Refusal> {
 
 #[cfg(test)]
 mod tests {
+    use sysops_common::task::COMM_LEN;
+
     use super::super::super::record::tests::task;
     use super::*;
 
@@ -81,6 +83,7 @@ mod tests {
             last_switch_count: 7,
             known: known::SWITCH_TIME | known::SWITCH_COUNT,
             reserved: 0,
+            leader_comm: [0; COMM_LEN],
             task: task(b"a\0"),
         }
     }

@@ -37,16 +37,17 @@ pub(super) fn early_event(
     let (wchan, kernel_stack) = (process.wchan(), process.kernel_stack());
     let read = sleeper.read.as_ref();
     let pid = read.map(|read| read.tgid).or_else(|| process.status("Tgid"));
-    let comm = read.map(|read| record::name(&read.comm)).or_else(|| process.comm());
+    let thread = read.map(|read| record::name(&read.comm)).or_else(|| process.name());
+    let (comm, thread_comm) = names(host, pid, tid, thread);
     let (uid, cgroup) = (process.status("Uid"), process.memory_path().map(|found| found.path));
-    if !is_in(host, &sleeper.sleep) {
     let waits_for_core_dump = process.waits_for_core_dump();
+    if !is_in(host, &sleeper.sleep) {
         return Verdict::Over;
     }
-    // Some kernels tell no wchan; the stack begins with the same function.
     if waits_for_core_dump {
         return Verdict::Harmless;
     }
+    // Some kernels tell no wchan; the stack begins with the same function.
     let innermost = kernel_stack.first().and_then(|frame| frame.split('+').next());
     if wchan.as_deref().or(innermost).is_some_and(|function| HARMLESS.contains(&function)) {
         return Verdict::Harmless;
@@ -55,6 +56,7 @@ pub(super) fn early_event(
     let (holder_tid, holder_comm) = holder.unzip();
     let detail = HungTask {
         tier: Some(Tier::Early),
+        thread_comm,
         blocked_seconds: Some(lasted.as_secs()),
         kernel_stack,
         wchan,
@@ -76,6 +78,14 @@ pub(super) fn early_event(
         detail: Detail::HungTask(detail),
         monotonic_ns: u64::try_from(now.monotonic.as_nanos()).unwrap_or(u64::MAX),
     }))
+}
+
+/// The name of the process, and that of the thread `tid` where it is another.
+fn names(host: &Host, pid: Option<u32>, tid: u32, thread: Option<String>) -> (Option<String>, Option<String>) {
+    let other = pid.filter(|pid| *pid != tid);
+    let Some(leader) = other.and_then(|pid| Process::thread(host, pid).name()) else { return (thread, None) };
+    let thread = thread.filter(|thread| *thread != leader);
+    (Some(leader), thread)
 }
 
 /// The lock, and who holds it. A thread that has let go of it and ended leaves its bytes behind: what is told of it is
@@ -132,7 +142,12 @@ pub(super) fn is_in(host: &Host, sleep: &Sleep) -> bool {
 pub(super) fn complete(event: &mut Event, host: &Host, sleep: &Sleep) -> bool {
     let process = Process::thread(host, sleep.tid);
     let (wchan, kernel_stack) = (process.wchan(), process.kernel_stack());
-    let (pid, uid, comm) = (process.status("Tgid"), process.status("Uid"), process.comm());
+    let (pid, uid) = (process.status("Tgid"), process.status("Uid"));
+    let told = event.hang().is_some_and(|hang| hang.thread_comm.is_some());
+    let (comm, thread_comm) = match event.comm.clone() {
+        comm if told => (comm, None),
+        comm => names(host, event.pid.or(pid), sleep.tid, comm.or_else(|| process.name())),
+    };
     let cgroup = process.memory_path().map(|found| found.path);
     if !is_in(host, sleep) {
         return false;
@@ -140,10 +155,11 @@ pub(super) fn complete(event: &mut Event, host: &Host, sleep: &Sleep) -> bool {
     if let Detail::HungTask(detail) = &mut event.detail {
         detail.wchan = wchan;
         detail.kernel_stack = kernel_stack;
+        detail.thread_comm = detail.thread_comm.take().or(thread_comm);
     }
     event.pid = event.pid.or(pid);
     event.uid = event.uid.or(uid);
-    event.comm = event.comm.take().or(comm);
+    event.comm = comm;
     event.cgroup = event.cgroup.take().or(cgroup);
     true
 }
