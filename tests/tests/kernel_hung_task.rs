@@ -202,7 +202,7 @@ fn of_a_process_that_dumps_core_only_the_thread_that_dumps_is_told() {
         for _ in 0..3 {
             std::thread::spawn(|| {
                 loop {
-                    std::thread::park()
+                    std::thread::park();
                 }
             });
         }

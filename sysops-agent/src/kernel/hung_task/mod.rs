@@ -637,7 +637,8 @@ mod tests {
         let is_harmless = |dumping: u8, flags: u8| {
             thread(&dir, 'D', START, 7);
             let at = dir.path().join("proc/71");
-            let status = fs::read_to_string(at.join("status")).expect("ours") + &format!("CoreDumping:\t{dumping}\n");
+            let status =
+                host.files.read_text(&at.join("status")).expect("ours") + &format!("\nCoreDumping:\t{dumping}\n");
             fs::write(at.join("status"), status).expect("ours");
             let stat = format!("71 (a) D 0 0 0 0 0 {flags}{} {START} 0", " 0".repeat(12));
             fs::write(at.join("stat"), stat).expect("ours");
