@@ -154,6 +154,35 @@ fn a_hang_of_the_disk_that_the_agent_writes_to_is_told() {
     });
 }
 
+/// Whoever is told of a hang is not left waiting for its end when the operator turns the probe off.
+#[test]
+fn a_hang_that_nobody_looks_at_any_more_is_no_alert() {
+    if !ready() || !is_inside("a_hang_that_nobody_looks_at_any_more_is_no_alert") {
+        return;
+    }
+    run(async {
+        let far_end = FarEnd::start([]).await;
+        let on = configuration("@DATA@", 2, &far_end.url);
+        let off = on.replace("[kernel.hung_task]\n", "[kernel.hung_task]\nrung = \"off\"\n");
+        let agent = Agent::start(&on, &[]);
+        agent.wait_until_ready();
+        let mut mount = FrozenMount::new();
+        let mut hung = mount.hang();
+        let pid = hung.id();
+        let told = |count: usize| posts(&far_end, pid).len() >= count;
+        until("it is told", LIMIT, || told(1)).await;
+        agent.configure(&off);
+        agent.signal(rustix::process::Signal::HUP);
+        until("it is resolved", LIMIT, || told(2)).await;
+        let message = posts(&far_end, pid)[1].json()["message"].to_string();
+        assert!(message.contains("is not looked at any more"), "{message}");
+        mount.thaw();
+        assert!(hung.wait().expect("our child").success());
+        let posts = posts(&far_end, pid);
+        assert_eq!(posts.iter().map(is_resolved).collect::<Vec<_>>(), [false, true], "{}", agent.stderr());
+    });
+}
+
 /// Not root, five capabilities: /proc/<pid>/stack is closed, and the stack is the same.
 #[test]
 fn the_service_sees_the_stack_that_root_sees() {

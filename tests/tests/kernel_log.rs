@@ -329,6 +329,77 @@ fn lost_records_are_counted_also_those_of_the_time_between_two_lives() {
     assert_eq!(counters(&machine, &mut kmsg), (2.0, 2.0));
 }
 
+/// The records of a capture, each with another sequence and time than it had: 10,000 and a second later.
+fn later(name: &str) -> Vec<String> {
+    let shift = |line: &str| {
+        let mut fields = line.splitn(4, ',');
+        let [Some(priority), Some(sequence), Some(micros), Some(rest)] = std::array::from_fn(|_| fields.next()) else {
+            return line.to_owned();
+        };
+        let number = |text: &str| text.parse::<u64>().unwrap();
+        format!("{priority},{},{},{rest}", number(sequence) + 10_000, number(micros) + 1_000_000)
+    };
+    String::from_utf8(fixture(name)).unwrap().lines().map(shift).collect()
+}
+
+fn place(lines: &[String], words: &str) -> usize {
+    lines.iter().position(|line| line.contains(words)).unwrap_or_else(|| panic!("no {words}"))
+}
+
+#[test]
+fn what_stands_behind_a_gap_is_of_no_report_before_it() {
+    let first = String::from_utf8(fixture("oom-memcg/6.12.kmsg")).unwrap();
+    let first: Vec<String> = first.lines().map(str::to_owned).collect();
+    let summary = place(&first, "oom-kill:constraint=");
+    let begin = first[..summary].join("\n");
+    // Of the second report the beginning is lost, and once the summary too.
+    let second = later("oom-global/6.12.kmsg");
+    let kill_of = |from: usize| {
+        let log = format!("{begin}\n{}\n", second[from..].join("\n"));
+        let events = Machine::new(&format!("gap-{from}"), log.as_bytes()).live();
+        let Detail::OomKill(kill) = &events[0].detail else { panic!("{events:?}") };
+        kill.clone()
+    };
+    let kill = kill_of(place(&second, "oom-kill:constraint="));
+    assert_eq!((kill.trigger_pid, kill.trigger_comm.as_deref(), kill.oom_memcg.as_deref()), (None, None, None));
+    assert_eq!(kill.constraint.as_deref(), Some("CONSTRAINT_NONE"));
+    let kill = kill_of(place(&second, "Killed process"));
+    assert_eq!((kill.trigger_pid, kill.trigger_comm.as_deref(), kill.constraint.as_deref()), (None, None, None));
+    // The same cgroup's limit, told by a report whose beginning is lost.
+    let second = later("oom-memcg/6.12.kmsg");
+    let kill = kill_of_limit(&begin, &second[place(&second, "oom-kill:constraint=")..]);
+    assert_eq!((kill.trigger_pid, kill.oom_memcg_limit_bytes, kill.oom_memcg_usage_bytes), (None, None, None));
+    assert_eq!(kill.oom_memcg.as_deref(), Some("/web.slice"));
+    // A summary names its victim, whatever is lost behind it.
+    let with_summary = first[..=summary].join("\n");
+    let mut killed = first[place(&first, "Killed process")].clone();
+    killed = killed.replacen("3,501,", "3,601,", 1);
+    let kill = kill_of_limit(&with_summary, &[killed]);
+    assert_eq!((kill.trigger_pid, kill.oom_memcg.as_deref()), (None, Some("/web.slice")));
+}
+
+fn kill_of_limit(begin: &str, rest: &[String]) -> sysops_agent::model::event::OomKill {
+    let log = format!("{begin}\n{}\n", rest.join("\n"));
+    let events = Machine::new(&format!("gap-limit-{}", rest.len()), log.as_bytes()).live();
+    let [event] = events.as_slice() else { panic!("{events:?}") };
+    let Detail::OomKill(kill) = &event.detail else { panic!("{event:?}") };
+    kill.clone()
+}
+
+#[test]
+fn frames_behind_a_gap_are_not_of_the_task_before_it() {
+    let first = String::from_utf8(fixture("hung-task/6.12.kmsg")).unwrap();
+    let first: Vec<String> = first.lines().map(str::to_owned).collect();
+    let frame = place(&first, "percpu_rwsem_wait+");
+    let second = later("hung-task/6.12.kmsg");
+    let other = place(&second, "__mutex_lock.constprop");
+    let log = format!("{}\n{}\n", first[..=frame].join("\n"), second[other..].join("\n"));
+    let events = Machine::new("gap-frames", log.as_bytes()).live();
+    let hang = events[0].hang().unwrap();
+    assert_eq!(events[0].tid, Some(186));
+    assert_eq!(hang.kernel_stack, ["__schedule+0x4fb/0xc00", "schedule+0x27/0xc0", "percpu_rwsem_wait+0x11f/0x140"]);
+}
+
 #[test]
 fn garbage_and_a_line_without_end_hide_no_kill() {
     let mut log: Vec<u8> = (0..200_000_u32).map(|byte| (byte.wrapping_mul(2_654_435_761) >> 24) as u8).collect();

@@ -196,6 +196,7 @@ impl Book {
         let at = self.time(now);
         self.contexts_left = CONTEXTS_MAX;
         self.end_stale(at);
+        self.end_unconfirmed_hangs(at, now);
         self.tell_summary(at, now);
         for (fingerprint, page) in std::mem::take(&mut self.over) {
             self.tell_over(fingerprint, page, readings, now);
@@ -310,6 +311,16 @@ impl Book {
         }
         let notice = self.groups.add(alert, page.channels.take(), at);
         self.notices.push(notice);
+    }
+
+    /// The end of a hang may be lost when the agent dies, and nobody may look any more when it comes back.
+    fn end_unconfirmed_hangs(&mut self, at: Duration, now: &Tick) {
+        for alert in self.hangs.unconfirmed(at) {
+            let why = "Since the agent was started anew nobody looks whether this goes on.";
+            let notice = self.hang_without_end(alert, why, at, now.wall);
+            self.notices.push(notice);
+            self.has_changed = true;
+        }
     }
 
     fn tell_summary(&mut self, at: Duration, now: &Tick) {
