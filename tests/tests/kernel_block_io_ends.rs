@@ -65,6 +65,8 @@ fn outlives(rung: &str) {
     // The fewest that a kernel lets a driver have at once.
     disk.set("nr_requests", "4");
     disk.set("scheduler", "mq-deadline");
+    // The loop driver of 5.10 wants none.
+    disk.set("nomerges", "0");
     settle(&host, &mut probe, disk.name());
     let queue = |probe: &OneProbe| {
         probe.histogram("block_io_queue_seconds", &[disk.name(), "write"]).map_or(0.0, |(_, seconds)| seconds)
