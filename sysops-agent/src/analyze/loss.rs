@@ -72,7 +72,9 @@ static COUNTERS: [Counter; 6] = [
                 "slow requests came faster than the agent took them, or the agent was stopped: look for what holds it (CPUQuota=, \
                  SIGSTOP, a full machine)"
             }
-            Some(&"cgroup") => "more cgroups did I/O than kernel.block_io.cgroups has room for: what they did is under no cgroup",
+            Some(&"cgroup") => {
+                "more cgroups did I/O than kernel.block_io.cgroups has room for: what they did is under no cgroup"
+            }
             _ => "more kinds of errors than there is room for: the sum of errors is right",
         },
     },
