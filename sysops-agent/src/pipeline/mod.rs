@@ -65,6 +65,9 @@ pub type Reloaded = Box<dyn Fn(Result<&Settings, &Problems>)>;
 /// Reads a configuration file, as at the start of the process.
 pub type Read = Box<dyn Fn(&Path) -> Result<Settings, Problems>>;
 
+/// Someone waits for a report.
+type Wish = oneshot::Sender<Box<Report>>;
+
 /// The running agent.
 pub struct Pipeline {
     host: Host,
@@ -87,7 +90,7 @@ pub struct Pipeline {
     /// Receipts for those who have changed the book by the control socket.
     receipts: (UnboundedSender<oneshot::Sender<()>>, UnboundedReceiver<oneshot::Sender<()>>),
     /// Wishes for a report by the control socket.
-    asked: (UnboundedSender<oneshot::Sender<Box<Report>>>, UnboundedReceiver<oneshot::Sender<Box<Report>>>),
+    asked: (UnboundedSender<Wish>, UnboundedReceiver<Wish>),
     control: Option<Control>,
 }
 
