@@ -31,7 +31,7 @@ fn run(args: &Args) -> u8 {
         Action::Command(Command::Outbox { json }) => return cli::outbox::run(args, json),
         Action::Command(Command::Rules(command)) => return cli::rules::run(&command),
         Action::Command(Command::TestAlert(test)) => return on_a_loop(cli::test_alert::run(args, &test)),
-        Action::Run | Action::InventoryDump | Action::Command(_) => {}
+        Action::Run | Action::RunWithView | Action::InventoryDump | Action::Command(_) => {}
     }
     let settings = match args.settings() {
         Ok(settings) => settings,
@@ -59,13 +59,14 @@ async fn work(action: Action, host: Host, settings: Settings, log: Log) -> u8 {
         Action::InventoryDump => cli::inventory::run(&host, &settings, &hostname),
         Action::Command(Command::Once { format }) => cli::once::run(&host, &settings, &hostname, format).await,
         Action::Command(Command::Doctor { json }) => cli::doctor::run(&host, &settings, json).await,
-        Action::Command(Command::Events(events)) => cli::events::run(&host, &settings, &events).await,
+        Action::Command(Command::Events(events)) => cli::events::run(&host, settings, &events).await,
         Action::Command(Command::Leaks(leaks)) => cli::leaks::run(&host, &settings, &leaks).await,
-        Action::Command(Command::Live) => {
-            let style = output::Style::stdout(&settings::environment);
-            let view = Box::new(cli::live::Live::new(style));
-            cli::run::run(host, settings, log, view, cli::live::adapt).await
-        }
+        Action::Command(Command::Live) => cli::run::run(host, settings, log, view(), cli::live::adapt).await,
+        Action::RunWithView => cli::run::run(host, settings, log, view(), cli::live::adapt_agent).await,
         _ => cli::run::run(host, settings, log, Box::new(Nobody), |_| ()).await,
     }
+}
+
+fn view() -> Box<cli::live::Live> {
+    Box::new(cli::live::Live::new(output::Style::stdout(&settings::environment)))
 }

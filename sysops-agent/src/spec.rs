@@ -380,6 +380,11 @@ impl Values {
         self.set.insert(key.path, value);
     }
 
+    /// Makes a key one that is not set.
+    pub fn unset(&mut self, key: &'static KeySpec) {
+        self.set.remove(key.path);
+    }
+
     /// True when the key was set by the user.
     #[must_use]
     pub fn is_set(&self, key: &'static KeySpec) -> bool {

@@ -57,6 +57,8 @@ pub struct Offsets {
     pub slow_ns: u64,
     /// Not zero: bytes and requests are counted by cgroup.
     pub by_cgroup: u64,
+    /// What in the flags of a request says that its bios are those of a head of NVMe multipath (REQ_DRV); zero when that is not known.
+    pub of_a_head: u64,
     /// `request.q`, or absent where the request itself has the disk.
     pub request_q: Offset,
     /// `request_queue.disk`, or `request.rq_disk` up to 5.16.
@@ -75,6 +77,10 @@ pub struct Offsets {
     pub sector: Offset,
     /// `request.bio`.
     pub request_bio: Offset,
+    /// `request.start_time_ns`: CLOCK_MONOTONIC when it was made, or zero where the kernel does not take that.
+    pub start_time_ns: Offset,
+    /// Keeps the size a multiple of eight bytes.
+    pub reserved: [Offset; 2],
     /// `bio.bi_bdev`, or absent where the bio itself has the disk.
     pub bio_bdev: Offset,
     /// `block_device.bd_disk`, or `bio.bi_disk` up to 5.11.
@@ -83,6 +89,8 @@ pub struct Offsets {
     pub fops: Offset,
     /// `block_device_operations.submit_bio`, which a disk has that makes no requests.
     pub submit_bio: Offset,
+    /// `bio.bi_next`.
+    pub bio_next: Offset,
     /// `bio.bi_opf`.
     pub bio_flags: Offset,
     /// `bio.bi_status`.
@@ -113,6 +121,8 @@ pub struct Offsets {
     pub complete: Format,
     /// Fields of the plain tracepoint `block_rq_requeue`.
     pub requeue: Format,
+    /// Fields of the plain tracepoint `block_rq_merge`.
+    pub merge: Format,
     /// [`Operation`] by number of the kernel's operation.
     pub operations: [u8; OPERATIONS],
 }
@@ -159,7 +169,8 @@ pub struct Flight {
     pub series: Series,
     /// Bytes at the last issue.
     pub bytes: u32,
-    /// Sectors that are still to do, where the record of a completion does not tell.
+    /// Sectors that are still to do, where the record of a completion does not tell; where it does, marks of the
+    /// program's own.
     pub sectors: u32,
     /// First sector at the last issue, in units of 512 bytes.
     pub sector: u64,
@@ -285,6 +296,14 @@ pub struct Seen {
     pub partial: u64,
     /// Completions of more bytes than were still to do.
     pub beyond: u64,
+    /// Issues of requests for which the maps had no room.
+    pub without_room: u64,
+    /// Slow requests that were counted, and not handed over as no one took them in time.
+    pub slow_lost: u64,
+    /// Errors that were counted, and not by their status.
+    pub failures_lost: u64,
+    /// Requests that were counted, and for no cgroup.
+    pub charges_lost: u64,
 }
 
 plain!(Offsets, Format, Place, Flight, Series, Totals, Failure, CgroupTotals, Slow, SlowLimit, DiskName, Seen);
@@ -294,6 +313,7 @@ impl Offsets {
     pub const ABSENT: Self = Self {
         slow_ns: 0,
         by_cgroup: 0,
+        of_a_head: 0,
         request_q: Offset::ABSENT,
         disk: Offset::ABSENT,
         major: Offset::ABSENT,
@@ -303,10 +323,13 @@ impl Offsets {
         data_len: Offset::ABSENT,
         sector: Offset::ABSENT,
         request_bio: Offset::ABSENT,
+        start_time_ns: Offset::ABSENT,
+        reserved: [Offset::ABSENT; 2],
         bio_bdev: Offset::ABSENT,
         bio_disk: Offset::ABSENT,
         fops: Offset::ABSENT,
         submit_bio: Offset::ABSENT,
+        bio_next: Offset::ABSENT,
         bio_flags: Offset::ABSENT,
         bio_status: Offset::ABSENT,
         bio_sector: Offset::ABSENT,
@@ -322,6 +345,7 @@ impl Offsets {
         issue: Format::ABSENT,
         complete: Format::ABSENT,
         requeue: Format::ABSENT,
+        merge: Format::ABSENT,
         operations: [Operation::Other as u8; OPERATIONS],
     };
 }
@@ -441,7 +465,7 @@ pub const fn operation_of_letters(first: u8, second: u8) -> Operation {
     }
 }
 
-const _: () = assert!(size_of::<Offsets>() == 16 + 48 + 64 + OPERATIONS && size_of::<Flight>() == 72);
+const _: () = assert!(size_of::<Offsets>() == 24 + 56 + 80 + OPERATIONS && size_of::<Flight>() == 72);
 const _: () = assert!(size_of::<Totals>() == 8 * (4 * BUCKETS + 8) && size_of::<Slow>() == 88);
 
 #[cfg(test)]

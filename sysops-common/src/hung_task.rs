@@ -38,8 +38,10 @@ pub struct Offsets {
     pub semaphore_holder: Offset,
     /// `rw_semaphore.owner`.
     pub rwsem_owner: Offset,
+    /// `task_struct.group_leader`.
+    pub group_leader: Offset,
     /// Keeps the size a multiple of the alignment without hidden bytes.
-    pub reserved: [u16; 3],
+    pub reserved: [u16; 2],
 }
 
 /// One report of the kernel. It reports again while the task hangs.
@@ -58,6 +60,8 @@ pub struct Record {
     pub known: u32,
     /// Keeps the size a multiple of the alignment without hidden bytes.
     pub reserved: u32,
+    /// Name of its process: that of the first thread.
+    pub leader_comm: [u8; COMM_LEN],
     /// The task.
     pub task: Task,
 }
@@ -138,6 +142,8 @@ pub mod known {
     pub const SWITCH_TIME: u32 = 1;
     /// `last_switch_count` was read.
     pub const SWITCH_COUNT: u32 = 1 << 1;
+    /// `leader_comm` was read.
+    pub const LEADER: u32 = 1 << 2;
 }
 
 impl Offsets {
@@ -158,9 +164,10 @@ impl Offsets {
         mutex_owner: Offset::ABSENT,
         semaphore_holder: Offset::ABSENT,
         rwsem_owner: Offset::ABSENT,
-        reserved: [0; 3],
+        group_leader: Offset::ABSENT,
+        reserved: [0; 2],
     };
 }
 
-const _: () = assert!(size_of::<Offsets>() == 64 && size_of::<Record>() == 40 + size_of::<Task>());
+const _: () = assert!(size_of::<Offsets>() == 64 && size_of::<Record>() == 40 + COMM_LEN + size_of::<Task>());
 const _: () = assert!(size_of::<Asleep>() == 48 + 2 * COMM_LEN && size_of::<Stack>() == 8 + 8 * FRAMES_MAX);

@@ -104,6 +104,12 @@ pub fn requeue_tracepoint(ctx: TracePointContext) -> u32 {
     said(places::requeue(ctx.as_ptr() as u64))
 }
 
+/// A request becomes a part of another: what its record says.
+#[tracepoint]
+pub fn merge_tracepoint(ctx: TracePointContext) -> u32 {
+    said(places::merge(ctx.as_ptr() as u64))
+}
+
 /// A request, or a part of it, is complete: what its record says.
 #[tracepoint]
 pub fn complete_tracepoint(ctx: TracePointContext) -> u32 {

@@ -243,6 +243,12 @@ fn fill(task: u64, record: &mut Record) -> Option<()> {
         record.last_switch_count = count;
         record.known |= known::SWITCH_COUNT;
     }
+    if let Some(leader) = follow(task, &OFFSETS.group_leader)
+        && member::<u32>(leader, &OFFSETS.task.pid) == Some(record.task.tgid)
+        && copy_member(leader, &OFFSETS.task.comm, &mut record.leader_comm).is_some()
+    {
+        record.known |= known::LEADER;
+    }
     Some(())
 }
 
@@ -256,5 +262,6 @@ fn clear(record: &mut Record) {
     record.last_switch_count = 0;
     record.known = 0;
     record.reserved = 0;
+    record.leader_comm = [0; COMM_LEN];
     task::clear(&mut record.task);
 }

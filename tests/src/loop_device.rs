@@ -126,6 +126,15 @@ impl LoopDevice {
         run(program("blkdiscard").args(["-f", "-l", &bytes.to_string(), &self.path])).status.success()
     }
 
+    /// Flushes the disk's cache, as fsync(2) does.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn flush(&self) {
+        let disk = std::fs::File::options().write(true).open(&self.path).expect("it is there");
+        disk.sync_all().expect("the disk of our own is well");
+    }
+
     /// Cuts the file below the disk to `bytes`: reads across the new end are short.
     ///
     /// # Panics

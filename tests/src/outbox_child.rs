@@ -106,7 +106,7 @@ pub fn be() {
         let channels: BTreeMap<String, serde_json::Value> = serde_json::from_str(channels).expect("an object");
         let set = channels.iter().map(|(path, value)| (path.as_str(), setting(value)));
         let plan = Plan::new(&values(set.chain([("alerting.console.enabled", Value::Bool(false))])));
-        let outbox = Outbox::open(plan.expect("right"), Path::new(data), Arc::new(SystemTime::now));
+        let outbox = Outbox::open(plan.expect("right"), Some(Path::new(data)), Arc::new(SystemTime::now));
         say("open");
         // Bursts of one to sixteen, so that some are on disk alone and some together.
         let mut next = first;

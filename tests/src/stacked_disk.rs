@@ -6,6 +6,7 @@ use std::process::Command;
 
 use crate::loop_device::LoopDevice;
 use crate::require;
+use crate::scsi_disk::ScsiDisk;
 
 /// A disk that is taken down when dropped.
 pub struct StackedDisk {
@@ -17,6 +18,8 @@ enum Kind {
     InMemory,
     /// Its name for the device mapper, and what it is mapped onto.
     Mapped(String, LoopDevice),
+    /// The same of a multipath disk with one path.
+    OneWay(String, ScsiDisk),
     /// What it is made of.
     Array([LoopDevice; 2]),
 }
@@ -31,10 +34,24 @@ impl StackedDisk {
     /// When the machine refuses.
     #[must_use]
     pub fn in_memory() -> Option<Self> {
-        let number = std::fs::read_to_string("/sys/class/zram-control/hot_add").ok()?;
-        let disk = Self { name: format!("zram{}", number.trim()), kind: Kind::InMemory };
-        std::fs::write(format!("/sys/block/{}/disksize", disk.name), "16M").expect("a disk of our own");
+        let disk = Self::in_memory_without_size()?;
+        disk.give_size();
         Some(disk)
+    }
+
+    /// A zram disk that has no size yet.
+    #[must_use]
+    pub fn in_memory_without_size() -> Option<Self> {
+        let number = std::fs::read_to_string("/sys/class/zram-control/hot_add").ok()?;
+        Some(Self { name: format!("zram{}", number.trim()), kind: Kind::InMemory })
+    }
+
+    /// Gives it one.
+    ///
+    /// # Panics
+    /// When the machine refuses.
+    pub fn give_size(&self) {
+        std::fs::write(format!("/sys/block/{}/disksize", self.name), "16M").expect("a disk of our own");
     }
 
     /// What is missing to map one.
@@ -49,17 +66,33 @@ impl StackedDisk {
     /// When the machine refuses.
     #[must_use]
     pub fn mapped_onto(below: LoopDevice) -> Self {
-        let mapping = format!("sysops-{}-{}", below.name(), std::process::id());
-        let sectors = std::fs::read_to_string(format!("/sys/block/{}/size", below.name())).expect("it is there");
-        let table = format!("0 {} linear {} 0", sectors.trim(), below.path());
-        dmsetup(&["create", "--noudevsync", "--noudevrules", &mapping, "--table", &table]);
-        let disks = std::fs::read_dir("/sys/block").expect("it is there").filter_map(Result::ok);
-        let is_ours = |name: &String| {
-            let found = std::fs::read_to_string(format!("/sys/block/{name}/dm/name"));
-            found.is_ok_and(|found| found.trim() == mapping)
-        };
-        let name = disks.filter_map(|disk| disk.file_name().into_string().ok()).find(is_ours).expect("it was made");
+        let mapping = mapping_of(below.name());
+        let table = format!("0 {} linear {} 0", sectors(below.name()), below.path());
+        let name = map(&mapping, &table);
         Self { name, kind: Kind::Mapped(mapping, below) }
+    }
+
+    /// A disk of the device mapper with requests of its own, for which it makes others of `below`.
+    ///
+    /// # Panics
+    /// When the machine refuses.
+    #[must_use]
+    pub fn one_way_to(below: ScsiDisk) -> Self {
+        let mapping = mapping_of(below.name());
+        let way = format!("round-robin 0 1 1 /dev/{} 1000", below.name());
+        let table = format!("0 {} multipath 0 0 1 1 {way}", sectors(below.name()));
+        let name = map(&mapping, &table);
+        Self { name, kind: Kind::OneWay(mapping, below) }
+    }
+
+    /// The disk that it is mapped onto.
+    #[must_use]
+    pub fn below(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Mapped(_, below) => Some(below.name()),
+            Kind::OneWay(_, below) => Some(below.name()),
+            Kind::InMemory | Kind::Array(_) => None,
+        }
     }
 
     /// What is missing to make arrays.
@@ -128,9 +161,37 @@ pub fn transferring(name: &str, write: bool, count: u32) -> Command {
     dd
 }
 
+/// The program that writes so many pages by way of the page cache, and waits for the disk.
+#[must_use]
+pub fn transferring_by_cache(name: &str, pages: u32) -> Command {
+    let mut dd = Command::new("dd");
+    dd.args(["if=/dev/zero", "bs=65536", "conv=fsync"]);
+    dd.args([format!("of=/dev/{name}"), format!("count={}", pages / 16)]);
+    dd
+}
+
 fn set(attribute: &str, value: &str) {
     let file = format!("/sys/block/{ARRAY}/md/{attribute}");
     std::fs::write(&file, value).unwrap_or_else(|error| panic!("{file}: {value}: {error}"));
+}
+
+fn mapping_of(below: &str) -> String {
+    format!("sysops-{below}-{}", std::process::id())
+}
+
+fn sectors(name: &str) -> String {
+    std::fs::read_to_string(format!("/sys/block/{name}/size")).expect("it is there").trim().to_owned()
+}
+
+/// Makes the mapping by this table, and gives the kernel's name of it.
+fn map(mapping: &str, table: &str) -> String {
+    dmsetup(&["create", "--noudevsync", "--noudevrules", mapping, "--table", table]);
+    let disks = std::fs::read_dir("/sys/block").expect("it is there").filter_map(Result::ok);
+    let is_ours = |name: &String| {
+        let found = std::fs::read_to_string(format!("/sys/block/{name}/dm/name"));
+        found.is_ok_and(|found| found.trim() == mapping)
+    };
+    disks.filter_map(|disk| disk.file_name().into_string().ok()).find(is_ours).expect("it was made")
 }
 
 fn dmsetup(arguments: &[&str]) {
@@ -147,7 +208,7 @@ impl Drop for StackedDisk {
                 let _ = std::fs::write("/sys/class/zram-control/hot_remove", number);
             }
             // The disk below goes behind it.
-            Kind::Mapped(mapping, _below) => {
+            Kind::Mapped(mapping, _) | Kind::OneWay(mapping, _) => {
                 let _ = Command::new("dmsetup").args(["remove", "--noudevsync", mapping]).output();
             }
             Kind::Array(_below) => {

@@ -8,6 +8,7 @@ use sysops_agent::alert::Book;
 use sysops_agent::analyze::{Analyzer, threshold::Threshold};
 use sysops_agent::control::Desk;
 use sysops_agent::host::Clock;
+use sysops_agent::model::report::Report;
 use sysops_agent::model::{
     Listed, Matcher, Metric, OutboxStatus, Outcome, Readings, Series, SeriesValue, Severity, Silence, Unit,
 };
@@ -93,6 +94,11 @@ impl Desk for Real {
         _: &str,
     ) -> Result<(Vec<String>, UnboundedReceiver<Outcome>), String> {
         Err("there is no channel here".to_owned())
+    }
+
+    fn report(&self) -> oneshot::Receiver<Box<Report>> {
+        // Nobody here has one to give.
+        oneshot::channel().1
     }
 
     fn outbox(&self) -> OutboxStatus {

@@ -216,7 +216,7 @@ fn where_there_can_be_none_it_is_said() {
         let error = start(&scratch.path().join("no/control.sock")).expect_err("there is no such folder");
         assert!(with_causes(&error).contains("No such file or directory"), "{error}");
         let none =
-            control::start(&Values::default(), &file, &Host::live(&Roots::default()), Rc::new(Noting::default()));
+            control::start(&Values::default(), Some(&file), &Host::live(&Roots::default()), Rc::new(Noting::default()));
         assert!(none.is_none(), "the agent runs without");
         let error = start(&scratch.path().join("x".repeat(120))).expect_err("too long");
         assert!(error.to_string().contains("no path for a socket"), "{error}");

@@ -68,7 +68,7 @@ fn a_full_disk_under_data_dir_is_said_once() {
     let disk = scratch.path().display().to_string();
     // dd ends with an error when the disk is full, as it should be.
     let fill = format!("mount -t tmpfs -o size=16k none {disk} && ! dd if=/dev/zero of={disk}/all 2>/dev/null");
-    let agent = after(&fill).start(&QUICK.replace("@DATA@", &disk), &["live"]);
+    let agent = after(&fill).start(&QUICK.replace("@DATA@", &disk), &["--view"]);
     agent.wait_until_ready();
     for comm in ["full-disk-1", "full-disk-2"] {
         let pid = kill_one(comm);
@@ -146,7 +146,7 @@ fn null_in_the_place_of_the_log_is_seen_and_costs_nothing() {
     assert_eq!((output.status.code(), &report["log"]["state"]), (Some(0), &"failed".into()), "{report:#}");
     assert!(report["log"]["reason"].as_str().is_some_and(|reason| reason.contains("found device 1:3")), "{report:#}");
 
-    let agent = after(null).start(QUICK, &["live"]);
+    let agent = after(null).start(QUICK, &["--view"]);
     agent.wait_until_ready();
     wait_for_rounds(&agent, 1);
     let before = cpu_ticks(agent.pid());
@@ -180,7 +180,7 @@ fn an_ordinary_user_gets_what_anyone_may_see() {
     if !require(agent::missing().or_else(user::missing)) {
         return;
     }
-    let mut agent = user::ordinary().start(QUICK, &["live"]);
+    let mut agent = user::ordinary().start(QUICK, &["--view"]);
     agent.wait_until_ready();
     wait_for_rounds(&agent, 2);
     assert!(agent.stdout().contains("because: ") && agent.stdout().contains("CAP_BPF"), "{}", agent.stdout());
@@ -206,16 +206,16 @@ fn two_agents_at_once_do_not_disturb_each_other() {
     let port = free_port();
     let shared = QUICK.replace("@DATA@", &scratch.path().display().to_string());
     let configuration = format!("{shared}[prometheus]\nenabled = true\nbind = \"127.0.0.1:{port}\"\n");
-    let first = Agent::start(&configuration, &["live"]);
+    let first = Agent::start(&configuration, &["--view"]);
     first.wait_until_ready();
 
     // The same port cannot be had twice.
-    let mut refused = Agent::start(&configuration, &["live"]);
+    let mut refused = Agent::start(&configuration, &["--view"]);
     assert_eq!(refused.end(LONG).code(), Some(69), "{}", refused.stderr());
     let said = refused.stderr();
     assert!(said.contains("prometheus") && said.contains(&format!(":{port}")) && said.contains("ss -ltnp"), "{said}");
 
-    let second = Agent::start(&shared, &["live"]);
+    let second = Agent::start(&shared, &["--view"]);
     second.wait_until_ready();
     let pids = [kill_one("two-agents-1"), kill_one("two-agents-2")];
     let agents = [&first, &second];
@@ -231,12 +231,60 @@ fn two_agents_at_once_do_not_disturb_each_other() {
     }
 }
 
+/// Who only looks on disturbs nothing: no alert twice, nothing of the agent's own read or written.
+#[test]
+fn views_leave_the_agent_alone() {
+    if !require(agent::missing().or_else(MemoryCgroup::missing)) {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let far_end = FarEnd::start([]).await;
+        let scratch = Scratch::new();
+        let configuration = format!(
+            "{}[alerting.webhook]\nenabled = true\nurl = \"{}/x\"\n[prometheus]\nenabled = true\nbind = \"127.0.0.1:{}\"\n",
+            QUICK.replace("@DATA@", &scratch.path().display().to_string()),
+            far_end.url,
+            free_port()
+        );
+        let agent = Agent::start(&configuration, &[]);
+        agent.wait_until_ready();
+        let view = Agent::start(&configuration, &["live"]);
+        let list = Agent::start(&configuration, &["events", "--json"]);
+        wait_for_rounds(&view, 1);
+        list.wait_until("it watches", |list| list.stderr().contains("watching: "));
+
+        let pid = kill_one("is-told-once");
+        view.wait_until("it shows the kill", |view| events(view, pid) == 1);
+        let told = format!("\"pid\":{pid},");
+        list.wait_until("it prints the kill", |list| list.stdout().contains(&told));
+        let posts = || far_end.seen().iter().filter(|post| post.json()["labels"]["pid"] == *pid.to_string()).count();
+        until("the agent tells of the kill", LONG, || posts() > 0).await;
+        wait_for_rounds(&view, 3);
+        assert_eq!(posts(), 1, "{}", view.stderr());
+
+        let file = view.directory().join("config.toml").display().to_string();
+        let asked = agent::run(&["--config", &file, "doctor", "--json"]);
+        let report = schema::parse("doctor", &asked.stdout);
+        assert_eq!(report["agent"]["pid"], agent.pid(), "{report:#}");
+        let asked = agent::run(&["--config", &file, "alerts", "--json"]);
+        let alerts = String::from_utf8_lossy(&asked.stdout);
+        assert!(asked.status.success() && alerts.contains(&format!("\"{pid}\"")), "{asked:?}");
+        for one in [&agent, &view, &list] {
+            let said = one.stderr();
+            // That the file of a test can be read by all is warned of, and right.
+            let complaints = said.lines().filter(|line| line.contains("WARN") || line.contains("ERROR"));
+            assert_eq!(complaints.filter(|line| !line.contains("  settings: ")).count(), 0, "{said}");
+        }
+    });
+}
+
 #[test]
 fn a_stopped_agent_goes_on_without_a_burst() {
     if !require(agent::missing().or_else(MemoryCgroup::missing)) {
         return;
     }
-    let agent = Agent::start(QUICK, &["live"]);
+    let agent = Agent::start(QUICK, &["--view"]);
     agent.wait_until_ready();
     wait_for_rounds(&agent, 1);
     agent.signal(Signal::STOP);

@@ -50,7 +50,7 @@ fn a_hung_task_is_one_alert() {
     }
     run(async {
         let far_end = FarEnd::start([]).await;
-        let agent = Agent::start(&configuration("@DATA@", 0, &far_end.url), &["live"]);
+        let agent = Agent::start(&configuration("@DATA@", 0, &far_end.url), &["--view"]);
         agent.wait_until_ready();
         let _timeout = Sysctl::set("kernel/hung_task_timeout_secs", "1");
         let _warnings = Sysctl::set("kernel/hung_task_warnings", "-1");
@@ -119,6 +119,67 @@ fn a_hang_is_one_alert_over_a_restart_and_ends_once() {
         for pid in pids {
             assert_eq!(posts(&far_end, pid).iter().map(is_resolved).collect::<Vec<_>>(), [false, true]);
         }
+    });
+}
+
+/// The disk of the agent's own directory is what hangs: that, too, is told at once.
+#[test]
+fn a_hang_of_the_disk_that_the_agent_writes_to_is_told() {
+    let name = "a_hang_of_the_disk_that_the_agent_writes_to_is_told";
+    if !ready() || !is_inside(name) {
+        return;
+    }
+    run(async {
+        let far_end = FarEnd::start([]).await;
+        let mut mount = FrozenMount::thawed("16M");
+        let agent = Agent::start(&configuration(&mount.at().display().to_string(), 2, &far_end.url), &[]);
+        agent.wait_until_ready();
+        mount.freeze();
+        let mut hung = [mount.hang(), mount.hang()];
+        let pids = [hung[0].id(), hung[1].id()];
+        for pid in pids {
+            until("it is told while the disk hangs", LIMIT, || !posts(&far_end, pid).is_empty()).await;
+        }
+        // Then the next look is over, and has found the disk as it was.
+        let third = mount.hang();
+        until("the next one is, too", LIMIT, || !posts(&far_end, third.id()).is_empty()).await;
+        mount.thaw();
+        for child in hung.iter_mut().chain([third].iter_mut()) {
+            assert!(child.wait().expect("our child").success());
+        }
+        for pid in pids {
+            until("its end is told", LIMIT, || posts(&far_end, pid).len() > 1).await;
+        }
+        drop(agent);
+    });
+}
+
+/// Whoever is told of a hang is not left waiting for its end when the operator turns the probe off.
+#[test]
+fn a_hang_that_nobody_looks_at_any_more_is_no_alert() {
+    if !ready() || !is_inside("a_hang_that_nobody_looks_at_any_more_is_no_alert") {
+        return;
+    }
+    run(async {
+        let far_end = FarEnd::start([]).await;
+        let on = configuration("@DATA@", 2, &far_end.url);
+        let off = on.replace("[kernel.hung_task]\n", "[kernel.hung_task]\nrung = \"off\"\n");
+        let agent = Agent::start(&on, &[]);
+        agent.wait_until_ready();
+        let mut mount = FrozenMount::new();
+        let mut hung = mount.hang();
+        let pid = hung.id();
+        let told = |count: usize| posts(&far_end, pid).len() >= count;
+        until("it is told", LIMIT, || told(1)).await;
+        agent.configure(&off);
+        agent.signal(rustix::process::Signal::HUP);
+        until("it is resolved", LIMIT, || told(2)).await;
+        let message = posts(&far_end, pid)[1].json()["message"].to_string();
+        assert!(message.contains("is not looked at any more"), "{message}");
+        mount.thaw();
+        assert!(hung.wait().expect("our child").success());
+        let posts = posts(&far_end, pid);
+        assert_eq!(posts.iter().map(is_resolved).collect::<Vec<_>>(), [false, true], "{}", agent.stderr());
     });
 }
 

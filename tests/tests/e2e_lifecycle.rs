@@ -249,7 +249,7 @@ fn a_steady_cycle_forks_nothing() {
     if !require(agent::missing().or_else(|| require::programs(&["strace"]))) {
         return;
     }
-    let agent = Agent::start(QUICK, &["live"]);
+    let agent = Agent::start(QUICK, &["--view"]);
     let rounds = |agent: &Agent| agent.stdout().lines().filter(|line| line.contains("  cpu ")).count();
     // The first rounds start what then stays; the inventory has a thread of its own, once in five minutes.
     agent.wait_until("it goes steadily", |agent| rounds(agent) >= 2 && !has_thread(agent, "inventory"));

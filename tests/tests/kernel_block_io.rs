@@ -2,7 +2,6 @@
 #![expect(clippy::disallowed_methods, clippy::panic, reason = "a test reads files and fails as it likes")]
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use sysops_agent::host::{Host, Roots, files::Files};
@@ -17,6 +16,7 @@ use sysops_tests::measured::{counts, settle, stands};
 use sysops_tests::one_probe::{OneProbe, has_tracefs, key};
 use sysops_tests::require::require;
 use sysops_tests::schema::hold;
+use sysops_tests::unified_cgroup::UnifiedCgroup;
 
 const OPERATIONS: [&str; 5] = ["read", "write", "discard", "flush", "other"];
 
@@ -53,6 +53,16 @@ fn on_rung(rung: &str) {
         (counts(&probe, disk.name()).since(&before), kernel)
     });
     plausible(&probe, disk.name(), host.clock.now().since(&start));
+
+    // What only flushes has no place on the disk. The kernel counts it as a write, too, which is none to the driver.
+    in_a_quiet_turn(|| {
+        let (kernel_before, before) = (disk.completed(), counts(&probe, disk.name()));
+        (0..50).for_each(|_| disk.flush());
+        settle(&host, &mut probe, disk.name());
+        let (kernel, measured) = (disk.completed().since(&kernel_before), counts(&probe, disk.name()).since(&before));
+        assert!(kernel.flushes >= 50, "{kernel:?}");
+        (measured, Completed { flushes: kernel.flushes, ..measured })
+    });
 
     disk.set("iostats", "0");
     in_a_quiet_turn(|| {
@@ -223,6 +233,7 @@ fn slow(rung: &str) {
     settle(&host, &mut probe, disk.name());
 
     below.freeze();
+    let dropped = probe.standing().dropped;
     let mut write = disk.start_write(5);
     std::thread::sleep(FROZEN);
     below.thaw();
@@ -261,7 +272,9 @@ fn slow(rung: &str) {
     settle(&host, &mut probe, disk.name());
     let told = take_until(probe.source(), &host, Duration::ZERO, |_| true);
     let slow = probe.number("block_io_slow_total", &[disk.name(), "write"]).expect("there were writes");
-    assert!(slow > u64::from(WRITES), "{slow}");
+    // Since 7.x one completion may take the CPU from another one within a program, whose own run is then skipped and counted.
+    let dropped = probe.standing().dropped - dropped;
+    assert!(slow + dropped.min(3) > u64::from(WRITES), "{rung}: {slow} {dropped}");
     let untold = probe.number("block_io_slow_untold_total", &[]).expect("it is always there");
     // Others may be slow just now, too; so told and untold are at least ours.
     assert!(untold > 0 && events.len() as u64 + told.len() as u64 + untold >= slow, "{untold} {}", told.len());
@@ -283,33 +296,41 @@ fn what_does_not_fit_is_counted() {
         return;
     }
     let disk = LoopDevice::new("full");
+    // Each request waits and is issued: there is no room for it twice, and it is counted once.
+    disk.set("scheduler", "mq-deadline");
     settle(&host, &mut probe, disk.name());
-    let (kernel_before, before) = (disk.completed(), counts(&probe, disk.name()));
-    let dropped_before = probe.standing().dropped;
-    // On a slow processor the device may be done with each request before the next comes, and then there is room for all.
-    for _ in 0..5 {
+    // What others' disks do meanwhile does not fit either. And on a slow processor the device may be done with each request
+    // before the next comes, and then there is room for all.
+    let mut turns = Vec::new();
+    let is_exact = (0..20).any(|_| {
+        settle(&host, &mut probe, disk.name());
+        let (kernel, before) = (disk.completed(), counts(&probe, disk.name()));
+        let (dropped, elsewhere) = (probe.standing().dropped, completed_elsewhere(disk.name()));
         assert!(disk.read_at_random(5000, 32));
         settle(&host, &mut probe, disk.name());
-        if probe.standing().dropped > dropped_before {
-            break;
-        }
-    }
-    let kernel = disk.completed().since(&kernel_before).reads;
-    let measured = counts(&probe, disk.name()).since(&before).reads;
-    let dropped = probe.standing().dropped - dropped_before;
-    assert!(measured < kernel && measured + dropped >= kernel, "{measured} and {dropped} of {kernel}");
+        let kernel = disk.completed().since(&kernel).reads;
+        let measured = counts(&probe, disk.name()).since(&before).reads;
+        let dropped = probe.standing().dropped - dropped;
+        let is_alone = completed_elsewhere(disk.name()) == elsewhere;
+        turns.push((measured, dropped, kernel, is_alone));
+        assert!(measured + dropped >= kernel, "measured, dropped, all: {turns:?}");
+        is_alone && dropped > 0 && measured + dropped == kernel
+    });
+    assert!(is_exact, "measured, dropped, all, and whether it was alone: {turns:?}");
     assert_eq!(probe.standing().rung, Rung::TpBtf);
+}
+
+/// What the kernel counted of all disks but this one.
+fn completed_elsewhere(disk: &str) -> Vec<String> {
+    let text = std::fs::read_to_string("/proc/diskstats").expect("require() was asked");
+    let others = text.lines().filter(|line| line.split_whitespace().nth(2) != Some(disk));
+    others.map(str::to_owned).collect()
 }
 
 /// Bytes by cgroup: those of a process in a cgroup of its own are its own, and stay counted when the cgroup is gone.
 #[test]
 fn bytes_are_told_apart_by_cgroup() {
-    let mount = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].into_iter().map(PathBuf::from);
-    let Some(mount) = mount.into_iter().find(|mount| mount.join("cgroup.procs").exists()) else {
-        let _ = require(Some("no unified hierarchy of cgroups".to_owned()));
-        return;
-    };
-    if !require(LoopDevice::missing()) {
+    if !require(UnifiedCgroup::missing().or_else(LoopDevice::missing)) {
         return;
     }
     let host = Host::live(&Roots::default());
@@ -321,20 +342,13 @@ fn bytes_are_told_apart_by_cgroup() {
         return;
     }
     let disk = LoopDevice::new("cgroup");
-    let name = format!("sysops-io-{}", std::process::id());
-    let cgroup = mount.join(&name);
-    std::fs::create_dir(&cgroup).expect("root may");
-    let write = |count: u32| {
-        let dd = format!("exec dd if=/dev/zero of={} bs=65536 count={count} oflag=direct status=none", disk.path());
-        let script = format!("echo $$ > {}/cgroup.procs && {dd}", cgroup.display());
-        assert!(Command::new("sh").args(["-c", &script]).status().expect("there is a shell").success());
-    };
-    let path = format!("/{name}");
+    let cgroup = UnifiedCgroup::new("io");
+    let path = cgroup.path.clone();
     let of = |probe: &OneProbe, cgroup: &str| probe.number("block_io_cgroup_bytes_total", &[cgroup, "write"]);
     // What is measured of the disk is the measure here: whether all is measured, other tests ask.
     let measured = |probe: &OneProbe| counts(probe, disk.name()).writes * 65536;
     // The largest gets its label first; what it did before stays with the others.
-    write(400);
+    cgroup.write(disk.path(), 400);
     let start = host.clock.now();
     while of(&probe, &path).is_none() {
         probe.collect(&host);
@@ -343,14 +357,14 @@ fn bytes_are_told_apart_by_cgroup() {
     assert_eq!(of(&probe, &path), Some(0));
     let before = measured(&probe);
     assert!(before >= 390 * 65536, "{before}");
-    write(100);
+    cgroup.write(disk.path(), 100);
     probe.collect(&host);
     let its = measured(&probe) - before;
     assert!(its >= 90 * 65536, "{its}");
     assert_eq!(of(&probe, &path), Some(its));
     let other = of(&probe, "other").expect("it is always there");
     assert!(other >= before, "{other}");
-    std::fs::remove_dir(&cgroup).expect("it is empty");
+    drop(cgroup);
     let start = host.clock.now();
     while of(&probe, &path).is_some() {
         probe.collect(&host);

@@ -2,12 +2,18 @@
 //! disks below.
 #![expect(clippy::disallowed_methods, reason = "a test reads files")]
 
+use std::time::Duration;
+
+use sysops_agent::host::{Host, Roots};
+use sysops_agent::spec::{Value, Values};
 use sysops_tests::loop_device::{LoopDevice, completed};
 use sysops_tests::measured::{counts, settle, stands};
 use sysops_tests::multipath::{self, Multipath};
-use sysops_tests::one_probe::OneProbe;
-use sysops_tests::require::require;
-use sysops_tests::stacked_disk::{StackedDisk, transfer, transferring};
+use sysops_tests::one_probe::{OneProbe, key};
+use sysops_tests::require::{modules, require};
+use sysops_tests::scsi_disk::ScsiDisk;
+use sysops_tests::stacked_disk::{StackedDisk, transfer, transferring, transferring_by_cache};
+use sysops_tests::unified_cgroup::UnifiedCgroup;
 
 /// A disk that makes no requests comes while the probe runs: from then on its bios are measured.
 #[test]
@@ -18,12 +24,95 @@ fn a_disk_without_requests_is_measured_by_its_bios() {
     });
 }
 
+/// First there is the disk and then its size, as of zram, md and dm: from its size on it is measured, whatever comes or goes beside it.
+#[test]
+fn a_disk_without_requests_that_gets_its_size_later_is_measured() {
+    let Some((host, mut probe)) = stands("tp_btf") else { return };
+    let Some(disk) = StackedDisk::in_memory_without_size() else {
+        let _ = require(Some("no zram in this kernel".to_owned()));
+        return;
+    };
+    probe.collect(&host);
+    assert_eq!(probe.number("block_io_stacked_measured", &[disk.name()]), None, "it has no size");
+    disk.give_size();
+    probe.collect(&host);
+    assert_eq!(probe.number("block_io_stacked_measured", &[disk.name()]), Some(1), "{:?}", probe.standing());
+    let before = counts(&probe, disk.name());
+    disk.transfer(true, 100);
+    probe.collect(&host);
+    assert!(counts(&probe, disk.name()).since(&before).writes >= 100, "{:?}", probe.standing());
+}
+
 /// The same of a disk that is mapped onto another one.
 #[test]
 #[ignore = "not every machine has the device mapper; run by vm-test"]
 fn a_mapped_disk_is_measured_by_its_bios() {
     if require(StackedDisk::mapping_missing()) {
         by_bios(|| Some(StackedDisk::mapped_onto(LoopDevice::new("mapped"))));
+    }
+}
+
+/// What a cgroup writes to a disk that is mapped onto another one is counted once, by the requests of the disk below.
+#[test]
+#[ignore = "not every machine has the device mapper; run by vm-test"]
+fn what_a_cgroup_writes_through_a_mapped_disk_counts_once() {
+    const BLOCK: u64 = 65536;
+    if !require(StackedDisk::mapping_missing().or_else(UnifiedCgroup::missing).or_else(LoopDevice::missing)) {
+        return;
+    }
+    for rung in ["tp_btf", "raw_tracepoint"] {
+        let host = Host::live(&Roots::default());
+        let mut values = Values::default();
+        values.set(key("kernel.block_io.cgroups"), Value::Int(200));
+        let mut probe = OneProbe::start(&host, "block_io", rung, values);
+        let disk = StackedDisk::mapped_onto(LoopDevice::new("charged"));
+        probe.collect(&host);
+        assert_eq!(probe.number("block_io_stacked_measured", &[disk.name()]), Some(1), "{:?}", probe.standing());
+        let cgroup = UnifiedCgroup::new("stacked");
+        let of = |probe: &OneProbe| probe.number("block_io_cgroup_bytes_total", &[&cgroup.path, "write"]);
+        // It gets its label; what it did before stays with the others.
+        cgroup.write(&format!("/dev/{}", disk.name()), 20);
+        let start = host.clock.now();
+        while of(&probe).is_none() {
+            probe.collect(&host);
+            assert!(host.clock.now().since(&start) < Duration::from_secs(10), "it has no label");
+        }
+        let (before, measured) = (of(&probe), counts(&probe, disk.name()));
+        cgroup.write(&format!("/dev/{}", disk.name()), 100);
+        probe.collect(&host);
+        // The disk above is measured all the same.
+        assert_eq!(counts(&probe, disk.name()).since(&measured).writes, 100, "{rung}: {:?}", probe.standing());
+        let written = of(&probe).zip(before).map(|(now, before)| now - before);
+        assert_eq!(written, Some(100 * BLOCK), "{rung}: {:?}", probe.standing());
+    }
+}
+
+/// dm multipath that makes requests makes them of another disk's. One that this disk's driver gives back is freed without a word, and
+/// the next one in its place has not waited since then.
+#[test]
+#[ignore = "not every machine has dm multipath and scsi_debug; run by vm-test"]
+fn a_request_that_was_given_back_and_freed_leaves_no_start() {
+    let missing = || StackedDisk::mapping_missing().or_else(|| modules(&["dm_multipath", "dm_round_robin"]));
+    if !require(missing()) {
+        return;
+    }
+    for rung in ["tp_btf", "raw_tracepoint"] {
+        let Some((host, mut probe)) = stands(rung) else { return };
+        // Every third command finds the host busy, after its request was issued.
+        if !require(ScsiDisk::missing(&["every_nth=3", "opts=0x8000"])) {
+            return;
+        }
+        let below = ScsiDisk::of_the_machine();
+        let disk = StackedDisk::one_way_to(below);
+        settle(&host, &mut probe, disk.name());
+        disk.transfer(true, 60);
+        settle(&host, &mut probe, disk.name());
+        let below = disk.below().expect("it has one");
+        let requeues = probe.number("block_io_requeues_total", &[below]);
+        assert!(requeues.is_some_and(|requeues| requeues > 0), "{rung}: {requeues:?}");
+        let (buckets, waited) =
+            probe.histogram("block_io_queue_seconds", &[below, "write"]).expect("there were writes");
+        assert!(buckets.iter().sum::<u64>() >= 60 && waited == 0.0, "{rung}: {waited} s in no queue: {buckets:?}");
     }
 }
 
@@ -115,6 +204,7 @@ fn by_records() {
 fn two_paths(rung: &str) {
     const WRITERS: u64 = 3;
     const WRITES: u32 = 1000;
+    const PAGES: u32 = 4096;
     let Some((host, mut probe)) = stands(rung) else { return };
     assert!(require(Multipath::missing()), "it was there before");
     let disk = Multipath::of_the_machine();
@@ -143,6 +233,15 @@ fn two_paths(rung: &str) {
     }
     assert_eq!((is_measured, seen.writes), (Some(1), 100), "{rung}: {seen:?} {:?}", probe.standing());
     assert!((50..100).contains(&seen.reads), "{rung}: {seen:?}");
+
+    // What is written back comes in pages, of which many become one request: each is a bio of the head all the same.
+    let (before, dropped) = (counts(&probe, head), probe.standing().dropped);
+    let output = transferring_by_cache(head, PAGES).output().expect("dd is there");
+    assert!(output.status.success(), "{output:?}");
+    settle(&host, &mut probe, head);
+    let lacks = u64::from(PAGES).checked_sub(counts(&probe, head).since(&before).writes);
+    let dropped = probe.standing().dropped - dropped;
+    assert!(lacks.is_some_and(|lacks| lacks <= dropped && dropped < 100), "{rung}: {lacks:?} {dropped}");
 
     // One way goes while there is much to do: all is done by the other one.
     let (before, dropped) = (counts(&probe, head), probe.standing().dropped);

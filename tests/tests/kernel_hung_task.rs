@@ -121,7 +121,9 @@ fn each_hang_is_told_early_once_and_has_its_end() {
     eprintln!("told {:?} after the threshold of {EARLY:?}", start.elapsed().saturating_sub(EARLY));
     let first = find(&events, writer.tid, Phase::Began);
     assert_eq!((hang(first).tier, &first.source), (Some(Tier::Early), &vec![Source::TaskIter]));
-    assert_eq!(first.comm.as_deref(), Some(HOSTILE));
+    let process = std::fs::read_to_string("/proc/self/comm").expect("there is one");
+    assert_eq!(first.comm.as_deref(), Some(process.trim_end_matches('\n')));
+    assert_eq!(hang(first).thread_comm.as_deref(), Some(HOSTILE));
     assert!(hang(first).wchan.is_some() || !hang(first).kernel_stack.is_empty(), "{first:#?}");
     let blocked = blocked_seconds(&mut kernel, &host, writer.tid);
     assert!(blocked.is_some_and(|seconds| (3.0..20.0).contains(&seconds)), "{blocked:?}");
@@ -188,6 +190,60 @@ fn a_task_that_can_be_killed_is_told_and_a_parent_in_vfork_is_not() {
     assert_eq!(hang(find(&ended, pid, Phase::Ended)).outcome, Some(Outcome::Exited), "{ended:#?}");
     let _ = spawner.join().expect("it does not panic");
     drop(mount);
+}
+
+/// Up to 6.10 all threads but the one that dumps sleep so that no signal ends it until the dump is written. Here it goes to a
+/// file system that is frozen, so that the one that writes it hangs.
+#[test]
+fn of_a_process_that_dumps_core_only_the_thread_that_dumps_is_told() {
+    const TEST: &str = "of_a_process_that_dumps_core_only_the_thread_that_dumps_is_told";
+    const DUMPS: &str = "SYSOPS_TEST_DUMPS_CORE";
+    if std::env::var(DUMPS).is_ok() {
+        for _ in 0..3 {
+            std::thread::spawn(|| {
+                loop {
+                    std::thread::park();
+                }
+            });
+        }
+        std::process::abort();
+    }
+    let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
+    let elsewhere = pattern.starts_with(['|', '/', '@']).then(|| format!("core dumps go to {pattern}"));
+    if !ready() || !require(elsewhere.or_else(|| require::programs(&["sh"]))) || !is_inside(TEST) {
+        return;
+    }
+    let host = live();
+    let mut kernel = Kernel::start(&host, &early());
+    let mut mount = FrozenMount::new();
+    let mut dumps = std::process::Command::new("sh")
+        .args(["-c", "ulimit -c unlimited; cd \"$0\" && exec \"$@\""])
+        .arg(mount.at())
+        .arg(std::env::current_exe().expect("a test has a path"))
+        .args(["--exact", TEST])
+        .env(DUMPS, "1")
+        .spawn()
+        .expect("sh is there");
+    let pid = dumps.id();
+    let ours = |event: &&Event| event.pid == Some(pid);
+    let told = |events: &[Event]| events.iter().filter(ours).count();
+    let mut events = take_until(&mut kernel, &host, Duration::from_secs(30), |events| told(events) > 0);
+    let later = Instant::now();
+    events
+        .extend(take_until(&mut kernel, &host, Duration::from_secs(20), |_| later.elapsed() > Duration::from_secs(4)));
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it dumps").flatten();
+    let tids: Vec<u32> = threads.filter_map(|thread| thread.file_name().to_str()?.parse().ok()).collect();
+    let state = |tid: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{tid}/stat")).ok()?;
+        stat.rsplit_once(") ")?.1.chars().next()
+    };
+    eprintln!("{:?}", tids.iter().map(|tid| (*tid, state(*tid))).collect::<Vec<_>>());
+    mount.thaw();
+    let status = dumps.wait().expect("our child");
+    assert!(tids.len() >= 4 && told(&events) == 1, "{tids:?}: {status}: {events:#?}");
+    let tid = events.iter().find(ours).and_then(|event| event.tid).expect("a hang is a thread's");
+    let end = take_until(&mut kernel, &host, Duration::from_secs(10), |events| ended(events, tid) == 1);
+    assert_eq!(ended(&end, tid), 1, "{end:#?}");
 }
 
 /// Where the kernel's types lie about what the iterator reads, /proc is looked at.

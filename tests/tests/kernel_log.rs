@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sysops_agent::correlate::{Correlator, Sources};
-use sysops_agent::host::{EventSource, Host};
+use sysops_agent::host::{EventSource, Host, StateFiles};
 use sysops_agent::logs::Kmsg;
 use sysops_agent::model::{Batch, Detail, Event, Reading};
 use sysops_agent::spec::{Value, Values};
@@ -24,7 +24,10 @@ const LOG: Sources = Sources { probe: false, log: true };
 struct Machine {
     dir: PathBuf,
     host: Host,
+    files: StateFiles,
 }
+
+const LONG: Duration = Duration::from_secs(10);
 
 impl Machine {
     fn new(name: &str, log: &[u8]) -> Self {
@@ -32,7 +35,8 @@ impl Machine {
         fs::create_dir_all(dir.join("dev")).unwrap();
         fs::create_dir_all(dir.join("data")).unwrap();
         fs::create_dir_all(dir.join("proc/sys/kernel/random")).unwrap();
-        let machine = Self { host: Host::fixture(&dir), dir };
+        let files = StateFiles::within(Some(&dir.join("data")));
+        let machine = Self { host: Host::fixture(&dir), dir, files };
         machine.boot("b00");
         machine.log(log);
         machine
@@ -47,7 +51,12 @@ impl Machine {
     }
 
     fn open(&self) -> Kmsg {
-        Kmsg::open(&self.host, &Values::default(), &self.dir.join("data")).unwrap()
+        Kmsg::open(&self.host, &Values::default(), &self.files).unwrap()
+    }
+
+    fn save(&self, kmsg: &mut Kmsg) {
+        kmsg.save_now();
+        self.files.settle(LONG);
     }
 
     fn drain(&self, kmsg: &mut Kmsg) -> Vec<Event> {
@@ -65,7 +74,7 @@ impl Machine {
             out.extend(self.drain(&mut kmsg));
         }
         assert_eq!(kmsg.next_deadline(), None);
-        kmsg.save_now();
+        self.save(&mut kmsg);
         out
     }
 }
@@ -235,7 +244,7 @@ fn a_restart_at_any_record_tells_each_event_once_and_whole() {
             machine.log(&log[..end]);
             let mut kmsg = machine.open();
             let mut events = machine.drain(&mut kmsg);
-            kmsg.save_now();
+            machine.save(&mut kmsg);
             drop(kmsg);
             machine.log(&log);
             events.extend(machine.live());
@@ -313,11 +322,82 @@ fn lost_records_are_counted_also_those_of_the_time_between_two_lives() {
     let mut kmsg = machine.open();
     machine.drain(&mut kmsg);
     assert_eq!(counters(&machine, &mut kmsg), (3.0, 3.0));
-    kmsg.save_now();
+    machine.save(&mut kmsg);
     machine.log(b"6,18,4,-;d\n6,19,5,-;e\n");
     let mut kmsg = machine.open();
     machine.drain(&mut kmsg);
     assert_eq!(counters(&machine, &mut kmsg), (2.0, 2.0));
+}
+
+/// The records of a capture, each with another sequence and time than it had: 10,000 and a second later.
+fn later(name: &str) -> Vec<String> {
+    let shift = |line: &str| {
+        let mut fields = line.splitn(4, ',');
+        let [Some(priority), Some(sequence), Some(micros), Some(rest)] = std::array::from_fn(|_| fields.next()) else {
+            return line.to_owned();
+        };
+        let number = |text: &str| text.parse::<u64>().unwrap();
+        format!("{priority},{},{},{rest}", number(sequence) + 10_000, number(micros) + 1_000_000)
+    };
+    String::from_utf8(fixture(name)).unwrap().lines().map(shift).collect()
+}
+
+fn place(lines: &[String], words: &str) -> usize {
+    lines.iter().position(|line| line.contains(words)).unwrap_or_else(|| panic!("no {words}"))
+}
+
+#[test]
+fn what_stands_behind_a_gap_is_of_no_report_before_it() {
+    let first = String::from_utf8(fixture("oom-memcg/6.12.kmsg")).unwrap();
+    let first: Vec<String> = first.lines().map(str::to_owned).collect();
+    let summary = place(&first, "oom-kill:constraint=");
+    let begin = first[..summary].join("\n");
+    // Of the second report the beginning is lost, and once the summary too.
+    let second = later("oom-global/6.12.kmsg");
+    let kill_of = |from: usize| {
+        let log = format!("{begin}\n{}\n", second[from..].join("\n"));
+        let events = Machine::new(&format!("gap-{from}"), log.as_bytes()).live();
+        let Detail::OomKill(kill) = &events[0].detail else { panic!("{events:?}") };
+        kill.clone()
+    };
+    let kill = kill_of(place(&second, "oom-kill:constraint="));
+    assert_eq!((kill.trigger_pid, kill.trigger_comm.as_deref(), kill.oom_memcg.as_deref()), (None, None, None));
+    assert_eq!(kill.constraint.as_deref(), Some("CONSTRAINT_NONE"));
+    let kill = kill_of(place(&second, "Killed process"));
+    assert_eq!((kill.trigger_pid, kill.trigger_comm.as_deref(), kill.constraint.as_deref()), (None, None, None));
+    // The same cgroup's limit, told by a report whose beginning is lost.
+    let second = later("oom-memcg/6.12.kmsg");
+    let kill = kill_of_limit(&begin, &second[place(&second, "oom-kill:constraint=")..]);
+    assert_eq!((kill.trigger_pid, kill.oom_memcg_limit_bytes, kill.oom_memcg_usage_bytes), (None, None, None));
+    assert_eq!(kill.oom_memcg.as_deref(), Some("/web.slice"));
+    // A summary names its victim, whatever is lost behind it.
+    let with_summary = first[..=summary].join("\n");
+    let mut killed = first[place(&first, "Killed process")].clone();
+    killed = killed.replacen("3,501,", "3,601,", 1);
+    let kill = kill_of_limit(&with_summary, &[killed]);
+    assert_eq!((kill.trigger_pid, kill.oom_memcg.as_deref()), (None, Some("/web.slice")));
+}
+
+fn kill_of_limit(begin: &str, rest: &[String]) -> sysops_agent::model::event::OomKill {
+    let log = format!("{begin}\n{}\n", rest.join("\n"));
+    let events = Machine::new(&format!("gap-limit-{}", rest.len()), log.as_bytes()).live();
+    let [event] = events.as_slice() else { panic!("{events:?}") };
+    let Detail::OomKill(kill) = &event.detail else { panic!("{event:?}") };
+    kill.clone()
+}
+
+#[test]
+fn frames_behind_a_gap_are_not_of_the_task_before_it() {
+    let first = String::from_utf8(fixture("hung-task/6.12.kmsg")).unwrap();
+    let first: Vec<String> = first.lines().map(str::to_owned).collect();
+    let frame = place(&first, "percpu_rwsem_wait+");
+    let second = later("hung-task/6.12.kmsg");
+    let other = place(&second, "__mutex_lock.constprop");
+    let log = format!("{}\n{}\n", first[..=frame].join("\n"), second[other..].join("\n"));
+    let events = Machine::new("gap-frames", log.as_bytes()).live();
+    let hang = events[0].hang().unwrap();
+    assert_eq!(events[0].tid, Some(186));
+    assert_eq!(hang.kernel_stack, ["__schedule+0x4fb/0xc00", "schedule+0x27/0xc0", "percpu_rwsem_wait+0x11f/0x140"]);
 }
 
 #[test]
@@ -339,13 +419,13 @@ fn garbage_and_a_line_without_end_hide_no_kill() {
 fn a_log_that_cannot_be_read_says_why_and_what_to_do() {
     let machine = Machine::new("none", b"");
     fs::remove_file(machine.dir.join("dev/kmsg")).unwrap();
-    let refused = Kmsg::open(&machine.host, &Values::default(), &machine.dir).unwrap_err();
+    let refused = Kmsg::open(&machine.host, &Values::default(), &machine.files).unwrap_err();
     assert!(refused.reason.contains("dev/kmsg: cannot open: No such file"), "{refused:?}");
     assert!(refused.remedy.contains("--device /dev/kmsg") && !refused.by_configuration, "{refused:?}");
 
     let mut values = Values::default();
     values.set(sysops_agent::logs::SOURCES.spec(), Value::TextList(vec!["syslog".into()]));
-    let refused = Kmsg::open(&machine.host, &values, &machine.dir).unwrap_err();
+    let refused = Kmsg::open(&machine.host, &values, &machine.files).unwrap_err();
     assert!(refused.reason.contains("log_analyzer.sources") && refused.by_configuration, "{refused:?}");
     assert_eq!(sysops_agent::logs::sources_not_built(&values), ["syslog"]);
 }
@@ -365,7 +445,7 @@ fn the_live_log_begins_at_its_end() {
     let machine = Machine::new("live", b"");
     let host = Host::live(&sysops_agent::host::Roots::default());
     let data = machine.dir.join("data");
-    let mut kmsg = match Kmsg::open(&host, &Values::default(), &data) {
+    let mut kmsg = match Kmsg::open(&host, &Values::default(), &machine.files) {
         Ok(kmsg) => kmsg,
         Err(refused) => {
             assert!(!refused.remedy.is_empty(), "{refused:?}");
@@ -375,10 +455,11 @@ fn the_live_log_begins_at_its_end() {
     assert_eq!(kmsg.fds().len(), 1);
     assert_eq!(kmsg.records(), 0);
     kmsg.save(host.clock.now());
+    machine.files.settle(LONG);
     let saved = fs::read_to_string(data.join("kmsg.position")).unwrap();
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     assert!(saved.starts_with(boot.trim()), "{saved}");
-    let mut again = Kmsg::open(&host, &Values::default(), &data).unwrap();
+    let mut again = Kmsg::open(&host, &Values::default(), &machine.files).unwrap();
     let started = host.clock.now();
     again.drain(&host, &mut Vec::new());
     assert!(host.clock.now().since(&started) < Duration::from_secs(5));

@@ -108,7 +108,7 @@ fn a_stopped_agent_tells_what_fits_and_counts_the_rest() {
          disk_percent = 100.0\ndisk_inode_percent = 100.0\n[log_analyzer]\nenabled = false\n\
          [prometheus]\nenabled = true\nbind = \"127.0.0.1:{port}\"\n"
     );
-    let agent = Agent::start(&configuration, &["live"]);
+    let agent = Agent::start(&configuration, &["--view"]);
     agent.wait_until_ready();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let count = |name: &str, reason: &str| {
@@ -161,7 +161,7 @@ fn a_stopped_agent_tells_what_fits_and_counts_the_rest() {
     assert!(said.iter().any(|message| message.contains(&wanted)), "{said:?}");
     let doctor = agent::run(&["--config", &file, "doctor"]);
     let text = String::from_utf8_lossy(&doctor.stdout);
-    assert!(text.contains("lost by the agent that runs") && text.contains("probe oom_kill lost"), "{text}");
+    assert!(text.contains("lost in its life") && text.contains("probe oom_kill lost"), "{text}");
 }
 
 /// The kernel's own account of what the programs cost.

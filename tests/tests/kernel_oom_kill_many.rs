@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
-use sysops_agent::host::{EventSource, Host};
+use sysops_agent::host::{EventSource, Host, StateFiles};
 use sysops_agent::kernel::Kernel;
 use sysops_agent::logs::Kmsg;
 use sysops_agent::model::event::OomKill;
@@ -32,8 +32,11 @@ type Killed = BTreeMap<u32, (String, Option<usize>)>;
 
 #[test]
 fn a_hundred_kills_at_full_load_are_a_hundred_events_of_probe_and_log_each() {
-    let missing = || require::programs(&["sh", "dd"]).or_else(|| require::files(&["/dev/kmsg"]));
+    let missing = || require::programs(&["sh", "dd", "unshare"]).or_else(|| require::files(&["/dev/kmsg"]));
     if !require(MemoryCgroup::missing().or_else(missing)) {
+        return;
+    }
+    if !has_tracefs("a_hundred_kills_at_full_load_are_a_hundred_events_of_probe_and_log_each") {
         return;
     }
     hold_both("one", kill_one_by_one);
@@ -159,24 +162,30 @@ fn hold_both(name: &str, kill_all: impl FnOnce(&str) -> Killed + Send) {
     let host = live();
     let data = std::env::temp_dir().join(format!("sysops-kmsg-{}-{name}", std::process::id()));
     std::fs::create_dir_all(&data).expect("a directory of our own");
-    let open = || Kmsg::open(&host, &Values::default(), &data).unwrap_or_else(|error| panic!("{error:?}"));
+    let files = StateFiles::within(Some(&data));
+    let open = || Kmsg::open(&host, &Values::default(), &files).unwrap_or_else(|error| panic!("{error:?}"));
     let mut kmsg = open();
-    let mut kernel = start(&host, "auto");
+    // The raw tracepoint reads what the typed one does.
+    let rungs = ["tp_btf", "tracepoint"];
+    let mut kernels: Vec<_> = rungs.into_iter().filter_map(|rung| Some((rung, start(&host, rung)?))).collect();
     let is_over = AtomicBool::new(false);
     let busy = Busy::start();
-    let (killed, probe, log) = std::thread::scope(|scope| {
-        let log = scope.spawn(|| watch("log", &mut kmsg, &host, &is_over));
-        let probe = kernel.as_mut().map(|kernel| scope.spawn(|| watch("probe", kernel, &host, &is_over)));
+    let (killed, probes, log) = std::thread::scope(|scope| {
+        let (host, is_over) = (&host, &is_over);
+        let log = scope.spawn(|| watch("log", &mut kmsg, host, is_over));
+        let probes: Vec<_> = kernels
+            .iter_mut()
+            .map(|(rung, kernel)| (*rung, scope.spawn(|| watch(rung, kernel, host, is_over))))
+            .collect();
         let killed = kill_all(name);
         is_over.store(true, Ordering::Relaxed);
         let join = |watch: ScopedJoinHandle<'_, Vec<Event>>| watch.join().expect("who watches does not fail");
-        (killed, probe.map(join), join(log))
+        let probes: Vec<_> = probes.into_iter().map(|(rung, watch)| (rung, join(watch))).collect();
+        (killed, probes, join(log))
     });
     drop(busy);
-    if let (Some(events), Some(kernel)) = (probe, &kernel) {
-        let standing =
-            kernel.standings().into_iter().find(|standing| standing.name == "oom_kill").expect("in the list");
-        hold_incidents(&hold_against(&events, &killed, standing.rung.word() != "tracepoint"));
+    for (rung, events) in probes {
+        hold_incidents(&hold_against(&events, &killed, rung != "tracepoint"));
     }
     let told = hold_against(&log, &killed, false);
     hold_incidents(&told);
@@ -184,6 +193,7 @@ fn hold_both(name: &str, kill_all: impl FnOnce(&str) -> Killed + Send) {
     eprintln!("the log: {} of {} kills, {with_cgroup} with their cgroup", told.len(), killed.len());
     kmsg.save_now();
     drop(kmsg);
+    files.settle(Duration::from_secs(10));
     let again = take_until(&mut open(), &host, Duration::from_millis(500), |_| false);
     std::fs::remove_dir_all(&data).expect("a directory of our own");
     assert!(!again.iter().any(|event| event.tid.is_some_and(|tid| killed.contains_key(&tid))), "{again:#?}");

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use sysops_agent::host::{Host, Roots};
+use sysops_agent::host::{Host, Roots, StateFiles};
 use sysops_agent::kernel::Rung;
 use sysops_agent::logs::Kmsg;
 use sysops_agent::model::event::OomKill;
@@ -61,7 +61,8 @@ fn is_told(script: &str, constraint: &str, cgroup: Option<&str>) {
     }
     let data = std::env::temp_dir().join(format!("sysops-node-{}", std::process::id()));
     std::fs::create_dir_all(&data).expect("a directory of our own");
-    let mut log = Kmsg::open(&host, &Values::default(), &data).unwrap_or_else(|error| panic!("{error:?}"));
+    let mut log = Kmsg::open(&host, &Values::default(), &StateFiles::within(Some(&data)))
+        .unwrap_or_else(|error| panic!("{error:?}"));
     std::thread::sleep(LOG_INTERVAL);
     let mut victim = Command::new("sh").args(["-c", script]).spawn().expect("there is a shell");
     let status = victim.wait().expect("our child");

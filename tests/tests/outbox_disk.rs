@@ -44,7 +44,7 @@ fn open(data: &Path, far_end: &FarEnd) -> Outbox {
         ("alerting.webhook.url", Value::Text(far_end.url.clone())),
         ("alerting.outbox_max_bytes", Value::Int(4 << 20)),
     ]));
-    Outbox::open(plan.expect("right"), data, Arc::new(SystemTime::now))
+    Outbox::open(plan.expect("right"), Some(data), Arc::new(SystemTime::now))
 }
 
 fn not_durable(outbox: &Outbox) -> f64 {

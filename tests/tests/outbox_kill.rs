@@ -133,7 +133,7 @@ fn open(scratch: &Scratch, url: &str) -> Outbox {
         ("alerting.webhook.url", Value::Text(url.to_owned())),
         ("alerting.outbox_max_bytes", Value::Int(256 << 20)),
     ]));
-    Outbox::open(plan.expect("right"), scratch.path(), std::sync::Arc::new(SystemTime::now))
+    Outbox::open(plan.expect("right"), Some(scratch.path()), std::sync::Arc::new(SystemTime::now))
 }
 
 #[test]

@@ -117,7 +117,7 @@ fn the_view_stays_a_view() {
         return;
     }
     let limits = "[thresholds]\nmemory_percent = 0.001\nhold_secs = 0\n";
-    let agent = Agent::start(&configuration(free_port(), ""), &["live"]);
+    let agent = Agent::start(&configuration(free_port(), ""), &["--view"]);
     agent.wait_until_ready();
     agent.configure(&configuration(free_port(), limits));
     agent.signal(Signal::HUP);

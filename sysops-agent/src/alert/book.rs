@@ -50,6 +50,8 @@ pub struct Book {
     pub(super) surroundings: Surroundings,
     pub(super) happened: Happenings,
     pub(super) hangs: Hangs,
+    /// The hangs that people were told of in this boot are known: this book was kept in it.
+    pub(super) has_its_hangs: bool,
     /// What is over since the last cycle, and people know of.
     over: Vec<(u64, Page)>,
     notices: Vec<Notice>,
@@ -80,6 +82,7 @@ impl Book {
             surroundings: Surroundings::default(),
             happened: Happenings::default(),
             hangs: Hangs::default(),
+            has_its_hangs: false,
             over: Vec::new(),
             notices: Vec::new(),
             gap_max: GAP_MAX,
@@ -167,10 +170,11 @@ impl Book {
         }
     }
 
-    /// Takes note of an event that was told in an earlier life of the agent and is not over.
+    /// Takes note of an event of an earlier life of the agent that is not over. People were told of it, where the book does not
+    /// know better: it may have been silenced, or one too many.
     pub fn remember(&mut self, event: &Event, now: &Tick) {
         if let Some(alert) = self.alert_of(event, now) {
-            self.hangs.began(event, &alert, true);
+            self.hangs.began(event, &alert, !self.has_its_hangs);
         }
     }
 
@@ -192,6 +196,7 @@ impl Book {
         let at = self.time(now);
         self.contexts_left = CONTEXTS_MAX;
         self.end_stale(at);
+        self.end_unconfirmed_hangs(at, now);
         self.tell_summary(at, now);
         for (fingerprint, page) in std::mem::take(&mut self.over) {
             self.tell_over(fingerprint, page, readings, now);
@@ -306,6 +311,16 @@ impl Book {
         }
         let notice = self.groups.add(alert, page.channels.take(), at);
         self.notices.push(notice);
+    }
+
+    /// The end of a hang may be lost when the agent dies, and nobody may look any more when it comes back.
+    fn end_unconfirmed_hangs(&mut self, at: Duration, now: &Tick) {
+        for alert in self.hangs.unconfirmed(at) {
+            let why = "Since the agent was started anew nobody looks whether this goes on.";
+            let notice = self.hang_without_end(alert, why, at, now.wall);
+            self.notices.push(notice);
+            self.has_changed = true;
+        }
     }
 
     fn tell_summary(&mut self, at: Duration, now: &Tick) {

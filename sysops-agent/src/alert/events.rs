@@ -116,7 +116,7 @@ fn hung_task(event: &Event, task: &HungTask) -> String {
     if task.phase == Phase::Ended {
         return hang_over(event, task);
     }
-    let mut text = format!("{} has been blocked in the kernel", process(event));
+    let mut text = format!("{} has been blocked in the kernel", thread(event, task));
     if let Some(seconds) = task.blocked_seconds {
         let _ = write!(text, " for {seconds} s");
     }
@@ -137,6 +137,12 @@ fn hung_task(event: &Event, task: &HungTask) -> String {
         let _ = write!(text, " Stack: {}{more}", frames.join(" < "));
     }
     text
+}
+
+/// `mysqld (pid 42, uid 27) in cgroup /db, thread ib_log_writer,`.
+fn thread(event: &Event, task: &HungTask) -> String {
+    let thread = task.thread_comm.as_ref().map(|comm| format!(", thread {},", shown(comm, NAME_MAX)));
+    process(event) + &thread.unwrap_or_default()
 }
 
 /// `nginx (pid 42) takes file descriptors (socket) and does not close them: 812 are open, the oldest for 2 h; …`
@@ -176,9 +182,9 @@ fn hang_over(event: &Event, task: &HungTask) -> String {
     let what = match task.outcome {
         Some(Outcome::Ran) => "runs again",
         Some(Outcome::Exited) => "is gone",
-        None => "is not blocked any more",
+        None => "is not looked at any more, so that nobody knows when it goes on",
     };
-    let mut text = format!("{} {what}; it had been blocked in the kernel", process(event));
+    let mut text = format!("{} {what}; it had been blocked in the kernel", thread(event, task));
     if let Some(seconds) = task.blocked_seconds {
         let _ = write!(text, " for {seconds} s");
     }
@@ -363,6 +369,12 @@ mod tests {
             blocked_seconds: Some(300),
             ..HungTask::default()
         };
+        let unwatched = HungTask { outcome: None, blocked_seconds: None, ..over.clone() };
+        assert_eq!(
+            alert(&event("jbd2/sda1", Detail::HungTask(unwatched)), "h", &now()).message,
+            "jbd2/sda1 (pid 92, uid 1000) in cgroup /web.slice/app.service is not looked at any more, so that nobody knows \
+             when it goes on; it had been blocked in the kernel."
+        );
         assert_eq!(
             alert(&event("jbd2/sda1", Detail::HungTask(over)), "h", &now()).message,
             "jbd2/sda1 (pid 92, uid 1000) in cgroup /web.slice/app.service runs again; it had been blocked in the \
@@ -374,6 +386,18 @@ mod tests {
             alert.message,
             "jbd2/sda1 (pid 92, uid 1000) in cgroup /web.slice/app.service has been blocked in the kernel for 122 s, \
              waiting in folio_wait_bit. It waits for a mutex, likely held by tar\\n (thread 44). Stack: f0 < f1 < f2 < f3 < f4 < f5 < f6 < f7 < …"
+        );
+    }
+
+    #[test]
+    fn threads_of_one_process_are_one_alert_whatever_their_names() {
+        let hang = |name: &str| HungTask { thread_comm: Some(name.to_owned()), ..HungTask::default() };
+        let of = |name: &str| alert(&event("mysqld", Detail::HungTask(hang(name))), "h", &now());
+        let (one, other) = (of("ib_log_writer"), of("connection\n"));
+        assert_eq!((one.fingerprint, &one.labels), (other.fingerprint, &other.labels));
+        assert_eq!(
+            other.message,
+            "mysqld (pid 92, uid 1000) in cgroup /web.slice/app.service, thread connection\\n, has been blocked in the kernel."
         );
     }
 

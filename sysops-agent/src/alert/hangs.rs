@@ -1,11 +1,14 @@
 //! Alerts of hung tasks that fire until the hang is over. How a hang is worded is left to `events`.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use crate::model::{Alert, Change, Event, Status};
 
 /// Hangs whose end is waited for. Of more than that, people are told the beginning only.
 const OPEN_MAX: usize = 4096;
+/// So long after a restart the probe has said which of them go on, and which ended meanwhile.
+const CONFIRMED_WITHIN: Duration = Duration::from_secs(60);
 
 /// A hang: thread, and how often it had run.
 pub(super) type Hang = (u32, u64);
@@ -14,6 +17,8 @@ pub(super) type Hang = (u32, u64);
 #[derive(Debug, Default)]
 pub(super) struct Hangs {
     open: HashMap<Hang, Open>,
+    /// When those of an earlier life were taken over, until all that go on have been confirmed.
+    restored: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -21,14 +26,18 @@ struct Open {
     alert: Alert,
     /// People were told of it. Of threads of one process they are told once.
     told: bool,
+    /// Someone looks at it in this life.
+    confirmed: bool,
 }
 
 impl Hangs {
     /// Notes that `event` began what `alert` says, which people were told or not. One that is open stays as it is.
     pub(super) fn began(&mut self, event: &Event, alert: &Alert, told: bool) {
         let Some(hang) = hang(event) else { return };
-        if self.open.len() < OPEN_MAX {
-            self.open.entry(hang).or_insert_with(|| Open { alert: alert.clone(), told });
+        if let Some(open) = self.open.get_mut(&hang) {
+            open.confirmed = true;
+        } else if self.open.len() < OPEN_MAX {
+            self.open.insert(hang, Open { alert: alert.clone(), told, confirmed: true });
         }
     }
 
@@ -53,8 +62,29 @@ impl Hangs {
         told.map(|(hang, open)| (*hang, open.alert.clone())).collect()
     }
 
-    pub(super) fn restore(&mut self, told: Vec<(Hang, Alert)>) {
-        self.open = told.into_iter().take(OPEN_MAX).map(|(hang, alert)| (hang, Open { alert, told: true })).collect();
+    pub(super) fn restore(&mut self, told: Vec<(Hang, Alert)>, at: Duration) {
+        let open = |alert| Open { alert, told: true, confirmed: false };
+        self.open = told.into_iter().take(OPEN_MAX).map(|(hang, alert)| (hang, open(alert))).collect();
+        self.restored = Some(at).filter(|_| !self.open.is_empty());
+    }
+
+    /// Gives, once, the alerts of an earlier life that nobody has spoken of in this one: their end was lost, or nobody looks any
+    /// more. One with another thread of the process that hangs goes on.
+    pub(super) fn unconfirmed(&mut self, at: Duration) -> Vec<Alert> {
+        if self.restored.is_none_or(|restored| at.saturating_sub(restored) < CONFIRMED_WITHIN) {
+            return Vec::new();
+        }
+        self.restored = None;
+        let lost: Vec<Open> = self.open.extract_if(|_, open| !open.confirmed).map(|(_, open)| open).collect();
+        let mut over: Vec<Alert> = Vec::new();
+        for Open { alert, told, .. } in lost {
+            if let Some(other) = self.open.values_mut().find(|other| other.alert.fingerprint == alert.fingerprint) {
+                other.told |= told;
+            } else if told && over.iter().all(|other| other.fingerprint != alert.fingerprint) {
+                over.push(alert);
+            }
+        }
+        over
     }
 
     /// The alerts that fire.
@@ -124,6 +154,22 @@ mod tests {
         assert_eq!(hangs.ended(&event(7, Some(1)), alert("over")), None);
         hangs.began(&event(7, None), &alert("a"), true);
         assert_eq!(hangs.firing().count(), 0, "nobody will tell its end");
+    }
+
+    #[test]
+    fn what_nobody_speaks_of_after_a_restart_is_given_up_once() {
+        let mut hangs = Hangs::default();
+        let of = |fingerprint: u64, message: &str| Alert { fingerprint, ..alert(message) };
+        let told = vec![((7, 1), of(1, "goes on")), ((8, 1), of(2, "lost")), ((9, 1), of(2, "lost as well"))];
+        hangs.restore(told, Duration::from_secs(10));
+        hangs.began(&event(7, Some(1)), &of(1, "told again"), true);
+        assert!(hangs.unconfirmed(Duration::from_secs(69)).is_empty());
+        let over = hangs.unconfirmed(Duration::from_secs(70));
+        assert_eq!(over.iter().map(|alert| alert.fingerprint).collect::<Vec<_>>(), [2], "one alert, one end");
+        assert_eq!(hangs.firing().map(|alert| alert.message.as_str()).collect::<Vec<_>>(), ["goes on"]);
+        hangs.began(&event(10, Some(1)), &of(3, "new"), true);
+        assert!(hangs.unconfirmed(Duration::from_secs(7000)).is_empty());
+        assert_eq!(hangs.firing().count(), 2);
     }
 
     #[test]

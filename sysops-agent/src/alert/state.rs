@@ -108,16 +108,19 @@ impl Book {
         self.happened.restore(state.happened);
         self.surroundings.restore(state.events);
         if is_same_boot {
-            self.hangs.restore(state.hangs);
+            self.hangs.restore(state.hangs, at);
+            self.has_its_hangs = true;
             return Vec::new();
         }
-        state.hangs.into_iter().map(|(_, alert)| self.ended_with_the_boot(alert, at, now.wall)).collect()
+        let why = "It is over: the machine was started anew.";
+        state.hangs.into_iter().map(|(_, alert)| self.hang_without_end(alert, why, at, now.wall)).collect()
     }
 
-    fn ended_with_the_boot(&mut self, alert: Alert, at: Duration, wall: SystemTime) -> Notice {
+    /// Ends the alert of a hang whose end nobody will tell.
+    pub(super) fn hang_without_end(&mut self, alert: Alert, why: &str, at: Duration, wall: SystemTime) -> Notice {
         self.happened.ended(alert.fingerprint);
         self.resolved += 1;
-        let message = format!("It is over: the machine was started anew. {}", alert.message);
+        let message = format!("{why} {}", alert.message);
         let id = format!("{}-over", alert.id);
         let over = Alert { id, message, status: Status::Resolved, change: Change::Resolved, timestamp: wall, ..alert };
         self.groups.add(over, None, at)

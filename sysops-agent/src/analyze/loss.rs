@@ -37,7 +37,7 @@ struct Counter {
     remedy: fn(&[&str]) -> &'static str,
 }
 
-static COUNTERS: [Counter; 5] = [
+static COUNTERS: [Counter; 6] = [
     Counter {
         metric: "kernel_probe_dropped_total",
         outcome: "",
@@ -61,10 +61,31 @@ static COUNTERS: [Counter; 5] = [
         },
     },
     Counter {
+        metric: "block_io_details_lost_total",
+        outcome: "",
+        lost: |f, labels, count| {
+            let [detail] = *labels else { return Ok(()) };
+            write!(f, "block_io counted {count:.0} requests without a detail of theirs: {detail}")
+        },
+        remedy: |labels| match labels.last() {
+            Some(&"slow_event") => {
+                "slow requests came faster than the agent took them, or the agent was stopped: look for what holds it (CPUQuota=, \
+                 SIGSTOP, a full machine)"
+            }
+            Some(&"cgroup") => {
+                "more cgroups did I/O than kernel.block_io.cgroups has room for: what they did is under no cgroup"
+            }
+            _ => "more kinds of errors than there is room for: the sum of errors is right",
+        },
+    },
+    Counter {
         metric: "kernel_event_reports_total",
         outcome: "dropped",
         lost: |f, _, count| write!(f, "the agent's main thread did not take {count:.0} kernel events"),
-        remedy: |_| "they are in the kernel's log and nowhere else: look for what holds the agent (CPUQuota=, a full machine)",
+        remedy: |_| {
+            "of OOM kills and of hung tasks that the kernel reported its log tells, of the rest nothing: look for what holds the agent \
+             (CPUQuota=, a full machine)"
+        },
     },
     Counter {
         metric: "kernel_log_records_lost_total",
@@ -171,6 +192,10 @@ impl Losses {
 }
 
 impl Analyzer for Losses {
+    fn reload(&mut self, values: &Values) {
+        self.quiet = values.get(&QUIET);
+    }
+
     fn judge(&mut self, readings: &dyn Readings, each: &mut dyn FnMut(&Finding<'_>)) {
         if self.quiet.is_zero() {
             return;
@@ -292,6 +317,19 @@ mod tests {
         assert_eq!(look(&mut losses, 110, 0.0)[0].0, Level::Clear);
         let again = look(&mut losses, 120, 2.0);
         assert_eq!((again[0].0, again[0].1), (Level::Breach, 2.0));
+    }
+
+    #[test]
+    fn what_was_told_is_not_told_again_after_a_reload() {
+        let mut losses = Losses::new(&Values::default());
+        look(&mut losses, 10, 12.0);
+        assert_eq!(look(&mut losses, 100, 12.0)[0].0, Level::Clear);
+        let mut values = Values::default();
+        values.set(QUIET.spec(), Value::Int(5));
+        losses.reload(&values);
+        assert_eq!(look(&mut losses, 110, 12.0)[0].0, Level::Clear, "it was told");
+        assert_eq!(look(&mut losses, 120, 13.0)[0].1, 1.0);
+        assert_eq!(look(&mut losses, 125, 13.0)[0].0, Level::Clear, "the new wait holds");
     }
 
     #[test]

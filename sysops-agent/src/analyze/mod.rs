@@ -12,6 +12,9 @@ use crate::spec::{KeySpec, Values};
 pub trait Analyzer {
     /// Gives a finding for every series that a rule watches, each time.
     fn judge(&mut self, readings: &dyn Readings, each: &mut dyn FnMut(&Finding<'_>));
+
+    /// From now on judges by these values. What it has seen stays seen.
+    fn reload(&mut self, values: &Values);
 }
 
 /// An analyzer as the list knows it.

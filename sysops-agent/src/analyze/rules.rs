@@ -136,6 +136,10 @@ impl Rules {
 }
 
 impl Analyzer for Rules {
+    fn reload(&mut self, values: &Values) {
+        *self = Self::new(values);
+    }
+
     fn judge(&mut self, readings: &dyn Readings, each: &mut dyn FnMut(&Finding<'_>)) {
         for rule in &self.rules {
             readings.visit_metric(&rule.metric, &mut |series| {

@@ -167,6 +167,10 @@ impl Threshold {
 }
 
 impl Analyzer for Threshold {
+    fn reload(&mut self, values: &Values) {
+        *self = Self::new(values);
+    }
+
     fn judge(&mut self, readings: &dyn Readings, each: &mut dyn FnMut(&Finding<'_>)) {
         for limit in self.limits.iter().filter(|limit| limit.warn > 0.0) {
             readings.visit_metric(limit.rule.metric, &mut |series| {

@@ -8,7 +8,7 @@ use crate::catalog;
 use crate::control::protocol::{Answer, Request};
 use crate::control::{self, AskError};
 use crate::model::shown;
-use crate::settings::{self, Absent, Declared, Problems, keys};
+use crate::settings::{self, Absent, Declared, Problems, Settings, keys};
 
 /// The one answer to `request`.
 ///
@@ -17,6 +17,27 @@ use crate::settings::{self, Absent, Declared, Problems, keys};
 pub fn one(args: &Args, request: &Request) -> Result<Answer, u8> {
     let path = socket(args).map_err(|problems| validate::refuse(&problems))?.ok_or_else(no_socket)?;
     control::ask(&path, request).and_then(|mut answers| answers.next_answer()).map_err(|error| refuse(&path, &error))
+}
+
+/// Why the agent that runs does not answer, for whoever can do without.
+#[derive(Debug)]
+pub enum Unasked {
+    /// None runs with this configuration, or it has no socket.
+    NoAgent,
+    /// One runs that does not answer: why, in words.
+    NoAnswer(String),
+}
+
+/// The one answer to `request` of the agent that runs with these settings.
+///
+/// # Errors
+/// Why there is none.
+pub fn agent_of(settings: &Settings, request: &Request) -> Result<Answer, Unasked> {
+    let path = control::path(&settings.values, keys::data_dir(&settings.values).as_deref()).ok_or(Unasked::NoAgent)?;
+    control::ask(&path, request).and_then(|mut answers| answers.next_answer()).map_err(|error| match error {
+        AskError::NoAgent => Unasked::NoAgent,
+        error => Unasked::NoAnswer(format!("{}: {}", path.display(), shown(&error.to_string(), 500))),
+    })
 }
 
 /// Where the socket of the agent is that runs with the same configuration; `None` when it has none.
@@ -34,13 +55,15 @@ pub fn socket(args: &Args) -> Result<Option<PathBuf>, Problems> {
     let declared = Declared { keys: ours, absent, ..Declared::default() };
     let environment = |name: &str| Some(settings::environment(name).unwrap_or_default());
     let settings = settings::load(args.config_file(), &declared, &environment)?;
-    Ok(control::path(&settings.values, Path::new(&settings.values.get(&keys::DATA_DIR))))
+    Ok(control::path(&settings.values, keys::data_dir(&settings.values).as_deref()))
 }
 
 /// Says that there is nobody to ask, and gives the exit status.
 #[must_use]
 pub fn no_socket() -> u8 {
-    output::say(&"error: agent.control_socket is empty in this configuration: its agent cannot be asked");
+    output::say(
+        &"error: this configuration has no socket (agent.control_socket or agent.data_dir is empty): its agent cannot be asked",
+    );
     exit::UNAVAILABLE
 }
 

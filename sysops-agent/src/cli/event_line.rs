@@ -85,11 +85,14 @@ fn sigkill(kill: &Sigkill, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 }
 
 fn hung_task(hang: &HungTask, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    if let Some(thread) = &hang.thread_comm {
+        write!(f, ", thread {}", shown(thread, 64))?;
+    }
     if hang.phase == Phase::Ended {
         f.write_str(match hang.outcome {
             Some(Outcome::Ran) => ": runs again",
             Some(Outcome::Exited) => ": is gone",
-            None => ": hangs no more",
+            None => ": is not looked at any more",
         })?;
         return hang.blocked_seconds.map_or(Ok(()), |seconds| write!(f, ", was blocked for {seconds} s"));
     }

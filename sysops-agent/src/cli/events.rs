@@ -9,9 +9,11 @@ use crate::model::Event;
 use crate::pipeline::{Sources, sleep_for};
 use crate::settings::Settings;
 
-/// Prints events until the count or the time is reached, or the reader goes away. Gives the exit status.
-pub async fn run(host: &Host, settings: &Settings, args: &EventsArgs) -> u8 {
-    let mut sources = match Sources::start(host, settings) {
+/// Prints events until the count or the time is reached, or the reader goes away. Gives the exit status. It keeps nothing: what the
+/// agent beside it has told and has to tell is that one's alone.
+pub async fn run(host: &Host, mut settings: Settings, args: &EventsArgs) -> u8 {
+    settings.keep_nothing();
+    let mut sources = match Sources::start(host, &settings) {
         Ok(sources) => sources,
         Err(error) => {
             output::say(&format_args!("error: {error:#}"));

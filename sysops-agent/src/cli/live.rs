@@ -1,4 +1,4 @@
-//! `live`: where the probes stand, then readings, events and alerts as they happen.
+//! `live`: where the probes stand, then readings, events and alerts as they happen. The agent with `--view` shows the same.
 
 use std::io::Write as _;
 
@@ -6,18 +6,34 @@ use super::event_line::EventLine;
 use super::output::{Colour, Style};
 use super::{doctor, overview};
 use crate::collect;
-use crate::deliver::channel::console;
+use crate::control;
+use crate::deliver::channel::{self, console};
+use crate::deliver::export;
 use crate::kernel::Standing;
 use crate::model::{Alert, Event, Readings, Severity, Status, Tick, shown, time};
 use crate::pipeline::Observer;
-use crate::settings::Settings;
+use crate::settings::{Settings, keys};
 use crate::spec::Value;
 
 /// How often the view has new readings, in seconds, where the configuration does not say.
 const INTERVAL_SECS: i64 = 2;
 
-/// What is different for the view: it tells of alerts itself, and a person who watches does not want to wait.
+/// What is different for a view and nothing else: it sends nothing, keeps nothing and answers nobody, so that it disturbs no agent
+/// that runs beside it, or later with the same configuration.
 pub fn adapt(settings: &mut Settings) {
+    settings.keep_nothing();
+    settings.values.unset(keys::PID_FILE.spec());
+    settings.values.set(control::SOCKET.spec(), Value::Text(String::new()));
+    let channels = channel::ALL.iter().flat_map(|entry| entry.keys);
+    let exporters = export::ALL.iter().flat_map(|entry| entry.keys);
+    for switch in channels.chain(exporters).filter(|key| key.name() == "enabled") {
+        settings.values.set(switch, Value::Bool(false));
+    }
+    adapt_agent(settings);
+}
+
+/// What is different for an agent with a view: it tells of alerts itself, and a person who watches does not want to wait.
+pub fn adapt_agent(settings: &mut Settings) {
     settings.values.set(console::ENABLED.spec(), Value::Bool(false));
     for interval in collect::ALL.iter().map(|entry| entry.interval.spec()) {
         if !settings.values.is_set(interval) {
@@ -44,7 +60,7 @@ impl Observer for Live {
         let mut out = std::io::stdout().lock();
         _ = writeln!(out, "{}", self.style.paint(Colour::Bold, "probes"));
         for probe in probes {
-            _ = doctor::probe_line(probe, self.style, &mut out);
+            _ = doctor::probe_line(&probe.report(), self.style, &mut out);
         }
         _ = writeln!(out, "{}", self.style.paint(Colour::Bold, "readings, events and alerts (Ctrl-C ends)"));
     }

@@ -98,6 +98,10 @@ pub struct Args {
     #[arg(long)]
     pub inventory_dump: bool,
 
+    /// Run as the agent, and show on stdout what `live` shows.
+    #[arg(long, conflicts_with_all = ["validate", "inventory_dump"])]
+    pub view: bool,
+
     /// What to do instead of running.
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -122,7 +126,7 @@ pub enum Command {
     Events(EventsArgs),
     /// Watch processes for a while and name the stacks that took what was not given back.
     Leaks(LeaksArgs),
-    /// Show readings, events and alerts as they happen.
+    /// Show readings, events and alerts as they happen: sends and keeps nothing, so it may run beside the agent.
     Live,
     /// List the alerts of the agent that runs: firing first, worst first.
     Alerts {
@@ -319,6 +323,8 @@ impl Level {
 pub enum Action {
     /// Run in the foreground.
     Run,
+    /// `--view`.
+    RunWithView,
     /// `--validate`.
     Validate,
     /// `--inventory-dump`.
@@ -335,6 +341,7 @@ impl Args {
             Some(command) => Action::Command(command.clone()),
             None if self.validate => Action::Validate,
             None if self.inventory_dump => Action::InventoryDump,
+            None if self.view => Action::RunWithView,
             None => Action::Run,
         }
     }
@@ -363,8 +370,8 @@ impl Args {
 /// The exit status.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Args, u8> {
     let parsed = Args::try_parse_from(args).and_then(|args| {
-        if args.command.is_some() && (args.validate || args.inventory_dump) {
-            let flag = if args.validate { "--validate" } else { "--inventory-dump" };
+        let flags = [(args.validate, "--validate"), (args.inventory_dump, "--inventory-dump"), (args.view, "--view")];
+        if let Some((_, flag)) = flags.into_iter().find(|(given, _)| *given && args.command.is_some()) {
             let message = format!("{flag} cannot be used with a subcommand");
             return Err(Args::command().error(clap::error::ErrorKind::ArgumentConflict, message));
         }

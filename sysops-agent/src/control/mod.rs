@@ -20,14 +20,15 @@ pub use socket::Unavailable;
 pub use user::user_name;
 
 use crate::host::Host;
+use crate::model::report::Report;
 use crate::model::{Listed, Matcher, OutboxStatus, Outcome, Severity, Silence, with_causes};
 use crate::spec::{Complaint, Key, KeySpec, Values};
 
 /// Where the socket is.
 pub static SOCKET: Key<Option<String>> = Key::optional(
     "agent.control_socket",
-    "Socket by which `sysops-agent alerts`, `ack`, `silence`, `test-alert` and `outbox` reach the agent; root and the agent's \
-     user may. Not set: `control.sock` in `agent.data_dir`. Empty: none.",
+    "Socket by which `sysops-agent alerts`, `ack`, `silence`, `test-alert`, `outbox` and `doctor` reach the agent; root and the agent's \
+     user may. Not set: `control.sock` in `agent.data_dir`, and none where that is empty. Empty: none.",
 )
 .example("\"/run/sysops-agent/control.sock\"");
 
@@ -87,13 +88,16 @@ pub trait Desk {
 
     /// How the outbox and each channel do.
     fn outbox(&self) -> OutboxStatus;
+
+    /// What the agent sees and what it does not; its error is that it ends.
+    fn report(&self) -> oneshot::Receiver<Box<Report>>;
 }
 
 /// Where the socket is by this configuration; `None` when there is to be none.
 #[must_use]
-pub fn path(values: &Values, data_dir: &Path) -> Option<PathBuf> {
+pub fn path(values: &Values, data_dir: Option<&Path>) -> Option<PathBuf> {
     match values.get(&SOCKET) {
-        None => Some(data_dir.join("control.sock")),
+        None => data_dir.map(|path| path.join("control.sock")),
         Some(path) if path.is_empty() => None,
         Some(path) => Some(path.into()),
     }
@@ -101,7 +105,7 @@ pub fn path(values: &Values, data_dir: &Path) -> Option<PathBuf> {
 
 /// Serves `desk` on the socket of this configuration. An agent is well without one: that there can be none is said, with what
 /// would mend it. To be called within a tokio `LocalSet`.
-pub fn start(values: &Values, data_dir: &Path, host: &Host, desk: Rc<dyn Desk>) -> Option<Control> {
+pub fn start(values: &Values, data_dir: Option<&Path>, host: &Host, desk: Rc<dyn Desk>) -> Option<Control> {
     let path = path(values, data_dir)?;
     match Control::start(&path, host, desk) {
         Ok(control) => Some(control),
@@ -149,11 +153,12 @@ mod tests {
     #[test]
     fn where_the_socket_is() {
         let mut values = Values::default();
-        assert_eq!(path(&values, Path::new("/d")), Some("/d/control.sock".into()));
+        let dir = Some(Path::new("/d"));
+        assert_eq!((path(&values, dir), path(&values, None)), (Some("/d/control.sock".into()), None));
         values.set(SOCKET.spec(), Value::Text("/run/s".into()));
-        assert_eq!(path(&values, Path::new("/d")), Some("/run/s".into()));
+        assert_eq!((path(&values, dir), path(&values, None)), (Some("/run/s".into()), Some("/run/s".into())));
         values.set(SOCKET.spec(), Value::Text(String::new()));
-        assert_eq!((path(&values, Path::new("/d")), check(&values)), (None, vec![]));
+        assert_eq!((path(&values, dir), check(&values)), (None, vec![]));
         for wrong in ["run/s".to_owned(), format!("/{}", "x".repeat(200))] {
             values.set(SOCKET.spec(), Value::Text(wrong));
             assert_eq!(check(&values).len(), 1);

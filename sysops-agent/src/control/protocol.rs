@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::report::Report;
 use crate::model::{Listed, OutboxStatus, Outcome, Severity, Silence};
 
 /// Version of the protocol. It rises only when an old agent could not answer a new client.
@@ -65,6 +66,8 @@ pub enum Request {
     },
     /// How the outbox and each channel do.
     Outbox,
+    /// What the agent sees and what it does not, and why.
+    Doctor,
 }
 
 /// What the agent answers: `{"ok":true,"alerts":[…]}`. [`Request::TestAlert`] gets the channels, an outcome for each try, and the end;
@@ -82,6 +85,8 @@ pub enum Answer {
     Silences(Vec<Silence>),
     /// How the outbox and each channel do.
     Outbox(OutboxStatus),
+    /// What the agent sees and what it does not, and why.
+    Doctor(Box<Report>),
     /// The channels that the test goes to.
     SentTo(Vec<String>),
     /// What came of a try.

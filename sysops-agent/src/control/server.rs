@@ -95,6 +95,9 @@ impl Clerk {
                 Ok(Ok(Some(Request::TestAlert { channels, severity, resolved }))) => {
                     self.test(&mut stream, channels, severity, resolved, &by).await
                 }
+                Ok(Ok(Some(Request::Doctor))) => {
+                    self.desk.report().await.map(Answer::Doctor).map_err(|_| "the agent is ending".to_owned())
+                }
                 Ok(Ok(Some(request))) => {
                     let answer = self.answer(request, &by);
                     if let Ok(Answer::Alert(_) | Answer::Silence(_)) = answer {
@@ -146,7 +149,7 @@ impl Clerk {
             Request::Unsilence { id } => desk.unsilence(id, by).map(Answer::Silence),
             Request::Silences => Ok(Answer::Silences(desk.silences())),
             Request::Outbox => Ok(Answer::Outbox(desk.outbox())),
-            Request::TestAlert { .. } => unreachable!("it has more than one answer and is met before"),
+            Request::TestAlert { .. } | Request::Doctor => unreachable!("they are met before"),
         }
     }
 

@@ -13,6 +13,11 @@ pub(super) fn join(first: &mut Event, mut second: Event) -> Option<(String, Stri
         std::mem::swap(first, &mut second);
     }
     first.source = source;
+    let names_both = |event: &Event| event.hang().is_some_and(|hang| hang.thread_comm.is_some());
+    if names_both(&second) && !names_both(first) {
+        // One that has asked too late for the name of the process has that of the thread in its place.
+        first.comm = second.comm.take();
+    }
     add(&mut first.pid, second.pid);
     add(&mut first.tid, second.tid);
     add(&mut first.comm, second.comm);
@@ -70,6 +75,7 @@ fn add_hang(known: &mut HungTask, other: HungTask) {
     add(&mut known.blocked_seconds, other.blocked_seconds);
     add(&mut known.wchan, other.wchan);
     add(&mut known.tier, other.tier);
+    add(&mut known.thread_comm, other.thread_comm);
     add(&mut known.switches, other.switches);
     // Id and name of one and the same thread.
     if known.holder_tid.is_none() {

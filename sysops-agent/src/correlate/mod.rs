@@ -134,8 +134,14 @@ impl Correlator {
         let sources = Sources::of(&event);
         if event.is_end() {
             // Who waits for what another source says of its beginning, waits no longer.
-            let same = self.hangs.iter_mut().rfind(|seen| seen.is_same(&event, sources));
-            self.passing.extend(same.and_then(|seen| seen.waiting.take()).map(|(began, _)| began));
+            let same = self.hangs.iter().rposition(|seen| seen.is_same(&event, sources));
+            let waiting = same.and_then(|at| self.hangs[at].waiting.take());
+            self.passing.extend(waiting.map(|(began, _)| began));
+            // One that goes on is told anew when someone looks again.
+            let goes_on = event.hang().is_some_and(|hang| hang.outcome.is_none());
+            if let Some(at) = same.filter(|_| goes_on) {
+                self.hangs.remove(at);
+            }
             self.passing.push(event);
             return;
         }
@@ -317,7 +323,8 @@ impl Seen {
 fn thread_comm(event: &Event) -> Option<&str> {
     match &event.detail {
         Detail::OomKill(kill) => kill.thread_comm.as_deref(),
-        Detail::HungTask(_) | Detail::FdLeak(_) | Detail::Sigkill(_) | Detail::SlowIo(_) => None,
+        Detail::HungTask(hang) => hang.thread_comm.as_deref(),
+        Detail::FdLeak(_) | Detail::Sigkill(_) | Detail::SlowIo(_) => None,
     }
 }
 

@@ -288,6 +288,45 @@ proptest! {
     }
 }
 
+/// Of probe and log one may have come too late to ask for the name of the process, and has that of the thread alone.
+#[test]
+fn a_hang_of_a_thread_is_one_event_with_both_names() {
+    for (first, second) in [(Source::TpBtf, Source::Kmsg), (Source::Kmsg, Source::TpBtf)] {
+        for first_knows in [true, false] {
+            let mut correlator = Correlator::new(BOTH, BOTH);
+            for (source, knows) in [(first, first_knows), (second, !first_knows)] {
+                let mut event = hang(source, 9, 1000, Some(120));
+                if let (Detail::HungTask(hang), true) = (&mut event.detail, knows) {
+                    (event.comm, hang.thread_comm) = (Some("mysqld".into()), Some("dd".into()));
+                }
+                correlator.add(event, tick(1_000_000));
+            }
+            let events = ready(&mut correlator, 1_001_000);
+            let [event] = events.as_slice() else { panic!("{events:?}") };
+            let thread = event.hang().and_then(|hang| hang.thread_comm.as_deref());
+            assert_eq!((event.comm.as_deref(), thread), (Some("mysqld"), Some("dd")), "{first:?} {first_knows}");
+        }
+    }
+}
+
+#[test]
+fn a_hang_that_nobody_looked_at_for_a_while_is_told_anew() {
+    let with = |phase: Phase, outcome| {
+        let hang = HungTask { phase, outcome, switches: Some(5), blocked_seconds: Some(20), ..HungTask::default() };
+        event(Source::TaskIter, 9, 1_000_000, Detail::HungTask(hang))
+    };
+    let told = |outcome| {
+        let mut correlator = Correlator::new(PROBE, PROBE);
+        for event in [with(Phase::Began, None), with(Phase::Ended, outcome), with(Phase::Began, None)] {
+            correlator.add(event, tick(1_000_000));
+        }
+        ready(&mut correlator, 1_001_000).iter().map(Event::is_end).collect::<Vec<_>>()
+    };
+    let (again, once) = (told(None), told(Some(crate::model::event::Outcome::Ran)));
+    assert_eq!((again.iter().filter(|is_end| !**is_end).count(), again.len()), (2, 3));
+    assert_eq!((once.iter().filter(|is_end| !**is_end).count(), once.len()), (1, 2));
+}
+
 #[test]
 fn how_often_a_task_had_run_decides_which_hang_it_is() {
     let counted = |source: Source, secs: u64, blocked: u64, switches: u64| {

@@ -11,6 +11,7 @@ pub mod open_fds;
 pub mod os;
 pub mod processes;
 pub mod space;
+pub mod state_files;
 pub mod systemd;
 pub mod task_table;
 
@@ -22,6 +23,7 @@ pub use files::{Files, ReadError, Source};
 pub use open_fds::OpenFds;
 pub use processes::{Kept, Listing, Process, Processes};
 pub use rustix::io::Errno;
+pub use state_files::StateFiles;
 pub use systemd::Systemd;
 pub use task_table::{ReadTasks, TaskRow, TaskTables, TaskWalk, Walked};
 

@@ -1,7 +1,7 @@
 //! Names of whole disks by their numbers, held against /proc/diskstats, which lists every disk of the machine, the hidden
 //! paths of a multipath disk included. What is counted for a disk is left to its probe.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::host::{Files, ReadError, bytes};
 
@@ -14,6 +14,8 @@ pub(super) struct Disks {
     /// Sum over the names that are listed, and whether the last look gave another.
     listed: u64,
     have_changed: bool,
+    /// Where the sizes are of disks that make no requests and have none yet.
+    sizeless: Vec<PathBuf>,
 }
 
 struct Disk {
@@ -51,6 +53,7 @@ impl Disks {
             gone: Vec::new(),
             listed: 0,
             have_changed: false,
+            sizeless: Vec::new(),
         }
     }
 
@@ -98,15 +101,31 @@ impl Disks {
 
     /// Names of the disks that make no requests: those without hardware queues, but with any size.
     #[must_use]
-    pub(super) fn without_requests(&self, files: &Files) -> Vec<String> {
-        let is_bio_based = |name: &String| {
-            let disk = files.sys("block").join(name);
-            let size = files.read_text(&disk.join("size")).unwrap_or_default();
-            size.trim().parse::<u64>().is_ok_and(|sectors| sectors > 0) && !files.exists(&disk.join("mq"))
-        };
+    pub(super) fn without_requests(&mut self, files: &Files) -> Vec<String> {
+        self.sizeless.clear();
         // A slash in a name is an exclamation mark in sysfs.
         let names = lines(&self.diskstats).map(|line| String::from_utf8_lossy(line.name).replace('/', "!"));
-        names.filter(is_bio_based).collect()
+        let mut found = Vec::new();
+        for name in names {
+            let disk = files.sys("block").join(&name);
+            let size = disk.join("size");
+            if !files.exists(&size) || files.exists(&disk.join("mq")) {
+                continue;
+            }
+            if has_size(files, &size) {
+                found.push(name);
+            } else {
+                self.sizeless.push(size);
+            }
+        }
+        found
+    }
+
+    /// A disk that makes no requests and had no size when they were last looked for has one now: so dm, md and zram come, first the
+    /// disk and then its size.
+    #[must_use]
+    pub(super) fn have_grown(&self, files: &Files) -> bool {
+        self.sizeless.iter().any(|size| has_size(files, size))
     }
 
     /// The disk with the number `dev`, as of the last look. Where the kernel's own name of it is known, both must be of
@@ -137,6 +156,12 @@ impl Line<'_> {
     fn is(&self, dev: u32, name: &[u8]) -> bool {
         (self.dev == dev || self.dev == HIDDEN) && self.name == name
     }
+}
+
+/// The attribute says another size than zero.
+fn has_size(files: &Files, path: &Path) -> bool {
+    let mut text = [0; 32];
+    files.attribute(path, &mut text).is_ok_and(|text| bytes::u64(text).is_some_and(|sectors| sectors > 0))
 }
 
 /// A sum that is another when any byte, or their order, is another (FNV-1a).
@@ -228,6 +253,29 @@ mod tests {
         std::fs::remove_file(dir.path().join("proc/diskstats")).expect("removed");
         assert!(disks.refresh(&host.files).is_err());
         assert_eq!(disks.find(VDA, || None), Found::Named("vda"));
+    }
+
+    #[test]
+    fn a_disk_that_gets_its_size_later_is_told() {
+        let (dir, host) =
+            host(" 252 0 zram0 0 0 0 0 0 0 0 0 0 0 0\n 8 0 sda 0 0 0 0 0 0 0 0 0 0 0\n 8 1 sda1 0 0 0 0 0\n");
+        let block = dir.path().join("sys/block");
+        let set = |name: &str, sectors: &str| {
+            std::fs::create_dir_all(block.join(name)).expect("created");
+            std::fs::write(block.join(name).join("size"), sectors).expect("written");
+        };
+        set("zram0", "0\n");
+        set("sda", "0\n");
+        std::fs::create_dir(block.join("sda/mq")).expect("created");
+        let mut disks = Disks::new(&host.files);
+        disks.refresh(&host.files).expect("it is there");
+        assert!(disks.without_requests(&host.files).is_empty() && !disks.have_grown(&host.files));
+        set("sda", "2048\n");
+        assert!(!disks.have_grown(&host.files), "it makes requests");
+        set("zram0", "2048\n");
+        assert!(disks.have_grown(&host.files));
+        assert_eq!(disks.without_requests(&host.files), ["zram0"]);
+        assert!(!disks.have_grown(&host.files), "that is known");
     }
 
     #[test]

@@ -37,10 +37,8 @@ mod tracefs;
 mod watched;
 
 use std::os::fd::BorrowedFd;
-use std::path::Path;
 use std::time::Duration;
 
-use serde::Serialize;
 use sysops_common::counters::Counters;
 
 use self::facts::Facts;
@@ -48,12 +46,13 @@ pub use self::rung::Rung;
 
 use self::ladder::{Refusal, Step};
 use self::run_stats::{Counting, Runs};
-use crate::host::{EventSource, Host};
+use crate::host::{EventSource, Host, StateFiles};
+use crate::model::report;
 use crate::model::{Batch, Desc, Event, LeakReport, Metric, Resource, Unit};
 use crate::spec::{Key, KeySpec, Values};
 
 /// Where a probe stands and why.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Standing {
     /// The probe's name.
     pub name: &'static str,
@@ -64,19 +63,39 @@ pub struct Standing {
     /// What an operator can do about it; empty when there is nothing to do.
     pub remedy: String,
     /// True when the configuration asked for a rung that cannot stand: an error, not a fallback.
-    #[serde(skip)]
     pub forced_and_failed: bool,
     /// Events taken from the kernel.
     pub received: u64,
     /// Events that the kernel side could not hand over, for any reason.
     pub dropped: u64,
     /// What it does beyond its rung.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub extras: Vec<Extra>,
 }
 
+impl Standing {
+    /// The same for people and other processes.
+    #[must_use]
+    pub fn report(&self) -> report::Probe {
+        let extra = |extra: &Extra| report::Extra {
+            name: extra.name.to_owned(),
+            means: extra.means.to_owned(),
+            reason: extra.reason.clone(),
+            remedy: extra.remedy.clone(),
+        };
+        report::Probe {
+            name: self.name.to_owned(),
+            rung: self.rung.word().to_owned(),
+            reason: self.reason.clone(),
+            remedy: self.remedy.clone(),
+            received: self.received,
+            dropped: self.dropped,
+            extras: self.extras.iter().map(extra).collect(),
+        }
+    }
+}
+
 /// Something that a probe does beside the events of its rung, and how.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extra {
     /// What.
     pub name: &'static str,
@@ -143,8 +162,8 @@ trait Probe: Send {
     fn next_deadline(&self) -> Option<Duration> {
         None
     }
-    /// Keeps what it must know after a restart in `directory`, and reads what is there.
-    fn keep_in(&mut self, _host: &Host, _directory: &Path) {}
+    /// Keeps what it must know after a restart in `files`, and reads what is there.
+    fn keep_in(&mut self, _host: &Host, _files: &StateFiles) {}
     /// Adds, once, the events of an earlier life of the agent that are not over.
     fn take_told(&mut self, _out: &mut Vec<Event>) {}
     /// Takes note of an event that the kernel's log told, and adds to it what the probe knows.
@@ -242,6 +261,7 @@ struct Running {
     /// The ladder with all that has spoken against its rungs.
     steps: Vec<Step>,
     forced: Option<Rung>,
+    account: run_stats::Account,
 }
 
 impl Kernel {
@@ -291,17 +311,17 @@ impl Kernel {
     pub fn standings(&self) -> Vec<Standing> {
         let with_counters = |running: &Running| {
             let counters = running.probe.counters().unwrap_or_default();
-            let skipped = running.probe.runs().and_then(|runs| runs.skipped).unwrap_or_default();
+            let skipped = running.account.last().and_then(|runs| runs.skipped).unwrap_or_default();
             let (received, dropped) = (counters.received, counters.dropped().saturating_add(skipped));
             Standing { received, dropped, extras: running.probe.extras(), ..running.standing.clone() }
         };
         self.probes.iter().map(with_counters).collect()
     }
 
-    /// Keeps what probes must know after a restart in `directory`, and reads what is there.
-    pub fn keep_in(&mut self, host: &Host, directory: &Path) {
+    /// Keeps what probes must know after a restart in `files`, and reads what is there.
+    pub fn keep_in(&mut self, host: &Host, files: &StateFiles) {
         for running in &mut self.probes {
-            running.probe.keep_in(host, directory);
+            running.probe.keep_in(host, files);
         }
     }
 
@@ -356,7 +376,8 @@ impl Running {
             extras: Vec::new(),
         };
         let steps = probe.steps();
-        let mut running = Self { standing, probe, steps, forced: ladder::forced(values, entry.rung) };
+        let forced = ladder::forced(values, entry.rung);
+        let mut running = Self { standing, probe, steps, forced, account: run_stats::Account::default() };
         running.climb(host, facts);
         running
     }
@@ -407,13 +428,16 @@ impl EventSource for Kernel {
 
     #[expect(clippy::cast_precision_loss, reason = "counts below 2^53 are exact")]
     fn collect(&mut self, host: &Host, out: &mut Batch) {
-        let any_run = self.probes.iter().any(|running| running.probe.runs().is_some());
-        let are_runs_counted = self.counting.turn(host, any_run);
-        if are_runs_counted {
-            self.counting.collect(out);
-        }
         for running in &mut self.probes {
-            let Running { standing, probe, .. } = running;
+            running.account.see(running.probe.runs());
+        }
+        let any_run = self.probes.iter().any(|running| running.account.last().is_some());
+        if self.counting.turn(host, any_run) {
+            self.probes.iter_mut().for_each(|running| running.account.count());
+        }
+        self.counting.collect(self.probes.iter().map(|running| (running.standing.name, &running.account)), out);
+        for running in &mut self.probes {
+            let Running { standing, probe, account, .. } = running;
             out.gauge(&RUNG, [standing.name, standing.rung.word()], 1.0);
             if let Some(counters) = probe.counters() {
                 out.counter(&RECEIVED, [standing.name], counters.received as f64);
@@ -421,13 +445,8 @@ impl EventSource for Kernel {
                     out.counter(&DROPPED, [standing.name, reason], count as f64);
                 }
             }
-            if let Some(runs) = probe.runs() {
-                if let Some(skipped) = runs.skipped {
-                    out.counter(&DROPPED, [standing.name, SKIPPED], skipped as f64);
-                }
-                if are_runs_counted {
-                    run_stats::collect(standing.name, runs, out);
-                }
+            if let Some(skipped) = account.last().and_then(|runs| runs.skipped) {
+                out.counter(&DROPPED, [standing.name, SKIPPED], skipped as f64);
             }
             probe.collect(host, out);
             if let Some(refusal) = probe.contradiction() {

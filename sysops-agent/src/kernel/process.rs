@@ -8,6 +8,8 @@ use crate::host::{Host, MemoryPath, os};
 
 /// The kernel's flag of a task that is on its way out (include/linux/sched.h).
 const PF_EXITING: u64 = 0x4;
+/// Since 5.16: of one that is on its way out and no part of a core dump any more.
+const PF_POSTCOREDUMP: u64 = 0x8;
 
 /// A task in /proc.
 pub(super) struct Process<'a> {
@@ -31,13 +33,20 @@ impl<'a> Process<'a> {
     /// The number after `name:` in status, the first if there are several.
     #[must_use]
     pub(super) fn status(&self, name: &str) -> Option<u32> {
-        number_in_status(&self.text("status")?, name)
+        number_in_status(&self.text("status")?, name)?.try_into().ok()
     }
 
-    /// Its name, as status gives it (with `\n` and `\\` escaped) and as the kernel would cut it.
+    /// Its name without blanks around it.
     #[must_use]
     pub(super) fn comm(&self) -> Option<String> {
         self.text("comm")
+    }
+
+    /// Its name, as the kernel keeps it.
+    #[must_use]
+    pub(super) fn name(&self) -> Option<String> {
+        let text = self.host.files.read(&self.directory.join("comm")).ok()?;
+        Some(String::from_utf8_lossy(text.strip_suffix(b"\n").unwrap_or(&text)).into_owned())
     }
 
     /// When it started, in clock ticks after boot.
@@ -66,6 +75,15 @@ impl<'a> Process<'a> {
     #[must_use]
     pub(super) fn is_kernel_thread(&self) -> Option<bool> {
         Some(stat_field(&self.text("stat")?, 9)? & 0x0020_0000 != 0)
+    }
+
+    /// Whether it waits for another thread of its process, which dumps core: up to 6.10 in uninterruptible sleep. The function
+    /// in which it does so is no sign, as it has had several names and may be the one in which a task waits for a lock.
+    #[must_use]
+    pub(super) fn waits_for_core_dump(&self) -> bool {
+        let flags = || stat_field(&self.text("stat")?, 9);
+        let is_leaving = || flags().is_some_and(|flags| flags & (PF_EXITING | PF_POSTCOREDUMP) != 0);
+        self.status("CoreDumping") == Some(1) && is_leaving()
     }
 
     /// Its path in the memory controller's hierarchy, as far as /proc can tell of a task that is on its way out.
@@ -103,9 +121,7 @@ impl<'a> Process<'a> {
     /// How often it has run.
     #[must_use]
     pub(super) fn switches(&self) -> Option<u64> {
-        let status = self.text("status")?;
-        let voluntary = number_in_status(&status, "voluntary_ctxt_switches")?;
-        Some(u64::from(voluntary) + u64::from(number_in_status(&status, "nonvoluntary_ctxt_switches")?))
+        switches(&self.text("status")?)
     }
 
     fn text(&self, name: &str) -> Option<String> {
@@ -113,7 +129,13 @@ impl<'a> Process<'a> {
     }
 }
 
-fn number_in_status(status: &str, name: &str) -> Option<u32> {
+/// Both counts are an `unsigned long`: a busy thread passes 2^32 within days.
+fn switches(status: &str) -> Option<u64> {
+    let voluntary = number_in_status(status, "voluntary_ctxt_switches")?;
+    voluntary.checked_add(number_in_status(status, "nonvoluntary_ctxt_switches")?)
+}
+
+fn number_in_status(status: &str, name: &str) -> Option<u64> {
     let rest = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     rest.split_whitespace().next()?.parse().ok()
 }
@@ -160,6 +182,17 @@ mod tests {
         assert_eq!(number_in_status(status, "Uid"), Some(1000));
         assert_eq!(number_in_status(status, "voluntary_ctxt_switches"), Some(4));
         assert_eq!(number_in_status(status, "Pid"), None);
+    }
+
+    #[test]
+    fn switches_are_counted_beyond_32_bits() {
+        let of = |voluntary: u64, other: u64| {
+            switches(&format!("voluntary_ctxt_switches:\t{voluntary}\nnonvoluntary_ctxt_switches:\t{other}\n"))
+        };
+        assert_eq!(of(4_294_967_296, 7), Some(4_294_967_303));
+        assert_eq!(of(7, 4_294_967_296), Some(4_294_967_303));
+        assert_eq!(of(1 << 40, 1 << 40), Some(1 << 41));
+        assert_eq!(of(u64::MAX, 1), None);
     }
 
     #[test]

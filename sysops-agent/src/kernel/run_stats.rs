@@ -60,6 +60,15 @@ impl Runs {
     /// Of no program.
     pub(super) const NONE: Self = Self { count: 0, time: Duration::ZERO, skipped: Some(0) };
 
+    /// What was counted since `earlier`; all of it where the programs are others by now.
+    #[must_use]
+    fn since(self, earlier: Self) -> Self {
+        if self.count < earlier.count || self.time < earlier.time {
+            return self;
+        }
+        Self { count: self.count - earlier.count, time: self.time - earlier.time, ..self }
+    }
+
     /// Both together.
     #[must_use]
     pub(super) fn and(self, other: Self) -> Self {
@@ -77,6 +86,35 @@ impl Runs {
 #[cfg_attr(not(any(feature = "ebpf", test)), expect(dead_code, reason = "without the loader there are no programs"))]
 pub(super) fn skipped(fdinfo: &[u8]) -> Option<u64> {
     bytes::lines(fdinfo).find_map(|line| bytes::u64(bytes::trim(line.strip_prefix(b"recursion_misses:")?)))
+}
+
+/// Runs of one probe. Others, another agent too, may have the kernel count at other times: those runs are in its numbers, and not in ours.
+#[derive(Debug, Default)]
+pub(super) struct Account {
+    before: Option<Runs>,
+    last: Option<Runs>,
+    counted: Runs,
+}
+
+impl Account {
+    /// An interval is over, with these numbers of the kernel's.
+    pub(super) fn see(&mut self, runs: Option<Runs>) {
+        self.before = std::mem::replace(&mut self.last, runs);
+    }
+
+    /// Runs were counted in the interval that is over.
+    pub(super) fn count(&mut self) {
+        if let (Some(last), Some(before)) = (self.last, self.before) {
+            let Runs { count, time, .. } = last.since(before);
+            self.counted.count = self.counted.count.saturating_add(count);
+            self.counted.time = self.counted.time.saturating_add(time);
+        }
+    }
+
+    /// What the kernel said last.
+    pub(super) fn last(&self) -> Option<Runs> {
+        self.last
+    }
 }
 
 /// Holds the counting in the intervals that are due.
@@ -124,14 +162,15 @@ impl Counting {
         Self { plan, sysctl, held: None, by_sysctl: false, looked: None, counted: Duration::ZERO }
     }
 
-    /// Ends the interval before and begins the next; true once anything has been counted. Where no programs run there
-    /// is nothing to count.
+    /// Ends the interval before and begins the next; true when runs were counted in the one before. Where no programs run
+    /// there is nothing to count.
     #[must_use]
     pub(super) fn turn(&mut self, host: &Host, any_run: bool) -> bool {
         let now = host.clock.now().monotonic;
         let by_sysctl = is_on(host, &self.sysctl);
         // Who turns it off and on again between two looks is not noticed: that is an interval at most.
-        if self.held.is_some() || (self.by_sysctl && by_sysctl) {
+        let was_counted = self.looked.is_some() && (self.held.is_some() || (self.by_sysctl && by_sysctl));
+        if was_counted {
             self.counted += self.looked.map_or(Duration::ZERO, |before| now.saturating_sub(before));
         }
         (self.by_sysctl, self.looked) = (by_sysctl, Some(now));
@@ -144,20 +183,21 @@ impl Counting {
                 Err(_) => self.plan.percent = 0.0,
             }
         }
-        self.counted > Duration::ZERO
+        was_counted
     }
 
-    /// Says for how long runs were counted.
-    pub(super) fn collect(&self, out: &mut Batch) {
+    /// Says for how long runs were counted, and what was counted of these probes, once anything was.
+    #[expect(clippy::cast_precision_loss, reason = "counts below 2^53 are exact")]
+    pub(super) fn collect<'a>(&self, probes: impl Iterator<Item = (&'a str, &'a Account)>, out: &mut Batch) {
+        if self.counted.is_zero() {
+            return;
+        }
         out.counter(&COUNTED, [], self.counted.as_secs_f64());
+        for (probe, account) in probes.filter(|(_, account)| account.last.is_some()) {
+            out.counter(&SECONDS, [probe], account.counted.time.as_secs_f64());
+            out.counter(&RUNS, [probe], account.counted.count as f64);
+        }
     }
-}
-
-/// Says what was counted of a probe.
-#[expect(clippy::cast_precision_loss, reason = "counts below 2^53 are exact")]
-pub(super) fn collect(probe: &str, runs: Runs, out: &mut Batch) {
-    out.counter(&SECONDS, [probe], runs.time.as_secs_f64());
-    out.counter(&RUNS, [probe], runs.count as f64);
 }
 
 /// Whether runs can be counted.
@@ -234,9 +274,28 @@ mod tests {
         fs::write(dir.path().join("proc/sys/kernel/bpf_stats_enabled"), "0\n").expect("our own");
         for _ in 0..3 {
             host.clock.advance(Duration::from_secs(10));
-            assert!(counting.turn(&host, true), "what was counted stays said");
+            assert!(!counting.turn(&host, true), "it is off");
         }
         assert_eq!(counting.counted, Duration::from_secs(10));
+        let mut out = Batch::default();
+        counting.collect([].into_iter(), &mut out);
+        assert_eq!(out.iter().count(), 1, "what was counted stays said");
+    }
+
+    #[test]
+    fn what_others_have_counted_is_not_ours() {
+        let runs = |count: u64| Some(Runs { count, time: Duration::from_millis(count), skipped: None });
+        let mut account = Account::default();
+        for (count, was_counted) in [(100, false), (110, true), (500, false), (505, true), (3, true)] {
+            account.see(runs(count));
+            if was_counted {
+                account.count();
+            }
+        }
+        assert_eq!((account.counted.count, account.counted.time), (18, Duration::from_millis(18)));
+        account.see(None);
+        account.count();
+        assert_eq!((account.last(), account.counted.count), (None, 18));
     }
 
     #[test]

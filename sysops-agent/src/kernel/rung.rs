@@ -1,12 +1,9 @@
 //! The rungs on which probes stand. Which of them a probe has is left to the probe.
 
-use serde::Serialize;
-
 use crate::model::Source;
 
 /// Where a probe stands, best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rung {
     /// BPF program at the entry of kernel functions, typed by BTF.
     Fentry,

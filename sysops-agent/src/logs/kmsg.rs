@@ -15,7 +15,7 @@ use super::log_clock::{LogClock, Stamps};
 use super::position::{Found, Position, Store};
 use super::{ENABLED, Entry, SOURCES, Sighting, Unavailable, hung_task, oom_kill, task};
 use crate::host::files::open_file;
-use crate::host::{EventSource, Host, ReadError};
+use crate::host::{EventSource, Host, ReadError, StateFiles};
 use crate::model::{Batch, Event, Metric, Tick, Unit};
 use crate::spec::Values;
 
@@ -33,6 +33,8 @@ const STACK_PAUSE: Duration = Duration::from_millis(50);
 /// How long a kill waits for the line that would make it the first of a group: that is the next one which the kernel
 /// prints, and `correlate` waits no longer than 60 ms for what the log says.
 const KILL_PAUSE: Duration = Duration::from_millis(20);
+/// /proc is asked about the task of a record that is not older.
+const TASK_DELAY_MAX: Duration = Duration::from_secs(5);
 /// Shortest time between two writes of the position while nothing happens but other messages.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 /// Hung tasks told before a restart that are remembered.
@@ -78,12 +80,12 @@ pub struct Kmsg {
 }
 
 impl Kmsg {
-    /// Opens the kernel's log of `host`, after the position in `data_dir`. Where there is none, at the end: who
+    /// Opens the kernel's log of `host`, after the position in `files`. Where there is none, at the end: who
     /// installs an agent does not want yesterday's kills as news. After a position of another boot all is new.
     ///
     /// # Errors
     /// When the configuration does not want it, or it cannot be read: with the reason and the remedy.
-    pub fn open(host: &Host, values: &Values, data_dir: &Path) -> Result<Self, Unavailable> {
+    pub fn open(host: &Host, values: &Values, files: &StateFiles) -> Result<Self, Unavailable> {
         wanted(values)?;
         let path = host.files.root("/dev/kmsg");
         let file = open_file(&path).map_err(|error| refused(&error))?;
@@ -95,7 +97,7 @@ impl Kmsg {
         if is_device && device != DEVICE {
             return Err(not_the_log(&path, device));
         }
-        let (store, found) = Store::open(host, data_dir);
+        let (store, found) = Store::open(host, files);
         let mut kmsg = Self {
             file,
             is_device,
@@ -200,6 +202,13 @@ impl Kmsg {
         }
     }
 
+    /// Records are missing: what follows is of no report from before them.
+    fn pass_gap(&mut self, new: &mut Vec<Sighting>) {
+        for ended in [self.oom_kill.pass_gap(), self.hung_task.flush()].into_iter().flatten() {
+            self.sort(ended, new);
+        }
+    }
+
     /// What has been told before is not told again.
     fn sort(&mut self, sighting: Sighting, new: &mut Vec<Sighting>) {
         if self.told.is_none_or(|told| sighting.sequence > told) {
@@ -263,6 +272,9 @@ impl Kmsg {
                     while !rest.is_empty() {
                         if let Some(micros) = self.lines.take(&mut rest) {
                             stamps.add(micros);
+                            if self.lines.has_gap {
+                                self.pass_gap(new);
+                            }
                             if self.lines.is_kernel {
                                 self.feed(new);
                             }
@@ -310,7 +322,7 @@ impl EventSource for Kmsg {
         self.has_told |= !new.is_empty();
         for sighting in new {
             let mut event = self.clock.date(sighting, now);
-            if is_live {
+            if is_live && is_new(&event, now) {
                 task::complete(&mut event, host);
             }
             out.push(event);
@@ -327,6 +339,11 @@ impl EventSource for Kmsg {
         out.counter(&RECORDS, [], self.lines.records as f64);
         out.counter(&LOST, [], self.lines.lost as f64);
     }
+}
+
+/// False when the number of the task may be another's by now, as when the agent was stopped.
+fn is_new(event: &Event, now: Tick) -> bool {
+    now.monotonic.saturating_sub(Duration::from_nanos(event.monotonic_ns)) < TASK_DELAY_MAX
 }
 
 fn wanted(values: &Values) -> Result<(), Unavailable> {
@@ -367,6 +384,26 @@ fn refused(error: &ReadError) -> Unavailable {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn proc_is_asked_about_the_task_of_a_record_that_was_just_logged() {
+        let at =
+            |seconds: u64| Tick { monotonic: Duration::from_secs(seconds), ..Host::fixture("/".as_ref()).clock.now() };
+        let event = |seconds: u64| Event {
+            schema: Event::SCHEMA,
+            time: String::new(),
+            source: Vec::new(),
+            pid: None,
+            tid: Some(7),
+            comm: None,
+            uid: None,
+            cgroup: None,
+            detail: crate::model::Detail::OomKill(crate::model::event::OomKill::default()),
+            monotonic_ns: seconds * 1_000_000_000,
+        };
+        assert!(is_new(&event(100), at(100)) && is_new(&event(100), at(104)));
+        assert!(!is_new(&event(100), at(105)) && !is_new(&event(100), at(160)));
+    }
 
     #[test]
     fn each_refusal_has_its_remedy() {

@@ -21,6 +21,8 @@ pub(super) struct Lines {
     sequence: u64,
     /// False for what user space wrote.
     pub(super) is_kernel: bool,
+    /// Records before the newest are missing.
+    pub(super) has_gap: bool,
     /// The newest record's sequence.
     pub(super) last: Option<u64>,
     /// Records up to this one were read in an earlier life and count no more.
@@ -81,6 +83,7 @@ impl Lines {
             let expected = self.floor.and_then(|floor| floor.checked_add(1)).max(next);
             self.lost += expected.map_or(0, |expected| header.sequence.saturating_sub(expected));
         }
+        self.has_gap = next.is_some_and(|next| header.sequence > next);
         self.last = Some(header.sequence);
         let was_kernel = std::mem::replace(&mut self.is_kernel, header.facility == 0);
         // Kernels up to 4.8 mark the first part of a line with `c` and each following with `+`; newer ones mark a

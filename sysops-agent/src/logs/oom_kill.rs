@@ -124,6 +124,15 @@ impl Parser {
         self.held.take()
     }
 
+    /// Records are missing. A report that has not named its victim may have ended among them, and the next lines be of another:
+    /// only the summary names the victim itself. Gives a kill that is held.
+    pub fn pass_gap(&mut self) -> Option<Sighting> {
+        if self.report.victim.is_none() {
+            self.report = Report { summary: self.report.summary.take(), ..Report::default() };
+        }
+        self.held.take()
+    }
+
     /// The next lines are those of `group`. The last killed is the one for which it was chosen, also when it was taken
     /// for one of the group before.
     fn begin_group(&mut self, record: &Record<'_>, group: String) -> Option<Sighting> {

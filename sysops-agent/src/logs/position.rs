@@ -1,9 +1,9 @@
 //! Remembers over restarts how far the kernel's log has been told, by boot id and sequence. Which records are told
 //! is decided in `kmsg`.
 
-use std::path::{Path, PathBuf};
+use crate::host::{Host, StateFiles};
 
-use crate::host::{Host, ReadError};
+const NAME: &str = "kmsg.position";
 
 /// How far one boot's log has been told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,58 +28,38 @@ pub(super) enum Found {
 /// The file with the position.
 #[derive(Debug)]
 pub(super) struct Store {
-    path: PathBuf,
+    files: StateFiles,
     boot: Option<String>,
-    saved: Option<Position>,
-    /// The last write failed, and that has been said.
-    failed: bool,
+    saved: Option<u64>,
 }
 
 impl Store {
-    /// The file `kmsg.position` in `data_dir`, and what it says of the boot in which `host` is.
+    /// The file `kmsg.position`, and what it says of the boot in which `host` is.
     #[must_use]
-    pub(super) fn open(host: &Host, data_dir: &Path) -> (Self, Found) {
+    pub(super) fn open(host: &Host, files: &StateFiles) -> (Self, Found) {
         let boot_path = host.files.proc("sys/kernel/random/boot_id");
         let boot = host.files.read_text(&boot_path).ok().filter(|boot| !boot.is_empty());
-        let mut store = Self { path: data_dir.join("kmsg.position"), boot, saved: None, failed: false };
-        let found = match (host.files.read_text(&store.path), &store.boot) {
-            (Err(error), _) if error.is_absent() => Found::Nothing,
+        let found = match (files.read(&host.files, NAME), &boot) {
             (Err(error), _) => {
                 tracing::warn!("{error}: {}: the kernel's log is read from now on only", error.source);
                 Found::Nothing
             }
-            (Ok(_), None) => Found::Nothing,
-            (Ok(text), Some(boot)) => parse(&text, boot).map_or(Found::OtherBoot, Found::ThisBoot),
+            (Ok(None), _) | (Ok(Some(_)), None) => Found::Nothing,
+            (Ok(Some(text)), Some(boot)) => parse(&text, boot).map_or(Found::OtherBoot, Found::ThisBoot),
         };
-        if let Found::ThisBoot(position) = found {
-            store.saved = Some(position);
-        }
-        (store, found)
+        let saved = if let Found::ThisBoot(position) = found { Some(position.sequence) } else { None };
+        (Self { files: files.clone(), boot, saved }, found)
     }
 
     /// Writes the position if it has moved. It is not synced to the disk: with a power cut the boot ends too, and the
-    /// position with it. A failure is told once, until a write succeeds again.
+    /// position with it.
     pub(super) fn save(&mut self, position: Position) {
         let Some(boot) = &self.boot else { return };
-        if self.saved.is_some_and(|saved| saved.sequence == position.sequence) {
+        if self.saved.replace(position.sequence) == Some(position.sequence) {
             return;
         }
         let text = format!("{boot} {} {}\n", position.sequence, position.offset_ns);
-        match replace(&self.path, text.as_bytes()) {
-            Ok(()) => {
-                self.saved = Some(position);
-                self.failed = false;
-            }
-            Err(error) if !self.failed => {
-                self.failed = true;
-                let source = &error.source;
-                tracing::warn!(
-                    "{error}: {source}: after a restart kernel events may be missed or told twice; \
-                     make agent.data_dir a directory that the agent may write to"
-                );
-            }
-            Err(_) => {}
-        }
+        self.files.write(NAME, text.into_bytes(), "after a restart kernel events may be missed or told twice");
     }
 }
 
@@ -90,16 +70,6 @@ fn parse(text: &str, boot: &str) -> Option<Position> {
     }
     let position = Position { sequence: words.next()?.parse().ok()?, offset_ns: words.next()?.parse().ok()? };
     words.next().is_none().then_some(position)
-}
-
-/// Puts a whole file in the place of `path`.
-fn replace(path: &Path, content: &[u8]) -> Result<(), ReadError> {
-    let new = path.with_extension("position.new");
-    std::fs::write(&new, content).and_then(|()| std::fs::rename(&new, path)).map_err(|source| ReadError {
-        path: path.to_owned(),
-        what: "cannot write",
-        source,
-    })
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ pub(super) fn complete(event: &mut Event, host: &Host) {
     if let Some(status) = read("status") {
         if let Some(tgid) = status_number(&status, "Tgid:") {
             event.pid = Some(tgid);
+            name_process(event, host, tid, tgid);
         }
         event.uid = event.uid.or_else(|| status_number(&status, "Uid:"));
     }
@@ -28,8 +29,26 @@ pub(super) fn complete(event: &mut Event, host: &Host) {
     {
         // "0" where the kernel does not tell: running, or no symbols for this user, or before 5.16 or so.
         let wchan = read("wchan").map(|name| String::from_utf8_lossy(&name).trim().to_owned());
-        hung.wchan = wchan.filter(|name| !name.is_empty() && name != "0");
+        // One that has come out of it since waits elsewhere.
+        let hangs = read("stat").is_some_and(|stat| state(&stat) == Some(b'D'));
+        hung.wchan = wchan.filter(|name| hangs && !name.is_empty() && name != "0");
     }
+}
+
+/// A hang bears the name of the process, and that of the thread where it is another.
+fn name_process(event: &mut Event, host: &Host, tid: u32, tgid: u32) {
+    let Detail::HungTask(hung) = &mut event.detail else { return };
+    let Ok(text) = host.files.read(&host.files.proc(&format!("{tgid}/comm"))) else { return };
+    let leader = String::from_utf8_lossy(text.strip_suffix(b"\n").unwrap_or(&text)).into_owned();
+    if tid != tgid && event.comm.as_ref() != Some(&leader) {
+        hung.thread_comm = event.comm.replace(leader);
+    }
+}
+
+/// The field behind the name, which may hold anything.
+fn state(stat: &[u8]) -> Option<u8> {
+    let end = stat.iter().rposition(|&byte| byte == b')')?;
+    stat.get(end + 2).copied()
 }
 
 /// The first number of a line of /proc/PID/status.
@@ -49,14 +68,21 @@ mod tests {
     use crate::model::event::{HungTask, OomKill};
 
     fn completed(name: &str, comm: &str, cgroup: &str, detail: Detail) -> Event {
+        completed_in('D', name, comm, cgroup, detail)
+    }
+
+    fn completed_in(state: char, name: &str, comm: &str, cgroup: &str, detail: Detail) -> Event {
         let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/tmp");
         let dir = dir.join(format!("task-{}-{name}", std::process::id()));
         fs::create_dir_all(dir.join("proc/12")).unwrap();
+        fs::create_dir_all(dir.join("proc/11")).unwrap();
+        fs::write(dir.join("proc/11/comm"), "leader\n").unwrap();
         let files = [
             ("comm", format!("{comm}\n")),
             ("status", "Name:\tx\nTgid:\t11\nUid:\t5\t6\t6\t6\n".to_owned()),
             ("cgroup", format!("4:memory:{cgroup}\n0::/u\n")),
             ("wchan", "io_schedule".to_owned()),
+            ("stat", format!("12 (a) D) {state} 1 2 3")),
         ];
         for (file, text) in files {
             fs::write(dir.join("proc/12").join(file), text).unwrap();
@@ -82,8 +108,16 @@ mod tests {
     fn a_hung_task_gets_what_proc_knows() {
         let event = completed("hung", "a\nb", "/", Detail::HungTask(HungTask::default()));
         assert_eq!((event.pid, event.uid, event.cgroup.as_deref()), (Some(11), Some(5), Some("/")));
+        assert_eq!(event.comm.as_deref(), Some("leader"));
         let Detail::HungTask(hung) = event.detail else { panic!("{event:?}") };
+        assert_eq!(hung.thread_comm.as_deref(), Some("a\nb"));
         assert_eq!(hung.wchan.as_deref(), Some("io_schedule"));
+    }
+
+    #[test]
+    fn who_has_come_out_of_it_waits_elsewhere() {
+        let event = completed_in('S', "awake", "a\nb", "/", Detail::HungTask(HungTask::default()));
+        assert_eq!((event.pid, event.hang().and_then(|hung| hung.wchan.as_deref())), (Some(11), None));
     }
 
     #[test]

@@ -167,7 +167,10 @@ pub struct HungTask {
     /// Who found it too long.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tier: Option<Tier>,
-    /// How it ended.
+    /// Name of the thread, where it is not that of the process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thread_comm: Option<String>,
+    /// How it ended; absent where nobody looks any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
     /// How long it has not run, or at least the kernel's timeout; at the end, for how long it was seen not to run.

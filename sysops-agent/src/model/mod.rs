@@ -14,6 +14,7 @@ pub mod matcher;
 pub mod metric;
 pub mod notice;
 pub mod readings;
+pub mod report;
 pub mod shown;
 pub mod stack;
 pub mod time;

@@ -11,6 +11,7 @@ use crate::alert::Book;
 use crate::control::{self, trial};
 use crate::deliver::Outbox;
 use crate::host::Host;
+use crate::model::report::Report;
 use crate::model::{Listed, Matcher, OutboxStatus, Outcome, Severity, Silence};
 
 /// The agent's desk. It lives on the main thread alone.
@@ -22,6 +23,8 @@ pub(super) struct Desk {
     pub(super) outbox: Weak<RefCell<Outbox>>,
     /// Takes receipts: the book is to be kept at once, and each is given when it is.
     pub(super) keep: UnboundedSender<oneshot::Sender<()>>,
+    /// Takes wishes for a report: who has all parts makes it.
+    pub(super) ask: UnboundedSender<oneshot::Sender<Box<Report>>>,
 }
 
 impl Desk {
@@ -84,6 +87,13 @@ impl control::Desk for Desk {
         let hostname = self.hostname.borrow();
         let notice = trial::notice(&hostname, by, severity, resolved, channels, &self.host.clock.now());
         Ok(outbox.send_and_watch(&notice))
+    }
+
+    fn report(&self) -> oneshot::Receiver<Box<Report>> {
+        let (report, comes) = oneshot::channel();
+        // Whoever would make it ends with the agent.
+        _ = self.ask.send(report);
+        comes
     }
 
     fn outbox(&self) -> OutboxStatus {

@@ -57,6 +57,8 @@ pub(super) struct Ledger {
     boot: String,
     /// Held as long as this agent may write.
     _lock: Option<OwnedFd>,
+    /// Another agent has the directory: it is no business of this one.
+    is_anothers: bool,
     /// `None`: nothing is kept.
     disk: Option<Disk>,
     number: u64,
@@ -74,32 +76,35 @@ pub(super) struct Ledger {
 struct Disk {
     orders: std::sync::mpsc::Sender<(u64, Vec<u8>)>,
     done: UnboundedReceiver<(u64, Result<(), String>)>,
+    /// The thread has an order. What is to be written meanwhile waits here, the newest alone: a disk that hangs must not cost memory.
+    is_writing: bool,
+    next: Option<(u64, Vec<u8>)>,
     thread: std::thread::JoinHandle<()>,
 }
 
 impl Ledger {
-    /// The file in `data_dir`, and what it holds. One that cannot be used is set aside, and said.
-    pub(super) fn open(host: &Host, data_dir: &Path) -> (Self, Option<Kept>) {
-        let path = data_dir.join("alerts.state");
+    /// The file in `data_dir`, and what it holds. One that cannot be used is set aside, and said. Without a `data_dir` nothing is kept.
+    pub(super) fn open(host: &Host, data_dir: Option<&Path>) -> (Self, Option<Kept>) {
         let boot = host.files.read_text(&host.files.proc("sys/kernel/random/boot_id")).unwrap_or_default();
-        let lock = match lock(&path.with_extension("lock")) {
-            Ok(lock) => Some(lock),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                tracing::warn!(
-                    "{}: another agent keeps its alerts here: those of this one do not outlive it; give each an agent.data_dir \
-                     of its own",
-                    data_dir.display()
-                );
-                None
-            }
-            Err(error) => {
-                tracing::warn!(
+        let path = data_dir.map(|path| path.join("alerts.state")).unwrap_or_default();
+        let (mut lock, mut is_anothers) = (None, false);
+        if let Some(data_dir) = data_dir {
+            match self::lock(&path.with_extension("lock")) {
+                Ok(held) => lock = Some(held),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    is_anothers = true;
+                    tracing::warn!(
+                        "{}: another agent keeps its state here, so this one keeps nothing: its alerts, and what waits to be \
+                         delivered, do not outlive it, and no command reaches it; give each an agent.data_dir of its own",
+                        data_dir.display()
+                    );
+                }
+                Err(error) => tracing::warn!(
                     "{}: {error}: alerts do not outlive the agent; make agent.data_dir a directory that the agent may write to",
                     data_dir.display()
-                );
-                None
+                ),
             }
-        };
+        }
         let (mut kept, mut disk) = (None, None);
         if lock.is_some() {
             kept = read(host, &path);
@@ -113,6 +118,7 @@ impl Ledger {
             path,
             boot,
             _lock: lock,
+            is_anothers,
             disk,
             number: 0,
             waiting: VecDeque::new(),
@@ -122,6 +128,11 @@ impl Ledger {
             has_failed: false,
         };
         (ledger, kept)
+    }
+
+    /// True when another agent has the directory: nothing of it is to be used.
+    pub(super) fn is_anothers(&self) -> bool {
+        self.is_anothers
     }
 
     /// The kernel's id of this boot; empty when it is not known.
@@ -175,16 +186,18 @@ impl Ledger {
             Ok(rest) => text.extend_from_slice(&rest),
             Err(error) => tracing::error!("{}: no JSON form: {error}; that is a bug", self.path.display()),
         }
-        if let Some(disk) = &self.disk {
-            // The thread ends with the ledger only.
-            _ = disk.orders.send((self.number, text));
+        self.take_what_is_done();
+        if let Some(disk) = &mut self.disk {
+            disk.next = Some((self.number, text));
+            disk.go_on();
             self.receipts.extend(receipt.map(|receipt| (self.number, receipt)));
         }
     }
 
     /// Waits until a notice may go out ([`Ledger::due`]), or a writing has come to its end. May be dropped and called again.
     pub(super) async fn next(&mut self, host: &Host) {
-        if self.waiting.is_empty() && self.receipts.is_empty() {
+        let has_more = self.disk.as_ref().is_some_and(|disk| disk.next.is_some());
+        if self.waiting.is_empty() && self.receipts.is_empty() && !has_more {
             return std::future::pending().await;
         }
         let now = host.clock.now().monotonic;
@@ -210,9 +223,7 @@ impl Ledger {
 
     /// Notices that are on disk, or have waited long enough for it.
     pub(super) fn due(&mut self, now: &Tick) -> Vec<Notice> {
-        while let Some((number, result)) = self.disk.as_mut().and_then(|disk| disk.done.try_recv().ok()) {
-            self.written(number, result);
-        }
+        self.take_what_is_done();
         let mut due = Vec::new();
         while let Some((number, since, notice)) = self.waiting.pop_front() {
             let is_kept = number == 0 || self.disk.is_none();
@@ -259,7 +270,10 @@ impl Ledger {
 
     /// Writes what is ordered and ends; a disk that hangs is left alone after `deadline`.
     pub(super) async fn end(self, deadline: Duration) {
-        let Some(Disk { orders, mut done, thread }) = self.disk else { return };
+        let Some(Disk { orders, mut done, thread, next, .. }) = self.disk else { return };
+        if let Some(next) = next {
+            _ = orders.send(next);
+        }
         drop(orders);
         let all = async { while done.recv().await.is_some() {} };
         if tokio::time::timeout(deadline, all).await.is_ok() {
@@ -267,8 +281,18 @@ impl Ledger {
         }
     }
 
+    fn take_what_is_done(&mut self) {
+        while let Some((number, result)) = self.disk.as_mut().and_then(|disk| disk.done.try_recv().ok()) {
+            self.written(number, result);
+        }
+    }
+
     /// Writing `number`, and with it each before it, has come to its end.
     fn written(&mut self, number: u64, result: Result<(), String>) {
+        if let Some(disk) = &mut self.disk {
+            disk.is_writing = false;
+            disk.go_on();
+        }
         while let Some((_, receipt)) = self.receipts.pop_front_if(|(receipt, _)| *receipt <= number) {
             if result.is_ok() {
                 // Whoever waits for it no longer has gone away.
@@ -295,23 +319,29 @@ impl Disk {
     fn start(path: PathBuf) -> std::io::Result<Self> {
         let (orders, inbox) = std::sync::mpsc::channel::<(u64, Vec<u8>)>();
         let (tell, done) = unbounded_channel();
-        let write = move || write_newest(&path, &inbox, &tell);
+        let write = move || write_all(&path, &inbox, &tell);
         let thread = std::thread::Builder::new().name("ledger".to_owned()).stack_size(256 << 10).spawn(write)?;
-        Ok(Self { orders, done, thread })
+        Ok(Self { orders, done, is_writing: false, next: None, thread })
+    }
+
+    /// Gives the thread what waits, when it has nothing else to do.
+    fn go_on(&mut self) {
+        if !self.is_writing
+            && let Some(next) = self.next.take()
+        {
+            // The thread ends with the ledger only.
+            self.is_writing = self.orders.send(next).is_ok();
+        }
     }
 }
 
-/// Each writing is whole, so that of several that wait the newest will do.
-fn write_newest(
+/// The thread. Each writing is whole, so that of several that wait the newest will do.
+fn write_all(
     path: &Path,
     inbox: &std::sync::mpsc::Receiver<(u64, Vec<u8>)>,
     tell: &UnboundedSender<(u64, Result<(), String>)>,
 ) {
-    while let Ok(mut newest) = inbox.recv() {
-        while let Ok(newer) = inbox.try_recv() {
-            newest = newer;
-        }
-        let (number, text) = newest;
+    while let Ok((number, text)) = inbox.recv() {
         let result = replace(path, &text).map_err(|error| format!("{}: cannot write: {error}", path.display()));
         if tell.send((number, result)).is_err() {
             return;
@@ -399,7 +429,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let host = host(dir.path());
         let now = host.clock.now();
-        let (mut ledger, kept) = Ledger::open(&host, dir.path());
+        let (mut ledger, kept) = Ledger::open(&host, Some(dir.path()));
         assert!(kept.is_none() && ledger.is_settled());
         ledger.keep(book(&now), vec![notice("a"), notice("b")], None, &now);
         assert!(!ledger.is_settled());
@@ -416,7 +446,7 @@ mod tests {
         ledger.next(&host).await;
         kept.await.expect("it is on disk");
         ledger.end(Duration::from_secs(60)).await;
-        let (mut again, kept) = Ledger::open(&host, dir.path());
+        let (mut again, kept) = Ledger::open(&host, Some(dir.path()));
         let (_, kills, outgoing) = again.take_over(kept.expect("it was written"));
         assert_eq!((kills, ids(&outgoing)), (Vec::new(), vec!["b"]));
     }
@@ -426,12 +456,57 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let host = host(dir.path());
         let now = host.clock.now();
-        let (mut ledger, _) = Ledger::open(&host, &dir.path().join("nowhere"));
+        let (mut ledger, _) = Ledger::open(&host, Some(&dir.path().join("nowhere")));
         let (receipt, kept) = oneshot::channel();
         ledger.keep(book(&now), vec![notice("a")], Some(receipt), &now);
         assert!(kept.await.is_err(), "nothing is kept");
         ledger.next(&host).await;
         assert_eq!(ids(&ledger.due(&now)), ["a"]);
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_hangs_costs_no_memory_and_gets_the_newest() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let host = host(dir.path());
+        let now = host.clock.now();
+        let (mut ledger, _) = Ledger::open(&host, Some(dir.path()));
+        // Whoever opens a pipe to write waits for a reader: the thread hangs, as it does with a disk.
+        let pipe = dir.path().join("alerts.state.new");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+            .expect("a pipe");
+        for count in 0..100 {
+            ledger.keep(book(&now), vec![notice(&count.to_string())], None, &now);
+        }
+        let disk = ledger.disk.as_ref().expect("there is a thread");
+        assert_eq!((disk.is_writing, disk.next.as_ref().map(|(number, _)| *number)), (true, Some(100)));
+        // The write that hung fails, and the next finds a disk.
+        drop(OpenOptions::new().read(true).write(true).open(&pipe).expect("our own"));
+        std::fs::remove_file(&pipe).expect("our own");
+        while ledger.disk.as_ref().is_some_and(|disk| disk.is_writing) {
+            ledger.next(&host).await;
+        }
+        ledger.end(Duration::from_secs(60)).await;
+        let (_, kept) = Ledger::open(&host, Some(dir.path()));
+        assert_eq!(kept.expect("it was written").rest.outgoing.len(), 100);
+    }
+
+    #[tokio::test]
+    async fn without_a_directory_nothing_is_kept_and_nothing_waits() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let host = host(dir.path());
+        let now = host.clock.now();
+        let (mut ledger, kept) = Ledger::open(&host, None);
+        ledger.keep(book(&now), vec![notice("a")], None, &now);
+        assert_eq!((kept.is_none(), ledger.is_anothers(), ids(&ledger.due(&now))), (true, false, vec!["a"]));
+    }
+
+    #[test]
+    fn a_directory_has_one_agent() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let host = host(dir.path());
+        let (first, _) = Ledger::open(&host, Some(dir.path()));
+        let (second, _) = Ledger::open(&host, Some(dir.path()));
+        assert_eq!((first.is_anothers(), second.is_anothers()), (false, true));
     }
 
     #[test]
@@ -440,7 +515,7 @@ mod tests {
         let host = host(dir.path());
         for text in ["", "{}", "{\"schema\":2}\n{}", "\0\0\n\0"] {
             std::fs::write(dir.path().join("alerts.state"), text).expect("writable");
-            let (_, kept) = Ledger::open(&host, dir.path());
+            let (_, kept) = Ledger::open(&host, Some(dir.path()));
             assert!(kept.is_none());
             let aside = host.files.read(&dir.path().join("alerts.state.unused")).expect("it is set aside");
             assert_eq!(aside, text.as_bytes());

@@ -6,8 +6,9 @@ mod facts;
 mod feed;
 mod inventory;
 mod ledger;
-pub mod losses;
+mod losses;
 mod parts;
+pub mod report;
 mod signals;
 mod sources;
 mod watch;
@@ -25,6 +26,7 @@ use crate::control::{self, Control};
 use crate::deliver::Outbox;
 use crate::host::{Host, Systemd, os};
 use crate::kernel::{self, Rung};
+use crate::model::report::{self as reports, Report};
 use crate::model::{Alert, Audience, Batch, Event, Notice, Readings, Tick};
 use crate::schedule::{Finished, State};
 use crate::settings::{Problems, Settings, keys};
@@ -63,6 +65,9 @@ pub type Reloaded = Box<dyn Fn(Result<&Settings, &Problems>)>;
 /// Reads a configuration file, as at the start of the process.
 pub type Read = Box<dyn Fn(&Path) -> Result<Settings, Problems>>;
 
+/// Someone waits for a report.
+type Wish = oneshot::Sender<Box<Report>>;
+
 /// The running agent.
 pub struct Pipeline {
     host: Host,
@@ -84,6 +89,8 @@ pub struct Pipeline {
     called: Rc<RefCell<String>>,
     /// Receipts for those who have changed the book by the control socket.
     receipts: (UnboundedSender<oneshot::Sender<()>>, UnboundedReceiver<oneshot::Sender<()>>),
+    /// Wishes for a report by the control socket.
+    asked: (UnboundedSender<Wish>, UnboundedReceiver<Wish>),
     control: Option<Control>,
 }
 
@@ -95,17 +102,20 @@ impl Pipeline {
     /// When something that the configuration asks for cannot be had: a forced rung, an address in use, …
     pub fn start(
         host: Host,
-        settings: Settings,
+        mut settings: Settings,
         read: Read,
         mut observer: Box<dyn Observer>,
         reloaded: Reloaded,
     ) -> anyhow::Result<Self> {
         // First of all: without a handler a SIGHUP would end the process.
         let signals = Signals::install()?;
+        let (mut ledger, kept) = Ledger::open(&host, keys::data_dir(&settings.values).as_deref());
+        if ledger.is_anothers() {
+            settings.keep_nothing();
+        }
         let shared = Rc::new(Shared::new(&host, &settings.values));
         let mut parts = Parts::start(&host, Wanted { settings: &settings, hostname: &hostname(&settings) }, &shared)?;
         observer.standings(&parts.sources.probes);
-        let (mut ledger, kept) = Ledger::open(&host, Path::new(&settings.values.get(&keys::DATA_DIR)));
         if let Some(kept) = kept {
             let (book, kills, outgoing) = ledger.take_over(kept);
             parts.sources.remember(&kills);
@@ -118,7 +128,7 @@ impl Pipeline {
         }
         let mut pipeline = Self {
             ledger,
-            losses: Losses::new(&settings),
+            losses: Losses::default(),
             host,
             settings,
             read,
@@ -133,6 +143,7 @@ impl Pipeline {
             durable: 0,
             called: Rc::new(RefCell::new(String::new())),
             receipts: unbounded_channel(),
+            asked: unbounded_channel(),
             control: None,
         };
         pipeline.open_desk();
@@ -149,10 +160,11 @@ impl Pipeline {
             book: Rc::clone(&self.parts.book),
             outbox: Rc::downgrade(&self.parts.outbox),
             keep: self.receipts.0.clone(),
+            ask: self.asked.0.clone(),
         };
         // The old one goes first: of a path there is one socket.
         self.control = None;
-        self.control = control::start(values, Path::new(&values.get(&keys::DATA_DIR)), &self.host, Rc::new(desk));
+        self.control = control::start(values, keys::data_dir(values).as_deref(), &self.host, Rc::new(desk));
     }
 
     /// Runs until the order to stop, then drains.
@@ -178,6 +190,8 @@ impl Pipeline {
                 () = self.ledger.next(&self.host) => self.send_due(),
                 () = wait_durable(&self.parts.outbox, self.durable + 1), if self.ledger.is_sending() => self.note_durable(),
                 Some(receipt) = self.receipts.1.recv() => self.keep(Vec::new(), Some(receipt)),
+                // Whoever waits for it no longer has gone away.
+                Some(report) = self.asked.1.recv() => drop(report.send(Box::new(self.report()))),
                 value = self.parts.inventory.next() => self.take_inventory(value),
                 () = watchdog.due() => watchdog.pet(&self.systemd, self.rounds, parts::between_rounds(&self.settings.values)),
             }
@@ -239,7 +253,6 @@ impl Pipeline {
                 book.finding(finding, &tick);
             });
         }
-        self.losses.save();
         self.observer.round(&view, tick);
         let notices = book.tick(&view, &tick);
         drop((book, store));
@@ -312,7 +325,10 @@ impl Pipeline {
         self.systemd.ready(&self.status());
     }
 
-    async fn take_settings(&mut self, settings: Settings) {
+    async fn take_settings(&mut self, mut settings: Settings) {
+        if self.ledger.is_anothers() {
+            settings.keep_nothing();
+        }
         let wanted = Wanted { settings: &settings, hostname: &hostname(&settings) };
         let before = Wanted { settings: &self.settings, hostname: &hostname(&self.settings) };
         let done = self.parts.reload(&self.host, wanted, before, &self.shared).await;
@@ -344,6 +360,14 @@ impl Pipeline {
         if !settings.values.agree_on(&self.settings.values, [keys::DATA_DIR.spec()].into_iter()) {
             tracing::warn!("agent.data_dir: alerts and the outbox stay where they are until the agent's next start");
         }
+    }
+
+    /// What the agent sees and what it does not.
+    fn report(&self) -> Report {
+        let Parts { scheduler, sources, .. } = &self.parts;
+        let about =
+            report::report(&self.host, &self.settings.values, &sources.probes, &sources.log, scheduler.standings());
+        Report { agent: Some(reports::Agent { pid: std::process::id() }), lost: self.losses.all(), ..about }
     }
 
     fn status(&self) -> String {

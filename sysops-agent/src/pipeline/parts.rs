@@ -1,7 +1,6 @@
 //! The parts of the pipeline that are built from settings: at start, and again after SIGHUP.
 
 use std::cell::{Cell, RefCell};
-use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,7 +101,7 @@ impl Parts {
         if let Some(scheduler) = scheduler {
             self.scheduler = scheduler;
         }
-        self.analyzers = analyzers(values);
+        self.analyzers.iter_mut().for_each(|analyzer| analyzer.reload(values));
         let mut book = self.book.borrow_mut();
         book.reload(values, wanted.hostname);
         book.expect_cycles_every(between_rounds(values));
@@ -230,8 +229,7 @@ fn analyzers(values: &Values) -> Vec<Box<dyn Analyzer>> {
 
 fn open_outbox(host: &Host, values: &Values) -> anyhow::Result<Outbox> {
     let clock = host.clock.clone();
-    let data_dir = values.get(&keys::DATA_DIR);
-    Ok(Outbox::open(plan(values)?, Path::new(&data_dir), Arc::new(move || clock.now().wall)))
+    Ok(Outbox::open(plan(values)?, keys::data_dir(values).as_deref(), Arc::new(move || clock.now().wall)))
 }
 
 fn plan(values: &Values) -> anyhow::Result<Plan> {

@@ -1,11 +1,11 @@
 //! Kernel events from all sources, joined: probes and the kernel's log on their thread, the correlator behind them.
 
-use std::path::Path;
+use std::time::Duration;
 
 use super::sleep_for;
 use super::watch::{Readings, Watch, Word};
 use crate::correlate::{self, Correlator};
-use crate::host::Host;
+use crate::host::{Host, StateFiles};
 use crate::kernel::{self, Kernel, Rung};
 use crate::logs::{self, Kmsg, Unavailable};
 use crate::model::{Batch, Detail, Event, Frame};
@@ -13,8 +13,12 @@ use crate::settings::{Settings, keys};
 use crate::spec::{Value, Values};
 use crate::symbolize::{Symbolizer, Trust};
 
+/// How long the end waits until the places in the log and among hangs are written.
+const DISK_PATIENCE: Duration = Duration::from_secs(1);
+
 /// The sources of kernel events.
 pub struct Sources {
+    files: StateFiles,
     watch: Watch,
     correlator: Correlator,
     /// Where each probe stands, as of the last word from the kernel.
@@ -28,6 +32,8 @@ pub struct Sources {
     told: Vec<Event>,
     /// Events that the watching thread has handed on.
     taken: u64,
+    /// Events that watching threads before this one could not hand on.
+    lost_before: u64,
 }
 
 impl Sources {
@@ -37,10 +43,12 @@ impl Sources {
     /// When a rung that the configuration forces cannot stand (with the reason and the remedy), or the system gives no
     /// thread.
     pub fn start(host: &Host, settings: &Settings) -> anyhow::Result<Self> {
-        let opened = Opened::new(host, settings);
+        let files = files(settings);
+        let opened = Opened::new(host, settings, &files);
         opened.refuse_what_is_forced_and_failed()?;
         let [kills, hangs] = opened.gives();
         Ok(Self {
+            files,
             probes: opened.probes,
             log: opened.log,
             watch: Watch::start(host, opened.kernel, opened.kmsg, settings.values.get(&keys::COLLECT_INTERVAL))?,
@@ -49,6 +57,7 @@ impl Sources {
             ready: Vec::new(),
             told: Vec::new(),
             taken: 0,
+            lost_before: 0,
         })
     }
 
@@ -69,13 +78,15 @@ impl Sources {
     pub(super) fn restart(&mut self, host: &Host, settings: &Settings) -> anyhow::Result<()> {
         // Only tried: two readers of the kernel's log would tell everything twice.
         if forces_a_rung(&settings.values) {
-            Opened::new(host, settings).refuse_what_is_forced_and_failed()?;
+            Opened::new(host, settings, &StateFiles::default()).refuse_what_is_forced_and_failed()?;
         }
         self.take_the_rest(host);
-        let opened = Opened::new(host, settings);
+        self.lost_before += self.watch.lost();
+        let files = files(settings);
+        let opened = Opened::new(host, settings, &files);
         let [kills, hangs] = opened.gives();
         self.watch = Watch::start(host, opened.kernel, opened.kmsg, settings.values.get(&keys::COLLECT_INTERVAL))?;
-        self.taken = 0;
+        (self.taken, self.files) = (0, files);
         self.correlator.set_sources(kills, hangs);
         (self.probes, self.log) = (opened.probes, opened.log);
         Ok(())
@@ -83,7 +94,7 @@ impl Sources {
 
     /// Puts the probes up and takes them down again: where they would stand, without an error for a forced rung.
     pub fn examine(host: &Host, settings: &Settings) -> (Vec<kernel::Standing>, Result<(), Unavailable>) {
-        let opened = Opened::new(host, settings);
+        let opened = Opened::new(host, settings, &StateFiles::default());
         (opened.probes, opened.log)
     }
 
@@ -149,6 +160,7 @@ impl Sources {
     /// Ends the watching thread and takes what it has handed on.
     fn take_the_rest(&mut self, host: &Host) {
         self.watch.stop();
+        self.files.settle(DISK_PATIENCE);
         while let Ok(word) = self.watch.inbox.try_recv() {
             self.take(word, host);
         }
@@ -176,7 +188,7 @@ impl Sources {
 
     /// Adds what is known of events and their reports.
     pub(super) fn collect(&self, out: &mut Batch) {
-        self.correlator.collect(self.watch.lost(), out);
+        self.correlator.collect(self.lost_before + self.watch.lost(), out);
     }
 }
 
@@ -190,6 +202,11 @@ fn name_frames(events: &mut [Event]) {
     if !stacks.is_empty() {
         Symbolizer::new(Trust::Owned).name(stacks);
     }
+}
+
+/// Where these settings keep what sources must know after a restart.
+fn files(settings: &Settings) -> StateFiles {
+    StateFiles::within(keys::data_dir(&settings.values).as_deref())
 }
 
 fn forces_a_rung(values: &Values) -> bool {
@@ -206,12 +223,11 @@ struct Opened {
 }
 
 impl Opened {
-    fn new(host: &Host, settings: &Settings) -> Self {
+    fn new(host: &Host, settings: &Settings, files: &StateFiles) -> Self {
         // Probes first: what happens before the log is opened stands in it, or is told by the probe.
         let mut kernel = Kernel::start(host, &settings.values);
-        let data_dir = settings.values.get(&keys::DATA_DIR);
-        kernel.keep_in(host, Path::new(&data_dir));
-        let (kmsg, log) = match Kmsg::open(host, &settings.values, Path::new(&data_dir)) {
+        kernel.keep_in(host, files);
+        let (kmsg, log) = match Kmsg::open(host, &settings.values, files) {
             Ok(kmsg) => (Some(kmsg), Ok(())),
             Err(why) => {
                 kernel.do_without_log(&why.reason, &why.remedy);

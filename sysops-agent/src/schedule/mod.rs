@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use crate::collect::{Collector, Entry, Outcome};
 use crate::host::Host;
+pub use crate::model::report::State;
 use crate::model::{Batch, Desc, Metric, Tick, Unit, with_causes};
 use crate::spec::Values;
 use plan::Plan;
-use serde::Serialize;
 pub use worker::Failure;
 use worker::{Desk, Done, Task};
 
@@ -51,7 +51,7 @@ static LAST: Metric<1> = Metric::gauge(
 pub static METRICS: &[&Desc] = &[DURATION.desc(), SUCCESS.desc(), FAILURES.desc(), MISSED.desc(), LAST.desc()];
 
 /// How a collector stands.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Standing {
     /// The collector.
     pub name: &'static str,
@@ -61,18 +61,6 @@ pub struct Standing {
     pub reason: String,
     /// What an operator may do; empty when there is nothing to do.
     pub remedy: String,
-}
-
-/// The three outcomes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    /// Values were read, or nothing was tried yet.
-    Ok,
-    /// This host has no such thing.
-    Absent,
-    /// It is there and could not be read.
-    Failed,
 }
 
 /// One reading that has come to an end.

@@ -1,5 +1,6 @@
 //! The keys of `[agent]`: what concerns the agent as a whole. All other keys stand beside the code that uses them.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::spec::{Complaint, Key, KeySpec, Values};
@@ -32,7 +33,8 @@ pub static LOG_LEVEL: Key<String> = Key::choice(
 pub static DATA_DIR: Key<String> = Key::text(
     "agent.data_dir",
     "/var/lib/sysops-agent",
-    "Directory for what must survive a restart, such as the position in the kernel's log.",
+    "Directory for what must survive a restart: alerts and what waits to be delivered, the position in the kernel's log. Empty: nothing \
+     is kept.",
 );
 
 /// `agent.pid_file`.
@@ -47,6 +49,12 @@ pub static ALL: &[&KeySpec] =
 /// Longest host name (HOST_NAME_MAX is 64; a full domain name has up to 253 characters).
 const HOSTNAME_MAX: usize = 253;
 
+/// The directory for what must survive a restart; `None`: nothing is kept.
+#[must_use]
+pub fn data_dir(values: &Values) -> Option<PathBuf> {
+    Some(values.get(&DATA_DIR)).filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
 /// What is wrong with values that have the right type.
 #[must_use]
 pub fn check(values: &Values) -> Vec<Complaint> {
@@ -59,7 +67,7 @@ pub fn check(values: &Values) -> Vec<Complaint> {
     {
         complain(HOSTNAME.spec(), "expected a name of 1 to 253 characters without blanks");
     }
-    if !values.get(&DATA_DIR).starts_with('/') {
+    if data_dir(values).is_some_and(|path| path.is_relative()) {
         complain(DATA_DIR.spec(), "expected an absolute path: it would depend on where the agent is started");
     }
     if values.get(&PID_FILE).is_some_and(|path| !path.starts_with('/')) {

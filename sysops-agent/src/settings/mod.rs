@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 pub use problem::{Problem, Problems};
 
-use crate::spec::{Check, KeySpec, Values};
+use crate::spec::{Check, KeySpec, Value, Values};
 
 /// Where the agent looks when no `--config` is given.
 pub const DEFAULT_PATH: &str = "/etc/sysops-agent/config.toml";
@@ -49,6 +49,11 @@ impl Settings {
     #[must_use]
     pub fn hostname_or(&self, nodename: &str) -> String {
         self.hostname.clone().unwrap_or_else(|| nodename.to_owned())
+    }
+
+    /// From now on nothing that these settings make reads or keeps what outlives the process.
+    pub fn keep_nothing(&mut self) {
+        self.values.set(keys::DATA_DIR.spec(), Value::Text(String::new()));
     }
 
     /// The line of the file in which a key or table stands: `rule[2].metric`, `rule[2]`. Lines count from 1.

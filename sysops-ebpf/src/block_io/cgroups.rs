@@ -4,11 +4,11 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::HashMap;
 use sysops_common::block_io::{CgroupTotals, Flight, OTHER_CGROUPS, Operation};
-use sysops_ebpf::counters::{Fate, count};
 use sysops_ebpf::memory::add;
 
 use crate::OFFSETS;
 use crate::reach::Reach;
+use crate::totals::see;
 
 #[map]
 static CGROUPS: HashMap<u64, CgroupTotals> = HashMap::with_max_entries(1024, 0);
@@ -55,7 +55,7 @@ pub fn charge(flight: *const Flight) {
         let _ = CGROUPS.insert(cgroup, none, u64::from(BPF_NOEXIST));
         CGROUPS.get_ptr_mut(cgroup).or_else(|| CGROUPS.get_ptr_mut(OTHER_CGROUPS))
     });
-    let Some(totals) = found else { return count(Fate::MapFull) };
+    let Some(totals) = found else { return see(|seen| &raw mut seen.charges_lost) };
     let way = (operation != Operation::Read as u32) as usize;
     // SAFETY: both point into a value of a map.
     unsafe {

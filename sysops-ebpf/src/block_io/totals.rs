@@ -40,10 +40,21 @@ static SEEN: Array<Seen> = Array::with_max_entries(1, 0);
 // Larger than a program's stack.
 static ZERO: Totals = Totals::ZERO;
 
+/// What is followed to its completion.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Of {
+    /// A request.
+    Request,
+    /// A bio of a disk that makes no requests. What a cgroup did is counted by the requests that come of it below: by both
+    /// it would count twice.
+    Bio,
+}
+
 /// Enters the completion of `flight` at `now`; `disk` is where the name is, for the first of its device, and `charged` the
 /// cgroup that the kernel charges.
 #[inline(always)]
 pub fn finish(
+    of: Of,
     flight: *mut Flight,
     now: u64,
     status: i32,
@@ -56,7 +67,7 @@ pub fn finish(
         return count(Fate::Stale);
     }
     let device_ns = now - issue_ns;
-    let Some(totals) = totals(series, disk) else { return };
+    let Some(totals) = totals(series, disk) else { return count(Fate::MapFull) };
     // SAFETY: all point into a value of a map, and buckets into their arrays.
     unsafe {
         if queue_ns == 0 {
@@ -72,7 +83,7 @@ pub fn finish(
             add(&raw mut (*totals).errors, 1);
             fail(Failure { dev: series.dev, status });
         }
-        let by_cgroup = setting(&OFFSETS.by_cgroup) != 0;
+        let by_cgroup = of == Of::Request && setting(&OFFSETS.by_cgroup) != 0;
         let slow_ns = setting(&OFFSETS.slow_ns);
         let is_slow = slow_ns != 0 && queue_ns + device_ns >= slow_ns;
         if by_cgroup || is_slow {
@@ -98,7 +109,7 @@ pub fn totals(series: Series, disk: impl FnOnce() -> Option<u64>) -> Option<*mut
     NonNull::new(begin(series.dev, series.operation, disk().unwrap_or(0))).map(NonNull::as_ptr)
 }
 
-/// Makes room for the first of its device and operation; null when there is none. `disk` may be null. A function of its own, as all
+/// Makes room for the first of its device and operation; null when there is none, which the caller counts if a request is lost. `disk` may be null. A function of its own, as all
 /// that is seldom: it would stand in the way of what is not. Its arguments are numbers, as BPF has it.
 #[inline(never)]
 fn begin(dev: u32, operation: u32, disk: u64) -> *mut Totals {
@@ -109,11 +120,7 @@ fn begin(dev: u32, operation: u32, disk: u64) -> *mut Totals {
     // Another CPU may have been quicker: then the value is there just as well.
     #[expect(clippy::needless_borrows_for_generic_args, reason = "by value it would not fit on the stack of a program")]
     let _ = TOTALS.insert(series, &ZERO, u64::from(BPF_NOEXIST));
-    let totals = TOTALS.get_ptr_mut(series);
-    if totals.is_none() {
-        count(Fate::MapFull);
-    }
-    totals.unwrap_or(null_mut())
+    TOTALS.get_ptr_mut(series).unwrap_or(null_mut())
 }
 
 /// Counts what is seen seldom.
@@ -122,6 +129,14 @@ pub fn see(counter: impl FnOnce(&mut Seen) -> *mut u64) {
     let Some(seen) = SEEN.get_ptr_mut(0) else { return };
     // SAFETY: it points into the map's one value.
     unsafe { add(counter(&mut *seen), 1) };
+}
+
+/// There was a request for which the maps had no room. One whose issue is not known may then be of these; else it was issued
+/// before anyone looked.
+#[inline(always)]
+pub fn has_lacked_room() -> bool {
+    // SAFETY: it points into the map's one value.
+    SEEN.get_ptr(0).is_some_and(|seen| unsafe { core::ptr::read_volatile(&raw const (*seen).without_room) } != 0)
 }
 
 /// # Safety
@@ -141,7 +156,7 @@ fn fail(failure: Failure) {
     match found {
         // SAFETY: it points to a value of a map.
         Some(failures) => unsafe { add(failures, 1) },
-        None => count(Fate::MapFull),
+        None => see(|seen| &raw mut seen.failures_lost),
     }
 }
 
@@ -162,7 +177,7 @@ fn tell(flight: *const Flight, now: u64, status: i32) {
         }
         add(&raw mut (*limit).told, 1);
     }
-    let Some(mut entry) = EVENTS.reserve::<Slow>(0) else { return count(Fate::RingFull) };
+    let Some(mut entry) = EVENTS.reserve::<Slow>(0) else { return see(|seen| &raw mut seen.slow_lost) };
     // SAFETY: the flight is a value of a map, and copied whole.
     entry.write(Slow { complete_ns: now, status, reserved: 0, flight: unsafe { *flight } });
     entry.submit(0);

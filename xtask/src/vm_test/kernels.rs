@@ -39,7 +39,8 @@ static SERIES: &[Series] = &[
 /// asks for crc32c only when it mounts.
 pub(crate) const LOADED: &[&str] = &["loop", "crc32c_generic", "ext4", "dm_mod", "fuse"];
 /// What a test loads for itself, as its disks, or that they can be, would be there for all others too.
-const AT_HAND: &[&str] = &["null_blk", "nvme", "nfsv3", "raid0", "raid1"];
+const AT_HAND: &[&str] =
+    &["null_blk", "scsi_debug", "sd_mod", "dm_multipath", "dm_round_robin", "nvme", "nfsv3", "raid0", "raid1"];
 
 /// Beside a kept kernel: which modules were looked for, and how they were kept.
 const WANTED: &str = "wanted";

@@ -197,11 +197,11 @@ impl Outbox {
     }
 
     /// Starts the channels of `plan`; what waits is kept in the folder `outbox` of `data_dir`, and what waits there is delivered.
-    /// Where that cannot be, this is said, tried again, and memory has to do meanwhile. `wall` reads the wall clock. To be called
+    /// Where that cannot be, this is said, tried again, and memory has to do meanwhile; without a `data_dir` it always does. `wall` reads the wall clock. To be called
     /// within a tokio runtime.
     #[must_use]
-    pub fn open(plan: Plan, data_dir: &Path, wall: Wall) -> Self {
-        Self::run(plan, Some(data_dir.join("outbox")), wall)
+    pub fn open(plan: Plan, data_dir: Option<&Path>, wall: Wall) -> Self {
+        Self::run(plan, data_dir.map(|path| path.join("outbox")), wall)
     }
 
     fn run(plan: Plan, dir: Option<PathBuf>, wall: Wall) -> Self {

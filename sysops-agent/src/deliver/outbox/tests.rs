@@ -103,7 +103,7 @@ fn in_memory(channels: Vec<Made>) -> Outbox {
 }
 
 fn on_disk(dir: &Path, channels: Vec<Made>) -> Outbox {
-    Outbox::open(plan(channels), dir, Arc::new(time))
+    Outbox::open(plan(channels), Some(dir), Arc::new(time))
 }
 
 fn count(outbox: &Outbox, name: &str) -> f64 {
@@ -380,7 +380,7 @@ async fn a_clock_that_was_set_between_two_lives_neither_swallows_nor_repeats() {
         let dir = tempfile::tempdir().expect("a directory");
         left_behind(dir.path(), &[notice("a", Severity::Warn), notice("b", Severity::Critical)]).await;
         let far_end = Fake::answering([retry(Some(1))]);
-        let outbox = Outbox::open(plan(vec![far_end.made("fake")]), dir.path(), Arc::new(move || wall));
+        let outbox = Outbox::open(plan(vec![far_end.made("fake")]), Some(dir.path()), Arc::new(move || wall));
         // Of a day that it may wait for, ten minutes are left at least.
         let oldest = outbox.status().channels[0].oldest_secs;
         assert!(oldest.is_some_and(|secs| secs <= 86_400 - 600), "{oldest:?}");
@@ -454,7 +454,7 @@ async fn a_full_spool_gives_up_what_matters_least_of_the_channel_that_is_stuck()
     let mut values = Values::default();
     values.set(BYTES_MAX.spec(), Value::Int(4 << 20));
     let plan = Plan::new(&values).expect("right").with(vec![stuck.made("stuck"), well.made("well")]);
-    let outbox = Outbox::open(plan, dir.path(), Arc::new(time));
+    let outbox = Outbox::open(plan, Some(dir.path()), Arc::new(time));
     let long = "x".repeat(10_000);
     let mut ids = Vec::new();
     for (kind, severity) in [("critical", Severity::Critical), ("info", Severity::Info), ("warn", Severity::Warn)] {

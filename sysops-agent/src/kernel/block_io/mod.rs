@@ -13,7 +13,7 @@ mod types;
 
 use std::os::fd::BorrowedFd;
 
-use sysops_common::block_io::{DiskName, Offsets, Seen, Slow};
+use sysops_common::block_io::{DiskName, Format, Offsets, Seen, Slow};
 use sysops_common::counters::Counters;
 
 use self::cgroups::Cgroups;
@@ -65,8 +65,8 @@ static REQUESTS: Key<i64> = Key::int(
     8192,
     1,
     1 << 20,
-    "Requests that the kernel side remembers, in each of two maps of some 140 bytes an entry. What is in flight beyond both is not \
-     measured, and counted as dropped (`map_full`).",
+    "Requests that the kernel side remembers, in each of two maps of some 140 bytes an entry, and bios of disks that make no requests, in a \
+     third one. What is in flight beyond these is not measured, and counted as dropped (`map_full`).",
 );
 
 static CGROUPS: Key<i64> = Key::int(
@@ -206,8 +206,8 @@ impl Probe for BlockIo {
                 false
             }
         };
-        if listed && self.disks.have_changed() {
-            attached.stacked.look(&mut attached.object, &self.disks, host);
+        if listed && (self.disks.have_changed() || self.disks.have_grown(&host.files)) {
+            attached.stacked.look(&mut attached.object, &mut self.disks, host);
         }
         self.unknown.clear();
         let mut sums = Sums::default();
@@ -229,6 +229,9 @@ impl Probe for BlockIo {
         self.all.put_back(series);
         attached.stacked.collect(out);
         attached.limit.collect(out);
+        if let Some(seen) = attached.seen.get(0) {
+            series::emit_details_lost(out, &seen);
+        }
         // The plain tracepoint's record says the number itself; there is nothing of ours that could be wrong.
         if listed && attached.rung != Rung::Tracepoint {
             sums.kernel = self.disks.completed().saturating_sub(attached.completed_before);
@@ -281,7 +284,8 @@ impl BlockIo {
         let bios = types::bios(btf, &mut offsets);
         // Without it the tasks of the kernel are counted for the root.
         let _ = types::charges(btf, &mut offsets);
-        let sizes = [("IN_FLIGHT", self.requests_max), ("PASSING", self.requests_max), ("PLACES", 1)];
+        let most = self.requests_max;
+        let sizes = [("IN_FLIGHT", most), ("PASSING", most), ("BIOS", most), ("PLACES", 1)];
         let mut object = Object::load_sized("block_io", &offsets, &sizes)?;
         for (what, tracepoint, structure, without) in types::EXTRAS {
             let ground = if structure == "bio" { bios.clone() } else { Ok(()) };
@@ -310,7 +314,15 @@ impl BlockIo {
         for (what, tracepoint, _) in types::POINTS {
             object.attach(&format!("{what}_tracepoint"), Point::Plain("block", tracepoint))?;
         }
-        self.lacks.push("merges, splits and disks made of others are seen on better rungs alone".to_owned());
+        self.lacks.push("splits and disks made of others are seen on better rungs alone".to_owned());
+        let merges = if self.formats.merge == Format::ABSENT {
+            Err(Refusal::new("tracefs does not tell its fields", ""))
+        } else {
+            object.attach("merge_tracepoint", Point::Plain("block", "block_rq_merge"))
+        };
+        if let Err(refusal) = merges {
+            self.lacks.push(format!("without merges: {}", refusal.reason));
+        }
         let refusal = Refusal::new("records of plain tracepoints do not tell bios apart", "");
         Ok((object, Stacked::refused(refusal)))
     }

@@ -1,6 +1,6 @@
 //! What the programs counted of each disk and operation, as readings. Which disk a number is, is left to `disks`.
 
-use sysops_common::block_io::{BOUNDS, Buckets, DiskName, Failure, Operation, Series, Totals};
+use sysops_common::block_io::{BOUNDS, Buckets, DiskName, Failure, Operation, Seen, Series, Totals};
 
 use super::super::ladder::Refusal;
 use super::super::loader::{Object, Table};
@@ -78,6 +78,13 @@ pub(super) static SLOW_UNTOLD: Metric<0> = Metric::counter(
     "Slow requests that were told by no event, as there were more than ten in a second.",
     &[],
 );
+static DETAILS_LOST: Metric<1> = Metric::counter(
+    "block_io_details_lost_total",
+    Unit::Count,
+    "Details of measured requests for which there was no room: slow_event, a slow request that no one took in time to tell it; \
+     failure, an error by its status; cgroup, what a request counts for its cgroup.",
+    &["detail"],
+);
 pub(super) static MEASURED: Metric<1> = Metric::gauge(
     "block_io_stacked_measured",
     Unit::Bool,
@@ -107,6 +114,7 @@ pub(super) static METRICS: &[&Desc] = &[
     SPLITS.desc(),
     SLOW.desc(),
     SLOW_UNTOLD.desc(),
+    DETAILS_LOST.desc(),
     MEASURED.desc(),
 ];
 
@@ -237,6 +245,16 @@ impl All {
                 }
             }
         }
+    }
+}
+
+/// Adds what could not be kept of requests that are measured.
+#[expect(clippy::cast_precision_loss, reason = "counts below 2^53 are exact")]
+pub(super) fn emit_details_lost(out: &mut Batch, seen: &Seen) {
+    for (detail, count) in
+        [("slow_event", seen.slow_lost), ("failure", seen.failures_lost), ("cgroup", seen.charges_lost)]
+    {
+        out.counter(&DETAILS_LOST, [detail], count as f64);
     }
 }
 

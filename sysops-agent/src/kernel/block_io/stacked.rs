@@ -66,7 +66,7 @@ impl Stacked {
     }
 
     /// Looks for disks that make no requests, and attaches when there is one.
-    pub(super) fn look(&mut self, object: &mut Object, disks: &Disks, host: &Host) {
+    pub(super) fn look(&mut self, object: &mut Object, disks: &mut Disks, host: &Host) {
         let found = disks.without_requests(&host.files);
         match self {
             Self::Ready(_) if found.is_empty() => {}
@@ -92,7 +92,7 @@ impl Stacked {
     }
 
     /// Bios of this disk have begun; `completed` says whether any was seen to end. Of those that are handed on to another disk as
-    /// they are, some kernels do not tell: raid0 on 5.10, NVMe multipath on 6.1.
+    /// they are, some kernels do not tell: raid0 on 5.10.
     pub(super) fn note(&mut self, name: &str, completed: bool) {
         if let Self::Attached(disks) = self
             && let Some((_, is_seen)) = disks.iter_mut().find(|(disk, _)| disk == name)

@@ -33,7 +33,7 @@ impl Suspicion {
     const ENOUGH: u64 = 64;
 
     pub(super) fn look(&mut self, sums: &Sums) -> Option<Refusal> {
-        let Seen { without_disk, partial, beyond } = sums.seen;
+        let Seen { without_disk, partial, beyond, .. } = sums.seen;
         if beyond >= Self::ENOUGH && beyond > sums.known / 2 {
             return Some(contradiction(&format!("{beyond} requests completed more than they had to do")));
         }
@@ -74,8 +74,16 @@ fn contradiction(what: &str) -> Refusal {
 mod tests {
     use super::*;
 
-    const QUIET: Sums =
-        Sums { known: 0, unknown: 0, kernel: 1000, seen: Seen { without_disk: 0, partial: 0, beyond: 0 }, faults: 0 };
+    const NOTHING: Seen = Seen {
+        without_disk: 0,
+        partial: 0,
+        beyond: 0,
+        without_room: 0,
+        slow_lost: 0,
+        failures_lost: 0,
+        charges_lost: 0,
+    };
+    const QUIET: Sums = Sums { known: 0, unknown: 0, kernel: 1000, seen: NOTHING, faults: 0 };
 
     #[test]
     fn completions_of_no_disk_are_a_contradiction_only_when_there_are_no_others() {
@@ -94,7 +102,7 @@ mod tests {
 
     #[test]
     fn nothing_measured_while_the_kernel_counts_is_a_contradiction_with_its_cause() {
-        let seen = |without_disk, partial, beyond| Seen { without_disk, partial, beyond };
+        let seen = |without_disk, partial, beyond| Seen { without_disk, partial, beyond, ..NOTHING };
         let reason = |sums: Sums| Suspicion::default().look(&sums).map(|refusal| refusal.reason);
         assert_eq!(reason(QUIET), None, "the kernel counts disks without requests, too");
         assert!(reason(Sums { faults: 64, ..QUIET }).is_some_and(|text| text.contains("could not be read")));

@@ -11,12 +11,13 @@ use super::super::ladder::Refusal;
 use super::super::{layout, tracefs};
 
 /// What happens to a request: the program, its tracepoint, and whether that handed over the queue in front of the request
-/// up to 5.10.136. A completion is waited for before an issue can be seen, and a wait before it ends.
+/// up to 5.10.136. Each is waited for before what it ends
+/// can be seen: a request whose wait alone was seen would be one whose issue was missed.
 pub(super) const POINTS: [(&str, &str, bool); 4] = [
     ("complete", "block_rq_complete", false),
     ("requeue", "block_rq_requeue", true),
-    ("insert", "block_rq_insert", true),
     ("issue", "block_rq_issue", true),
+    ("insert", "block_rq_insert", true),
 ];
 
 /// What a probe can stand without: the program, its tracepoint, what that hands over, and what is missing without it.
@@ -70,6 +71,8 @@ pub(super) fn requests(btf: &Btf) -> Result<Offsets, Refusal> {
         data_len: layout::offset(btf, "request", "__data_len", 4)?,
         sector: layout::offset(btf, "request", "__sector", 8)?,
         request_bio: layout::offset(btf, "request", "bio", 8)?,
+        // Without it what a request before it left behind is not told apart, which is seldom.
+        start_time_ns: layout::offset_if_any(btf, "request", "start_time_ns", 8)?,
         operations: operations(btf)?,
         ..Offsets::ABSENT
     };
@@ -90,6 +93,9 @@ pub(super) fn bios(btf: &Btf, offsets: &mut Offsets) -> Result<(), Refusal> {
     let mut found = Offsets {
         fops: layout::offset(btf, "gendisk", "fops", 8)?,
         submit_bio: layout::offset(btf, "block_device_operations", "submit_bio", 8)?,
+        bio_next: layout::offset(btf, "bio", "bi_next", 8)?,
+        // The flags are numbered by an enumeration. Without it the driver tells of the first bio of a request, or of none.
+        of_a_head: btf.enumerator("__REQ_DRV").filter(|&bit| bit < 32).map_or(0, |bit| 1 << bit),
         bio_flags: layout::offset(btf, "bio", "bi_opf", 4)?,
         bio_status: layout::offset(btf, "bio", "bi_status", 1)?,
         bio_sector: layout::offset(btf, "bio", "bi_iter.bi_sector", 8)?,
@@ -187,6 +193,7 @@ pub(super) fn formats(read: impl Fn(&str) -> Result<tracefs::Format, Refusal>) -
         issue: fields("block/block_rq_issue", false)?,
         complete: fields("block/block_rq_complete", true)?,
         requeue: fields("block/block_rq_requeue", false)?,
+        merge: fields("block/block_rq_merge", false).unwrap_or(Format::ABSENT),
         ..Offsets::ABSENT
     })
 }
@@ -282,8 +289,9 @@ mod tests {
     }
 
     fn format(kernel: &str, event: &str) -> Result<tracefs::Format, Refusal> {
-        // Both are of one class of events in every kernel (DEFINE_EVENT(block_rq, …)), so one file stands for both.
-        let event = if event == "block/block_rq_insert" { "block/block_rq_issue" } else { event };
+        // All three are of one class of events in every kernel (DEFINE_EVENT(block_rq, …)), so one file stands for all.
+        let of_one_class = ["block/block_rq_insert", "block/block_rq_merge"];
+        let event = if of_one_class.contains(&event) { "block/block_rq_issue" } else { event };
         let path = format!("{}/../tests/fixtures/tracefs/{kernel}/{event}/format", env!("CARGO_MANIFEST_DIR"));
         let read = Host::fixture(std::path::Path::new("/")).files.read(path.as_ref());
         read.map(|text| tracefs::parse(&text)).map_err(|error| Refusal::new(error.to_string(), ""))

@@ -54,6 +54,8 @@ pub(super) struct Ended {
     pub lasted: Option<Duration>,
     /// What became of the thread, if something is known already.
     pub outcome: Option<Outcome>,
+    /// False where the hang may go on and nobody looks.
+    pub is_watched: bool,
 }
 
 /// All sleeps that are followed.
@@ -96,7 +98,8 @@ impl Hangs {
         if let Some(known) = self.known.get_mut(&sleeper.sleep.tid)
             && known.sleeper.sleep.is(&sleeper.sleep)
         {
-            (known.sleeper, known.seen, known.look, known.restored) = (*sleeper, now, look, false);
+            let seen = known.seen.max(now);
+            (known.sleeper, known.seen, known.look, known.restored) = (*sleeper, seen, look, false);
             return None;
         }
         let before = self.remove(sleeper.sleep.tid, |before| {
@@ -162,8 +165,8 @@ impl Hangs {
         self.known.get(&tid).is_some_and(|known| known.by_probe && known.told.is_some())
     }
 
-    /// Notes that this sleep, which lasts since `since` at least, is told by `event`. Gives the hang of the same thread that
-    /// this shows to be over.
+    /// Notes that this sleep, which lasts since `since` at least and did so at `now`, is told by `event`. Gives the hang of the
+    /// same thread that this shows to be over.
     pub(super) fn tell(
         &mut self,
         sleep: Sleep,
@@ -190,6 +193,20 @@ impl Hangs {
             }
         }
         ended
+    }
+
+    /// True when the end of this sleep will be told.
+    #[must_use]
+    pub(super) fn is_followed(&self, sleep: &Sleep) -> bool {
+        self.known.get(&sleep.tid).is_some_and(|known| known.told.is_some() && known.sleeper.sleep.is(sleep))
+    }
+
+    /// Forgets all hangs that were told, and gives them: nobody looks at them any more.
+    pub(super) fn give_up(&mut self) -> Vec<Ended> {
+        let tids: Vec<u32> = self.told_tids().collect();
+        self.restored.clear();
+        let ended = tids.into_iter().filter_map(|tid| self.remove(tid, |_| None));
+        ended.map(|ended| Ended { lasted: None, is_watched: false, ..ended }).collect()
     }
 
     /// Takes back a hang that was told in an earlier life of the agent.
@@ -257,7 +274,7 @@ impl Known {
     fn end(&mut self, outcome: Option<Outcome>) -> Option<Ended> {
         let lasted = (!self.restored).then(|| self.seen.saturating_sub(self.since));
         let told = Told { sleep: self.sleeper.sleep, since: self.since, event: self.told.take()? };
-        Some(Ended { told, lasted, outcome })
+        Some(Ended { told, lasted, outcome, is_watched: true })
     }
 }
 
@@ -404,6 +421,26 @@ mod tests {
         assert_eq!((look(&mut hangs, at(21), &all).0.len(), hangs.next_due(LIMIT)), (0, None));
         let (told, ended) = look(&mut hangs, at(22), &[]);
         assert_eq!((told.len(), ended.len(), hangs.known.len()), (0, TOLD_MAX, 0));
+    }
+
+    #[test]
+    fn of_more_hangs_than_can_be_followed_the_rest_has_no_end() {
+        let mut hangs = Hangs::default();
+        let sleeps = (1..=520).map(|tid| sleeper(tid, 100, 5).sleep);
+        sleeps.clone().for_each(|sleep| drop(hangs.tell(sleep, at(0), at(20), &event(sleep.tid), true)));
+        assert_eq!(sleeps.filter(|sleep| hangs.is_followed(sleep)).count(), TOLD_MAX);
+        assert!(!hangs.is_followed(&sleeper(7, 100, 6).sleep), "another sleep of that thread");
+    }
+
+    #[test]
+    fn what_nobody_looks_at_any_more_is_given_up_once() {
+        let mut hangs = Hangs::default();
+        hangs.restore(Told { sleep: sleeper(7, 100, 5).sleep, since: at(10), event: Box::new(event(7)) });
+        look(&mut hangs, at(11), &[sleeper(7, 100, 5), sleeper(8, 100, 5)]);
+        let ended = hangs.give_up();
+        assert_eq!((ended.len(), ended[0].is_watched, ended[0].lasted, ended[0].outcome), (1, false, None, None));
+        assert!(hangs.take_changed() && hangs.give_up().is_empty() && hangs.take_restored().is_empty());
+        assert_eq!(hangs.told_count(), 0);
     }
 
     #[test]

@@ -1,41 +1,35 @@
 //! Remembers over restarts which hangs were told, so that none is told twice and each has its end.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::hangs::{Sleep, TOLD_MAX, Told};
-use crate::host::Host;
+use crate::host::{Host, StateFiles};
 use crate::model::Event;
+
+const NAME: &str = "hung_task.told";
 
 /// The file with the hangs that were told.
 #[derive(Debug)]
 pub(super) struct Kept {
-    path: PathBuf,
+    files: StateFiles,
     boot: String,
-    /// The last write failed, and that has been said.
-    failed: bool,
 }
 
 impl Kept {
-    /// The file `hung_task.told` in `directory`, and what it says of this boot. `None` where the boot has no name: nothing
-    /// can be kept then.
+    /// The file `hung_task.told`, and what it says of this boot. `None` where the boot has no name: nothing can be kept then.
     #[must_use]
-    pub(super) fn open(host: &Host, directory: &Path) -> Option<(Self, Vec<Told>)> {
+    pub(super) fn open(host: &Host, files: &StateFiles) -> Option<(Self, Vec<Told>)> {
         let boot = host.files.read_text(&host.files.proc("sys/kernel/random/boot_id")).ok()?;
-        let kept = Self { path: directory.join("hung_task.told"), boot, failed: false };
-        let text = host.files.read_text(&kept.path).unwrap_or_else(|error| {
-            if !error.is_absent() {
-                tracing::warn!("{error}: {}; hangs that were told before may be told again", error.source);
-            }
-            String::new()
+        let text = files.read(&host.files, NAME).unwrap_or_else(|error| {
+            tracing::warn!("{error}: {}; hangs that were told before may be told again", error.source);
+            None
         });
-        let told = parse(&text, &kept.boot);
-        Some((kept, told))
+        let told = parse(&text.unwrap_or_default(), &boot);
+        Some((Self { files: files.clone(), boot }, told))
     }
 
-    /// Puts these in the place of those that are kept. It is not synced to the disk: with a power cut the boot ends too. A
-    /// failure is told once, until a write succeeds again.
+    /// Puts these in the place of those that are kept. It is not synced to the disk: with a power cut the boot ends too.
     pub(super) fn save(&mut self, told: impl Iterator<Item = Told>) {
         let mut text = format!("{}\n", self.boot);
         for told in told {
@@ -45,19 +39,7 @@ impl Kept {
             // Text grows without an error.
             let _ = writeln!(text, "{tid} {start} {switches} {} {event}", told.since.as_nanos());
         }
-        let new = self.path.with_extension("told.new");
-        match std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &self.path)) {
-            Ok(()) => self.failed = false,
-            Err(error) if !self.failed => {
-                self.failed = true;
-                tracing::warn!(
-                    "{}: cannot write: {error}: after a restart hung tasks may be told twice; \
-                     make agent.data_dir a directory that the agent may write to",
-                    self.path.display()
-                );
-            }
-            Err(_) => {}
-        }
+        self.files.write(NAME, text.into_bytes(), "after a restart hung tasks may be told twice");
     }
 }
 
@@ -121,16 +103,18 @@ mod tests {
         std::fs::create_dir_all(&boot).expect("writable");
         std::fs::write(boot.join("boot_id"), "b00\n").expect("writable");
         let host = Host::fixture(dir.path());
-        let (mut kept, none) = Kept::open(&host, dir.path()).expect("the boot has a name");
+        let files = StateFiles::within(Some(dir.path()));
+        let (mut kept, none) = Kept::open(&host, &files).expect("the boot has a name");
         assert!(none.is_empty());
         kept.save([told(7), told(8)].into_iter());
-        let (_, found) = Kept::open(&host, dir.path()).expect("as before");
+        files.settle(Duration::from_secs(10));
+        let (_, found) = Kept::open(&host, &files).expect("as before");
         for (found, saved) in found.iter().zip([told(7), told(8)]) {
             assert_eq!((found.sleep, found.since, &found.event), (saved.sleep, saved.since, &saved.event));
         }
         assert_eq!(found.len(), 2);
         std::fs::write(boot.join("boot_id"), "b01\n").expect("writable");
-        assert!(Kept::open(&host, dir.path()).expect("as before").1.is_empty());
+        assert!(Kept::open(&host, &files).expect("as before").1.is_empty());
     }
 
     #[test]

@@ -11,30 +11,28 @@ mod telling;
 
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
-use std::path::Path;
 use std::time::Duration;
 
 use sysops_common::check::Check;
 use sysops_common::counters::Counters;
-use sysops_common::hung_task::{Offsets, Record};
+use sysops_common::hung_task::{Offsets, Record, known};
 use sysops_common::offset::Offset;
 
-use self::hangs::{Ended, Hangs};
+use self::hangs::{Ended, Hangs, Sleep};
 use self::kept::Kept;
-use self::report::{blocked_seconds, compare_jiffies, sleep};
+use self::report::{asleep_since, blocked_seconds, compare_jiffies, sleep};
 use self::sleepers::Means;
 use self::stack::Names;
-use self::telling::{Verdict, complete, early_event, end_event};
+use self::telling::{Verdict, complete, early_event, end_event, is_in};
 use super::attach::Tracepoint;
 use super::btf::Btf;
 use super::check::{self, Own};
 use super::facts::Facts;
 use super::ladder::{Ground, Refusal, Step, WORDS};
 use super::loader::{self, Object};
-use super::process::Process;
 use super::run_stats::Runs;
 use super::{Entry, Extra, Probe, Rung, layout, record};
-use crate::host::Host;
+use crate::host::{Host, StateFiles};
 use crate::model::event::{HungTask, Tier};
 use crate::model::{Batch, Desc, Detail, Event, Metric, Source, Tick, Unit};
 use crate::spec::{Key, Values};
@@ -81,8 +79,8 @@ const HANG: Tracepoint = Tracepoint { object: "hung_task", group: "sched", name:
 const SERIES_MAX: usize = 20;
 /// Shortest time between two looks, when a sleep is due that could not be told.
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
-/// A record of the log that is older may be about another sleep of its task.
-const LOG_DELAY_MAX: Duration = Duration::from_secs(5);
+/// A report that is older, of the log or of the plain tracepoint, may be about another sleep of its task.
+const DELAY_MAX: Duration = Duration::from_secs(5);
 
 struct HungTasks {
     ground: Ground,
@@ -189,12 +187,13 @@ impl Probe for HungTasks {
     fn drain(&mut self, host: &Host, out: &mut Vec<Event>) {
         let now = host.clock.now();
         let first = out.len();
-        self.take_reports(host, now, out);
+        let endless = self.take_reports(host, now, out);
         if self.next_deadline().is_some_and(|next| now.monotonic >= next) {
             self.look(host, now, out);
         }
         self.tell_ends(host, now, out);
         self.fill_stacks(host, &mut out[first..]);
+        endless.into_iter().for_each(|at| has_no_end(&mut out[at]));
         if self.hangs.take_changed()
             && let Some(kept) = &mut self.kept
         {
@@ -202,14 +201,14 @@ impl Probe for HungTasks {
         }
     }
 
-    fn keep_in(&mut self, host: &Host, directory: &Path) {
-        // Without means nobody would see the end of what is taken back.
-        if self.means.as_ref().is_none_or(|means| means.source().is_none()) {
-            return;
-        }
-        let Some((kept, told)) = Kept::open(host, directory) else { return };
+    fn keep_in(&mut self, host: &Host, files: &StateFiles) {
+        let Some((kept, told)) = Kept::open(host, files) else { return };
         for told in told {
             self.hangs.restore(told);
+        }
+        if !self.looks() {
+            // Nobody would see the end of what is taken back.
+            self.over.extend(self.hangs.give_up());
         }
         self.kept = Some(kept);
     }
@@ -221,10 +220,9 @@ impl Probe for HungTasks {
     fn follow(&mut self, host: &Host, event: &mut Event) {
         let now = host.clock.now().monotonic;
         let Detail::HungTask(hang) = &mut event.detail else { return };
-        let is_new = now.saturating_sub(Duration::from_nanos(event.monotonic_ns)) < LOG_DELAY_MAX;
-        let seen = self.means.as_ref().is_some_and(|means| means.source().is_some());
-        let Some(tid) = event.tid.filter(|_| is_new && seen) else { return };
-        let Some(sleep) = sleepers::asleep(host, tid) else { return };
+        let at = Duration::from_nanos(event.monotonic_ns);
+        let Some(tid) = event.tid.filter(|_| self.looks()) else { return };
+        let Some(sleep) = asleep_since(host, tid, at) else { return };
         hang.switches = Some(sleep.switches);
         if let Some(told) = self.hangs.told_of(&sleep) {
             if let Detail::HungTask(told) = &mut told.detail
@@ -235,8 +233,11 @@ impl Probe for HungTasks {
             }
             return;
         }
-        let since = now.saturating_sub(Duration::from_secs(hang.blocked_seconds.unwrap_or(0)));
+        let since = at.saturating_sub(Duration::from_secs(hang.blocked_seconds.unwrap_or(0)));
         self.over.extend(self.hangs.tell(sleep, since, now, event, false));
+        if !self.hangs.is_followed(&sleep) {
+            has_no_end(event);
+        }
     }
 
     #[expect(clippy::cast_precision_loss, reason = "a bounded count")]
@@ -253,7 +254,8 @@ impl Probe for HungTasks {
         for (told, lasted) in longest.iter().take(SERIES_MAX) {
             let text = |id: Option<u32>| id.map(|id| id.to_string()).unwrap_or_default();
             let (pid, tid) = (text(told.event.pid), text(told.event.tid));
-            let comm = told.event.comm.as_deref().unwrap_or_default();
+            let thread = told.event.hang().and_then(|hang| hang.thread_comm.as_ref());
+            let comm = thread.or(told.event.comm.as_ref()).map_or("", String::as_str);
             out.gauge(&BLOCKED, [&pid, &tid, comm], lasted.as_secs_f64());
         }
     }
@@ -268,38 +270,25 @@ impl Probe for HungTasks {
 }
 
 impl HungTasks {
-    /// What the kernel's detector reported.
-    fn take_reports(&mut self, host: &Host, now: Tick, out: &mut Vec<Event>) {
-        let Self { standing: Some((rung, object)), hangs, over, initial_pids, .. } = self else { return };
-        let Some(source) = rung.source() else { return };
+    /// True when the agent looks at tasks, and so will see the end of a hang.
+    fn looks(&self) -> bool {
+        self.means.as_ref().is_some_and(|means| means.source().is_some())
+    }
+
+    /// What the kernel's detector reported. Gives the places of the events whose end nobody will tell.
+    fn take_reports(&mut self, host: &Host, now: Tick, out: &mut Vec<Event>) -> Vec<usize> {
+        let looks = self.looks();
+        let Self { standing: Some((rung, object)), hangs, over, initial_pids, .. } = self else { return Vec::new() };
+        let Some(source) = rung.source() else { return Vec::new() };
+        let mut endless = Vec::new();
         object.drain(|read: &Record| {
-            let process = initial_pids.then(|| Process::thread(host, read.task.tid));
-            let sleep = sleep(read, process.as_ref());
-            // A thread that is gone when its report is read can be asked nothing: it was the hang that is told already.
-            let is_told = match &sleep {
-                Some(sleep) => hangs.is_told_by_probe(sleep),
-                None => hangs.is_thread_told_by_probe(read.task.tid),
-            };
-            if is_told {
-                return;
+            let Some(report) = Report::of(read, *initial_pids, host, source, hangs) else { return };
+            if !report.is_followed(looks, now, hangs, over) {
+                endless.push(out.len());
             }
-            let detail = HungTask {
-                tier: Some(Tier::Kernel),
-                blocked_seconds: blocked_seconds(read, host),
-                switches: sleep.map(|sleep| sleep.switches),
-                ..HungTask::default()
-            };
-            let blocked = Duration::from_secs(detail.blocked_seconds.unwrap_or(0));
-            let mut event = record::event(host, source, read.monotonic_ns, &read.task, Detail::HungTask(detail));
-            if let Some(process) = process {
-                complete(&mut event, &process);
-            }
-            if let Some(sleep) = sleep {
-                let since = now.monotonic.saturating_sub(blocked);
-                over.extend(hangs.tell(sleep, since, now.monotonic, &event, true));
-            }
-            out.push(event);
+            out.push(report.event);
         });
+        endless
     }
 
     /// Looks at the tasks: tells whose sleep has lasted for too long, and notes which hangs are over.
@@ -349,12 +338,77 @@ impl HungTasks {
         }
         let stacks: BTreeMap<u32, _> = means.stacks(&tids).into_iter().map(|stack| (stack.tid, stack)).collect();
         for event in events {
-            let stack = event.tid.filter(|_| lacks(event)).and_then(|tid| stacks.get(&tid));
-            if let (Some(stack), Detail::HungTask(hang)) = (stack, &mut event.detail) {
+            let stack =
+                sleep_of(event).filter(|_| lacks(event)).and_then(|sleep| Some((stacks.get(&sleep.tid)?, sleep)));
+            let Some((stack, sleep)) = stack else { continue };
+            // Whoever is not in that sleep any more has another stack.
+            if !is_in(host, &sleep) {
+                continue;
+            }
+            if let Detail::HungTask(hang) = &mut event.detail {
                 let addresses = stack.addresses.get(..stack.count as usize).unwrap_or_default();
                 hang.kernel_stack = self.names.of(addresses, host);
             }
         }
+    }
+}
+
+/// A hang that the kernel's detector reported and no one has told.
+struct Report {
+    event: Event,
+    sleep: Option<Sleep>,
+    /// The thread is in that sleep still.
+    lasts: bool,
+}
+
+impl Report {
+    /// `None` when a program has told that hang already. /proc is asked only where it numbers tasks as the kernel does.
+    fn of(read: &Record, initial_pids: bool, host: &Host, source: Source, hangs: &Hangs) -> Option<Self> {
+        let at = Duration::from_nanos(read.monotonic_ns);
+        let sleep = sleep(read, initial_pids.then(|| asleep_since(host, read.task.tid, at)).flatten());
+        // A thread that is gone when its report is read can be asked nothing: it was the hang that is told already.
+        let is_told = match &sleep {
+            Some(sleep) => hangs.is_told_by_probe(sleep),
+            None => hangs.is_thread_told_by_probe(read.task.tid),
+        };
+        if is_told {
+            return None;
+        }
+        let leader = (read.known & known::LEADER != 0).then(|| record::name(&read.leader_comm));
+        let thread = record::name(&read.task.comm);
+        let detail = HungTask {
+            tier: Some(Tier::Kernel),
+            thread_comm: leader.as_ref().filter(|leader| **leader != thread).map(|_| thread),
+            blocked_seconds: blocked_seconds(read, host),
+            switches: sleep.map(|sleep| sleep.switches),
+            ..HungTask::default()
+        };
+        let mut event = record::event(host, source, read.monotonic_ns, &read.task, Detail::HungTask(detail));
+        event.comm = leader.or(event.comm);
+        let lasts = sleep.is_some_and(|sleep| initial_pids && complete(&mut event, host, &sleep));
+        Some(Self { event, sleep, lasts })
+    }
+
+    /// Notes that it is told, where anyone `looks`. True when its end will be told too.
+    fn is_followed(&self, looks: bool, now: Tick, hangs: &mut Hangs, over: &mut Vec<Ended>) -> bool {
+        let Some(sleep) = self.sleep.filter(|_| looks) else { return false };
+        let at = Duration::from_nanos(self.event.monotonic_ns);
+        let blocked = self.event.hang().and_then(|hang| hang.blocked_seconds).unwrap_or(0);
+        let seen = if self.lasts { now.monotonic } else { at };
+        over.extend(hangs.tell(sleep, at.saturating_sub(Duration::from_secs(blocked)), seen, &self.event, true));
+        hangs.is_followed(&sleep)
+    }
+}
+
+/// The sleep of which an event tells, as far as that is known.
+fn sleep_of(event: &Event) -> Option<Sleep> {
+    Some(Sleep { tid: event.tid?, start: None, switches: event.hang()?.switches? })
+}
+
+/// Nobody will tell the end of this hang: whoever is told of it is not to wait for one.
+fn has_no_end(event: &mut Event) {
+    if let Detail::HungTask(hang) = &mut event.detail {
+        hang.switches = None;
     }
 }
 
@@ -384,6 +438,7 @@ fn offsets(btf: &Btf) -> Result<Offsets, Refusal> {
         task: layout::task(btf)?,
         last_switch_time: layout::offset_if_any(btf, "task_struct", "last_switch_time", 8)?,
         last_switch_count: layout::offset_if_any(btf, "task_struct", "last_switch_count", 8)?,
+        group_leader: layout::offset_if_any(btf, "task_struct", "group_leader", 8)?,
         ..Offsets::ABSENT
     })
 }
@@ -409,19 +464,4 @@ fn scan_offsets(btf: &Btf) -> Result<Offsets, Refusal> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::btf::tests::KERNELS;
-    use super::*;
-
-    #[test]
-    fn every_kernel_has_what_the_program_needs() {
-        for (name, data) in KERNELS {
-            let found = Btf::parse(data.to_vec()).map_err(|error| error.to_string());
-            let both = |btf: Btf| Ok((offsets(&btf)?, scan_offsets(&btf)?));
-            let found = found.and_then(|btf| both(btf).map_err(|refused: Refusal| refused.reason));
-            let (found, scan) = found.unwrap_or_else(|reason| panic!("{name}: {reason}"));
-            assert_eq!(scan.blocker.bytes().is_some(), ["6.18", "7.2"].contains(&name), "{name}");
-            assert!(found.last_switch_time.bytes().is_some() && found.task.css_set_memory.bytes().is_some(), "{name}");
-        }
-    }
-}
+mod tests;

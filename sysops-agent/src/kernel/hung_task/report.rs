@@ -1,5 +1,7 @@
 //! What the kernel's own report says of a hang: which sleep, and for how long.
 
+use std::time::Duration;
+
 use sysops_common::hung_task::{Record, known};
 use sysops_common::task::known as task_known;
 
@@ -7,18 +9,27 @@ use super::super::check;
 use super::super::ladder::Refusal;
 use super::super::process::Process;
 use super::hangs::Sleep;
+use super::{DELAY_MAX, sleepers};
 use crate::host::{Host, os};
 
-/// Which sleep the kernel reported; `None` where nothing tells how often the thread has run.
-pub(super) fn sleep(read: &Record, process: Option<&Process<'_>>) -> Option<Sleep> {
+/// Which sleep the kernel reported. Where the record does not tell, it is the one in which the thread is `now`; `None`
+/// where that is not known either.
+pub(super) fn sleep(read: &Record, now: Option<Sleep>) -> Option<Sleep> {
     let start = (read.task.known & task_known::START != 0).then_some(read.task.start_boottime_ns);
     let ticks = |ns: u64| ns.checked_div(1_000_000_000_u64.checked_div(os::ticks_per_second())?);
-    let switches = (read.known & known::SWITCH_COUNT != 0).then_some(read.last_switch_count);
-    Some(Sleep {
-        tid: read.task.tid,
-        start: start.map_or_else(|| process.and_then(Process::start_ticks), ticks),
-        switches: switches.or_else(|| process.and_then(Process::switches))?,
-    })
+    let start = start.and_then(ticks);
+    if read.known & known::SWITCH_COUNT == 0 {
+        return now;
+    }
+    Some(Sleep { tid: read.task.tid, start, switches: read.last_switch_count })
+}
+
+/// The sleep in which the thread is, if it may be the one of a report of `at`: it was there then, and hangs since a moment
+/// ago at most.
+pub(super) fn asleep_since(host: &Host, tid: u32, at: Duration) -> Option<Sleep> {
+    let is_new = host.clock.now().monotonic.saturating_sub(at) < DELAY_MAX;
+    let sleep = sleepers::asleep(host, tid).filter(|_| is_new)?;
+    Process::thread(host, tid).was_there_at(at).then_some(sleep)
 }
 
 /// Whole seconds since the kernel saw the task run; else what the kernel's own timeout says: at least that.
@@ -57,6 +68,8 @@ pub(super) fn compare_jiffies(read: &Record) -> Result<(), Refusal> {
 
 #[cfg(test)]
 mod tests {
+    use sysops_common::task::COMM_LEN;
+
     use super::super::super::record::tests::task;
     use super::*;
 
@@ -70,6 +83,7 @@ mod tests {
             last_switch_count: 7,
             known: known::SWITCH_TIME | known::SWITCH_COUNT,
             reserved: 0,
+            leader_comm: [0; COMM_LEN],
             task: task(b"a\0"),
         }
     }
@@ -100,7 +114,9 @@ mod tests {
         let tick = 1_000_000_000 / os::ticks_per_second();
         let expected = Sleep { tid: 71, start: Some(5_000_000_000 / tick), switches: 7 };
         assert_eq!(sleep(&read, None), Some(expected));
-        assert_eq!(sleep(&Record { known: 0, ..read }, None), None);
+        let (silent, other) = (Record { known: 0, ..read }, Sleep { switches: 8, ..expected });
+        assert_eq!((sleep(&silent, None), sleep(&silent, Some(other))), (None, Some(other)));
+        assert_eq!(sleep(&read, Some(other)), Some(expected), "what it says itself counts");
     }
 
     #[test]
