@@ -202,7 +202,7 @@ fn who_cannot_be_asked_is_explained() {
     let scratch = Scratch::new();
     let none = scratch.file("config.toml", "[agent]\ncontrol_socket = \"\"\n").display().to_string();
     let (status, _, err) = run_by(&none, "alerts");
-    assert!(status == 69 && err.contains("agent.control_socket is empty"), "{err}");
+    assert!(status == 69 && err.contains("agent.control_socket or agent.data_dir is empty"), "{err}");
     let wrong = scratch.file("config.toml", "[agent]\ncontrol_socket = 1\n").display().to_string();
     let (status, _, err) = run_by(&wrong, "alerts");
     assert!(status == 78 && err.contains("config.toml:2:18"), "{err}");

@@ -95,7 +95,7 @@ impl Ledger {
                     is_anothers = true;
                     tracing::warn!(
                         "{}: another agent keeps its state here, so this one keeps nothing: its alerts, and what waits to be \
-                         delivered, do not outlive it, and no command reaches it; give each an agent.data_dir of its own",
+                         delivered, do not outlive it, and it has no socket there; give each an agent.data_dir of its own",
                         data_dir.display()
                     );
                 }
