@@ -18,6 +18,7 @@ mod loader;
 #[cfg(not(feature = "ebpf"))]
 #[path = "no_loader.rs"]
 mod loader;
+mod lost_stacks;
 mod memory_leak;
 mod oom_kill;
 mod process;

@@ -9,31 +9,13 @@ use sysops_common::stack::StackOffsets;
 use super::btf::Btf;
 use super::ladder::Refusal;
 use super::loader::{self, Object};
+use super::lost_stacks::Lost;
 use crate::host::Host;
 use crate::model::Frame;
 
 /// There is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct StackId(Infallible);
-
-/// Captures that led to no stack, by reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Lost {
-    /// Never.
-    pub cut: u64,
-    /// Never.
-    pub gone: u64,
-    /// Never.
-    pub full: u64,
-}
-
-impl Lost {
-    /// Nothing.
-    #[must_use]
-    pub(super) fn why(self) -> String {
-        String::new()
-    }
-}
 
 /// A piece of code in the memory of a process: none is looked for.
 pub(super) struct Mapping {
