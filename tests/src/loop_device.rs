@@ -58,6 +58,10 @@ impl LoopDevice {
         // The queue outlives the disk, and with it what an earlier test set.
         device.set("iostats", "1");
         device.set("scheduler", "none");
+        // With another scheduler fewer may have been wanted. The kernel forgets to say so when that one goes, but not to mean it, and takes
+        // for nothing new what it says already.
+        device.set("nr_requests", "64");
+        device.set("nr_requests", "128");
         device
     }
 
