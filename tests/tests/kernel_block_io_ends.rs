@@ -15,7 +15,7 @@ const OPERATIONS: [&str; 5] = ["read", "write", "discard", "flush", "other"];
 /// A request for a SCSI disk that is offline ends with an error in front of its driver: no issue is seen of it. With a scheduler it waits
 /// before that.
 #[test]
-#[ignore = "not every machine has scsi_debug; run by vm-test"]
+#[ignore = "not every machine has scsi_debug; run by vm-test without --quick"]
 fn what_fails_in_front_of_its_driver_is_counted_on_every_rung() {
     const READS: u32 = 10;
     for rung in ["tp_btf", "raw_tracepoint", "tracepoint"] {
@@ -49,9 +49,9 @@ fn what_fails_in_front_of_its_driver_is_counted_on_every_rung() {
 /// What a request leaves behind that is merged while it waits, or begins elsewhere then, is not the start of the next one for its
 /// place.
 #[test]
-fn a_start_does_not_outlive_its_request_on_every_rung() {
+fn a_start_does_not_outlive_its_request() {
     let missing = LoopDevice::missing().or_else(FrozenMount::missing);
-    if require(missing) && has_tracefs("a_start_does_not_outlive_its_request_on_every_rung") {
+    if require(missing) && has_tracefs("a_start_does_not_outlive_its_request") {
         for rung in ["tp_btf", "raw_tracepoint", "tracepoint"] {
             outlives(rung);
         }

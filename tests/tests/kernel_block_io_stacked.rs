@@ -90,7 +90,7 @@ fn what_a_cgroup_writes_through_a_mapped_disk_counts_once() {
 /// dm multipath that makes requests makes them of another disk's. One that this disk's driver gives back is freed without a word, and
 /// the next one in its place has not waited since then.
 #[test]
-#[ignore = "not every machine has dm multipath and scsi_debug; run by vm-test"]
+#[ignore = "not every machine has dm multipath and scsi_debug; run by vm-test without --quick"]
 fn a_request_that_was_given_back_and_freed_leaves_no_start() {
     let missing = || StackedDisk::mapping_missing().or_else(|| modules(&["dm_multipath", "dm_round_robin"]));
     if !require(missing()) {

@@ -237,7 +237,7 @@ fn executables(messages: &str) -> Vec<(String, PathBuf)> {
 }
 
 /// Names of the tests of a suite, without those that others start, and without those that are ignored for another reason
-/// than that they need a guest. What is quick is those of rungs, and those of a probe that nothing but a guest can show: that
+/// than that they need a guest. What is quick is those of rungs, and those of a probe that nothing but a guest can show and that do not take long: that
 /// all of them hold through a suspend, or without a CPU, is left out.
 fn names(suite: &Suite, executable: &Path, choice: Choice<'_>) -> Result<Vec<String>> {
     let list = |more: &[&str]| -> Result<Vec<String>> {
@@ -247,7 +247,8 @@ fn names(suite: &Suite, executable: &Path, choice: Choice<'_>) -> Result<Vec<Str
     let ignored = list(&["--ignored"])?;
     let mut names = list(&[])?;
     names.retain(|name| {
-        let here = suite.only_here.contains(name) && (suite.whole || !choice.quick);
+        let is_quick = suite.whole && !suite.long.contains(name);
+        let here = suite.only_here.contains(name) && (is_quick || !choice.quick);
         let usual = suite.whole && !ignored.contains(name) && !["child", "victim"].contains(&name.as_str());
         let chosen = choice.only.is_none_or(|only| suites::is_meant(only, &suite.name, name));
         let asked_for = suite.asked_for.contains(name) && name != suites::PROGRAMS;

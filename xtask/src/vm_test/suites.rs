@@ -10,8 +10,10 @@ use crate::workspace;
 
 /// Tests of more than one probe.
 pub(crate) const OF_ALL: &str = "kernel_self_check";
-/// Ends the reason of `#[ignore = "…"]` of a test that needs a guest, and of one that runs there when it is asked for.
+/// Ends the reason of `#[ignore = "…"]` of a test that needs a guest, of one that takes long there, and of one that runs there when it is
+/// asked for.
 const ONLY_HERE: &str = "run by vm-test\"]";
+const LONG: &str = "run by vm-test without --quick\"]";
 const ASKED_FOR: &str = "run by vm-test --only\"]";
 /// The test of a suite, asked for, that makes the programs which the others run, and says `program: PATH` of each.
 pub(crate) const PROGRAMS: &str = "programs";
@@ -25,6 +27,8 @@ pub(crate) struct Suite {
     pub(crate) name: String,
     /// Names of tests that are ignored elsewhere.
     pub(crate) only_here: Vec<String>,
+    /// Names of those of them that `--quick` leaves out.
+    pub(crate) long: Vec<String>,
     /// Names of those that run when they are asked for.
     pub(crate) asked_for: Vec<String>,
     /// All others of it run too.
@@ -40,12 +44,14 @@ pub(crate) fn find(probes: &[(String, Vec<String>)], only: Option<&str>) -> Resu
     let mut suites = Vec::new();
     let mut tools = BTreeSet::new();
     for (name, text) in sources(&tests.join("tests"))? {
-        let (only_here, mut asked_for) = (marked(&text, ONLY_HERE), marked(&text, ASKED_FOR));
+        let (mut only_here, long, mut asked_for) =
+            (marked(&text, ONLY_HERE), marked(&text, LONG), marked(&text, ASKED_FOR));
+        only_here.extend_from_slice(&long);
         asked_for.retain(|test| only.is_some_and(|only| is_meant(only, &name, test)));
         let whole = name == OF_ALL || probe_of(&name, probes).is_some();
         if whole || !only_here.is_empty() || !asked_for.is_empty() {
             tools.extend(programs(&text));
-            suites.push(Suite { name, only_here, asked_for, whole });
+            suites.push(Suite { name, only_here, long, asked_for, whole });
         }
     }
     for (_, text) in sources(&tests.join("src"))? {
