@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use sysops_agent::host::{Host, Roots};
+use sysops_agent::kernel::Rung;
 use sysops_agent::spec::{Value, Values};
 use sysops_tests::loop_device::{LoopDevice, completed};
 use sysops_tests::measured::{counts, settle, stands};
@@ -65,6 +66,10 @@ fn what_a_cgroup_writes_through_a_mapped_disk_counts_once() {
         let mut values = Values::default();
         values.set(key("kernel.block_io.cgroups"), Value::Int(200));
         let mut probe = OneProbe::start(&host, "block_io", rung, values);
+        if probe.standing().rung == Rung::Off {
+            let _ = require(Some(probe.standing().reason));
+            return;
+        }
         let disk = StackedDisk::mapped_onto(LoopDevice::new("charged"));
         probe.collect(&host);
         assert_eq!(probe.number("block_io_stacked_measured", &[disk.name()]), Some(1), "{:?}", probe.standing());
