@@ -16,11 +16,20 @@ use crate::require::require;
 /// When it stands on another one.
 #[must_use]
 pub fn stands(rung: &str) -> Option<(Host, OneProbe)> {
+    stands_with(rung, Values::default())
+}
+
+/// The same with these settings.
+///
+/// # Panics
+/// When it stands on another rung.
+#[must_use]
+pub fn stands_with(rung: &str, values: Values) -> Option<(Host, OneProbe)> {
     if !require(LoopDevice::missing()) {
         return None;
     }
     let host = Host::live(&Roots::default());
-    let probe = OneProbe::start(&host, "block_io", rung, Values::default());
+    let probe = OneProbe::start(&host, "block_io", rung, values);
     let standing = probe.standing();
     if standing.rung == Rung::Off {
         let _ = require(Some(standing.reason));

@@ -12,7 +12,7 @@ use sysops_tests::events::take_until;
 use sysops_tests::falsified_btf::move_member;
 use sysops_tests::frozen_mount::FrozenMount;
 use sysops_tests::loop_device::{Completed, LoopDevice};
-use sysops_tests::measured::{counts, settle, stands};
+use sysops_tests::measured::{counts, settle, stands, stands_with};
 use sysops_tests::one_probe::{OneProbe, has_tracefs, key};
 use sysops_tests::require::require;
 use sysops_tests::schema::hold;
@@ -220,14 +220,9 @@ fn a_slow_request_is_told_with_who_asked() {
 fn slow(rung: &str) {
     const WRITES: u32 = 30;
     const FROZEN: Duration = Duration::from_millis(300);
-    let host = Host::live(&Roots::default());
     let mut values = Values::default();
     values.set(key("kernel.block_io.slow_ms"), Value::Int(200));
-    let mut probe = OneProbe::start(&host, "block_io", rung, values);
-    if probe.standing().rung == Rung::Off {
-        let _ = require(Some(probe.standing().reason));
-        return;
-    }
+    let Some((host, mut probe)) = stands_with(rung, values) else { return };
     let mut below = FrozenMount::thawed("96M");
     let disk = LoopDevice::over(below.at().join("disk.img"));
     settle(&host, &mut probe, disk.name());

@@ -4,11 +4,9 @@
 
 use std::time::Duration;
 
-use sysops_agent::host::{Host, Roots};
-use sysops_agent::kernel::Rung;
 use sysops_agent::spec::{Value, Values};
 use sysops_tests::loop_device::{LoopDevice, completed};
-use sysops_tests::measured::{counts, settle, stands};
+use sysops_tests::measured::{counts, settle, stands, stands_with};
 use sysops_tests::multipath::{self, Multipath};
 use sysops_tests::one_probe::{OneProbe, key};
 use sysops_tests::require::{modules, require};
@@ -62,14 +60,9 @@ fn what_a_cgroup_writes_through_a_mapped_disk_counts_once() {
         return;
     }
     for rung in ["tp_btf", "raw_tracepoint"] {
-        let host = Host::live(&Roots::default());
         let mut values = Values::default();
         values.set(key("kernel.block_io.cgroups"), Value::Int(200));
-        let mut probe = OneProbe::start(&host, "block_io", rung, values);
-        if probe.standing().rung == Rung::Off {
-            let _ = require(Some(probe.standing().reason));
-            return;
-        }
+        let Some((host, mut probe)) = stands_with(rung, values) else { return };
         let disk = StackedDisk::mapped_onto(LoopDevice::new("charged"));
         probe.collect(&host);
         assert_eq!(probe.number("block_io_stacked_measured", &[disk.name()]), Some(1), "{:?}", probe.standing());

@@ -31,6 +31,7 @@ pub(super) fn names(
     let owned = debug_file::is_owned(&image.file);
     let stripped = image.build_id.as_ref().filter(|_| owned || trust == Trust::All);
     let debug = stripped.and_then(|id| debug_file::find(debug_files, id));
+    // A debug file that is broken is as good as none: the file's own names are left.
     let mut found = debug.and_then(|debug| in_file(&debug, offsets, true).ok()).unwrap_or_default();
     if found.len() == offsets.len() && found.iter().all(|functions| !functions.is_empty()) {
         return Ok(found);

@@ -27,6 +27,7 @@ pub(super) struct Pagemap {
     file: File,
     page_shift: u32,
     buffer: Box<[u8]>,
+    /// Empty where the kernel does not tell the zero page from others (before 6.7).
     regions: Vec<Region>,
 }
 
@@ -46,7 +47,9 @@ impl Pagemap {
         let file = open_file(&host.files.proc(&format!("{pid}/pagemap")))?;
         let page_shift = page_shift();
         let entries = 1_usize << BLOCK_SHIFT.saturating_sub(page_shift);
-        Ok(Self { file, page_shift, buffer: vec![0; entries * ENTRY].into_boxed_slice(), regions: Vec::new() })
+        // Every other page at the most begins a range.
+        let regions = vec![Region::default(); PAGES_MAX / 2];
+        Ok(Self { file, page_shift, buffer: vec![0; entries * ENTRY].into_boxed_slice(), regions })
     }
 
     /// True when the program whose memory this is has ended, or became another: then nothing can be read of it.
@@ -76,11 +79,16 @@ impl Pagemap {
         Ok(held)
     }
 
-    /// The zero page, which a page is as long as it was only read, costs nothing. Kernels before 6.7 do not tell it from others.
+    /// The zero page, which a page is as long as it was only read, costs nothing.
     fn leave_out_zeros(&mut self, start: u64, held: &mut Held) {
-        self.regions.resize(PAGES_MAX / 2, Region::default());
-        let count = os::zero_pages(&self.file, start..start + (1 << BLOCK_SHIFT), &mut self.regions).unwrap_or(0);
-        for region in &self.regions[..count.min(PAGES_MAX / 2)] {
+        if self.regions.is_empty() {
+            return;
+        }
+        let Ok(count) = os::zero_pages(&self.file, start..start + (1 << BLOCK_SHIFT), &mut self.regions) else {
+            self.regions = Vec::new();
+            return;
+        };
+        for region in &self.regions[..count] {
             (region.start..region.end).step_by(1 << self.page_shift).for_each(|address| held.remove(address));
         }
     }

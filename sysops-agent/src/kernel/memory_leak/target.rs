@@ -44,6 +44,7 @@ impl Target {
     /// # Errors
     /// When it has gone, or this user may not look at it.
     pub(super) fn new(host: &Host, pid: u32, comm: String, armed_ns: u64) -> Result<Self, ReadError> {
+        // A task of the kernel has none; of a process that has gone the pagemap cannot be opened next.
         let (bytes_before, swapped) = anonymous(host, pid).unwrap_or_default();
         let mut target = Self {
             pid,

@@ -124,7 +124,8 @@ pub(in crate::kernel) fn open(host: &Host, pid: u32, mapping: &Mapping) -> Optio
     };
     let in_its_root = || walk(&directory.join("root"), &mounts);
     let in_ours = || {
-        let mounts = host.files.read(&host.files.proc("self/mountinfo")).unwrap_or_default();
+        // Who cannot tell where a program's mounts are does not walk.
+        let mounts = host.files.read(&host.files.proc("self/mountinfo")).ok()?;
         walk(&host.files.root("/"), &mounts)
     };
     let is_file = |found: &File| found.metadata().is_ok_and(|about| about.is_file());

@@ -229,7 +229,11 @@ fn a_file_is_found_below_the_roots_of_the_process_and_of_the_agent() {
         let library = directory.path().join("x.so");
         std::fs::write(&library, program()).expect("it is writable");
         let inode = std::os::unix::fs::MetadataExt::ino(&library.metadata().expect("it is there"));
-        let put = |root: &Path| std::fs::hard_link(&library, root.join(place)).expect("one file system");
+        let put = |root: &Path| {
+            std::fs::create_dir_all(root.join("proc/self")).expect("it is writable");
+            std::fs::write(root.join("proc/self/mountinfo"), "").expect("it is writable");
+            std::fs::hard_link(&library, root.join(place)).expect("one file system");
+        };
         with_library(inode, put, |_, space, access| {
             let places = space.places(&[0x40_0010], access).expect("it can be read");
             assert!(places[0].loaded.is_some(), "{place}");
