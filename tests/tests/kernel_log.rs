@@ -497,3 +497,46 @@ fn events_are_what_the_schema_says() {
     }
     assert!(checked > 15);
 }
+
+/// The time of a record is put off by `micros`.
+fn put_off(line: &str, micros: u64) -> String {
+    let mut fields: Vec<_> = line.splitn(4, ',').map(str::to_owned).collect();
+    fields[2] = (fields[2].parse::<u64>().unwrap() + micros).to_string();
+    fields.join(",") + "\n"
+}
+
+/// The lines of one group, each `pause` later than it was.
+fn group_of_pauses(pause: u64, before: &str) -> Vec<Event> {
+    let log = console("oom-group/6.12.kmsg");
+    let mut late = 0;
+    let mut slow = String::from(before);
+    for line in log.lines() {
+        late += if line.contains("Killed process") { pause } else { 0 };
+        slow += &if line.starts_with(' ') { format!("{line}\n") } else { put_off(line, late) };
+    }
+    Machine::new(&format!("pauses-{pause}-{}", before.len()), slow.as_bytes()).live()
+}
+
+/// The CPU that prints may be taken away between two lines.
+#[test]
+fn a_group_whose_lines_come_late_is_one_incident_and_no_one_is_told_twice() {
+    let of = |events: &[Event]| -> Vec<_> {
+        let mut of = Vec::new();
+        for event in events {
+            let Detail::OomKill(kill) = &event.detail else { panic!("{event:?}") };
+            of.push((event.pid, kill.incident.clone(), kill.oom_group.clone()));
+        }
+        of
+    };
+    let quick = events_of("oom-group/6.12");
+    let slow = group_of_pauses(2_000_000, "");
+    assert_eq!(of(&slow).len(), of(&quick).len());
+    assert!(of(&slow).windows(2).all(|pair| pair[0].1 == pair[1].1), "{slow:#?}");
+    assert!(slow[1..].iter().all(|event| of(std::slice::from_ref(event))[0].2.is_some()), "{slow:#?}");
+    // After ten reports a line that comes late may be of a kill of which there was none: whose it is, is not told then.
+    let flood: String =
+        (0..10).map(|at| format!("4,{},3000000,-;dd invoked oom-killer: gfp_mask=0xcc0\n", 369 + at)).collect();
+    let flooded = group_of_pauses(2_000_000, &flood);
+    assert_eq!(of(&flooded).len(), of(&quick).len(), "and none twice");
+    assert!(of(&flooded).windows(2).all(|pair| pair[0].1 != pair[1].1), "{flooded:#?}");
+}

@@ -204,7 +204,8 @@ impl Kmsg {
 
     /// Records are missing: what follows is of no report from before them.
     fn pass_gap(&mut self, new: &mut Vec<Sighting>) {
-        for ended in [self.oom_kill.pass_gap(), self.hung_task.flush()].into_iter().flatten() {
+        let micros = self.lines.record().micros;
+        for ended in [self.oom_kill.pass_gap(micros), self.hung_task.flush()].into_iter().flatten() {
             self.sort(ended, new);
         }
     }

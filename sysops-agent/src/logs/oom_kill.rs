@@ -10,15 +10,26 @@
 //! the others. The kills of a group share the incident; their cgroup is the group's or one below it, which the log does
 //! not tell, so `oom_group` names the group and /proc is asked for the rest. `Kill process N (…) sharing same memory` (before 4.x) is no event: the process of the report is.
 
+use std::collections::VecDeque;
+
 use super::Sighting;
 use super::record::{Record, find, leading_number, lossy, rfind, whole_number};
 use crate::model::event::OomKill;
 use crate::model::{Detail, Event, Source};
 
-/// Longest pause between two lines of one group kill; they are printed one after the other.
-const GROUP_GAP_MICROS: u64 = 100_000;
-/// The chosen task's line comes twice in a group kill; so long after the first it is another process of that id.
+/// Longest pause between two lines of one group kill, on a machine whose CPUs have other things to do.
+const GROUP_GAP_MICROS: u64 = 10_000_000;
+/// The same where the report of another kill may have been left out, so that its line stands behind those of the group.
+const LIMITED_GAP_MICROS: u64 = 100_000;
+/// As many reports are printed in `LIMIT_MICROS` at most (DEFAULT_RATELIMIT_BURST).
+const BURST: usize = 10;
+/// DEFAULT_RATELIMIT_INTERVAL, and as long as the line of a kill may come after the decision not to report it.
+const LIMIT_MICROS: u64 = 5_000_000 + GROUP_GAP_MICROS;
+/// So long after its line another one of that id and name is of another process: the task for which a group is killed is named
+/// twice, and whoever is dying when the next kill is decided may be named again.
 const TWICE_MICROS: u64 = 10_000_000;
+/// As many of the last killed are remembered.
+const REMEMBERED: usize = 64;
 const MEMCG: &str = "CONSTRAINT_MEMCG";
 
 /// What is known of the kill that is being printed or was printed last.
@@ -27,6 +38,10 @@ pub struct Parser {
     report: Report,
     /// A kill of the group, if the next record does not make it the first of another.
     held: Option<Sighting>,
+    /// The last killed and when they were named, the oldest first.
+    told: VecDeque<(u32, String, u64)>,
+    /// When the last reports were printed, the oldest first; 0 before there were so many.
+    printed: [u64; BURST],
 }
 
 #[derive(Debug, Default)]
@@ -102,6 +117,8 @@ impl Parser {
                 return [self.begin_group(record, group), None];
             }
         } else if let Some(at) = find(text, b" invoked oom-killer: gfp_mask=") {
+            self.printed.rotate_left(1);
+            self.printed[BURST - 1] = record.micros;
             let trigger = Trigger { comm: text[..at].to_vec(), pid: None };
             self.report = Report { trigger: Some(trigger), micros: record.micros, ..Report::default() };
             return [self.held.take(), None];
@@ -124,9 +141,11 @@ impl Parser {
         self.held.take()
     }
 
-    /// Records are missing. A report that has not named its victim may have ended among them, and the next lines be of another:
-    /// only the summary names the victim itself. Gives a kill that is held.
-    pub fn pass_gap(&mut self) -> Option<Sighting> {
+    /// Records are missing in front of the one that was printed at `micros`. A report that has not named its victim may have
+    /// ended among them, and the next lines be of another: only the summary names the victim itself. There may have been
+    /// any number of reports. Gives a kill that is held.
+    pub fn pass_gap(&mut self, micros: u64) -> Option<Sighting> {
+        self.printed = [micros; BURST];
         if self.report.victim.is_none() {
             self.report = Report { summary: self.report.summary.take(), ..Report::default() };
         }
@@ -161,30 +180,44 @@ impl Parser {
         &mut self.report
     }
 
+    /// No more time has passed than may between two lines of a group.
     fn is_near(&self, record: &Record<'_>) -> bool {
-        record.micros.saturating_sub(self.report.micros) <= GROUP_GAP_MICROS
+        let oldest = self.printed[0];
+        let is_limited = oldest != 0 && record.micros.saturating_sub(oldest) <= LIMIT_MICROS;
+        let gap = if is_limited { LIMITED_GAP_MICROS } else { GROUP_GAP_MICROS };
+        record.micros.saturating_sub(self.report.micros) <= gap
+    }
+
+    /// True when the process was told of already, and no report says that it was killed now; it is remembered.
+    fn is_told(&mut self, killed: &Killed, micros: u64) -> bool {
+        let is_it = |told: &(u32, String, u64)| told.0 == killed.pid && told.1 == killed.comm;
+        let is_reported = self.report.trigger.is_some() && self.report.victim.is_none();
+        if !is_reported && self.told.iter().any(|told| is_it(told) && micros.saturating_sub(told.2) <= TWICE_MICROS) {
+            return true;
+        }
+        if self.told.len() == REMEMBERED {
+            self.told.pop_front();
+        }
+        self.told.push_back((killed.pid, killed.comm.clone(), micros));
+        false
     }
 
     fn killed(&mut self, record: &Record<'_>, killed: Killed) -> Option<Sighting> {
-        let report = &mut self.report;
-        let age = record.micros.saturating_sub(report.micros);
         let last = (killed.pid, killed.comm.clone());
-        let (constraint, cgroup, uid, is_member) = match &report.victim {
-            Some((pid, comm)) if *pid == killed.pid && *comm == killed.comm && age <= TWICE_MICROS => {
-                report.micros = record.micros;
-                report.last = Some(last);
-                return None;
-            }
-            Some(_) if report.group.is_some() && age <= GROUP_GAP_MICROS => {
-                (killed.is_memcg.then(|| MEMCG.to_owned()), None, None, true)
-            }
-            _ => {
-                let report = self.open_report();
-                let (constraint, cgroup, uid) = report.facts(&killed);
-                report.incident = Some(incident(record));
-                report.victim = Some(last.clone());
-                (constraint, cgroup, uid, false)
-            }
+        if self.is_told(&killed, record.micros) {
+            self.report.micros = record.micros;
+            self.report.last = Some(last);
+            return None;
+        }
+        let is_member = self.report.group.is_some() && self.is_near(record);
+        let (constraint, cgroup, uid) = if is_member {
+            (killed.is_memcg.then(|| MEMCG.to_owned()), None, None)
+        } else {
+            let report = self.open_report();
+            let facts = report.facts(&killed);
+            report.incident = Some(incident(record));
+            report.victim = Some(last.clone());
+            facts
         };
         self.report.micros = record.micros;
         self.report.last = Some(last);
