@@ -306,7 +306,43 @@ pub struct Seen {
     pub charges_lost: u64,
 }
 
-plain!(Offsets, Format, Place, Flight, Series, Totals, Failure, CgroupTotals, Slow, SlowLimit, DiskName, Seen);
+/// In how many of the first requests that have a bio what is read of both does not agree.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Agreement {
+    /// Requests that were looked at.
+    pub compared: u64,
+    /// Those of them that are no reads by either.
+    pub not_reads: u64,
+    /// Those that have one bio alone.
+    pub alone: u64,
+    /// They do something else.
+    pub operation: u64,
+    /// They begin elsewhere.
+    pub sector: u64,
+    /// Of those that have one bio alone: they are of other lengths.
+    pub bytes: u64,
+    /// They go to another disk.
+    pub disk: u64,
+    /// The request was made in the future, or too long ago.
+    pub made: u64,
+}
+
+plain!(
+    Offsets,
+    Agreement,
+    Format,
+    Place,
+    Flight,
+    Series,
+    Totals,
+    Failure,
+    CgroupTotals,
+    Slow,
+    SlowLimit,
+    DiskName,
+    Seen
+);
 
 impl Offsets {
     /// Nothing is known.

@@ -14,6 +14,8 @@ mod places;
 mod reach;
 #[path = "block_io/requests.rs"]
 mod requests;
+#[path = "block_io/shape.rs"]
+mod shape;
 #[path = "block_io/totals.rs"]
 mod totals;
 

@@ -12,7 +12,8 @@ use sysops_ebpf::memory::add;
 use crate::OFFSETS;
 use crate::cgroups::charged;
 use crate::reach::Reach;
-use crate::requests::{ask, number, operation};
+use crate::requests::{ask, number};
+use crate::shape::{disk_of_bio, operation};
 use crate::totals::{Of, finish, totals};
 
 #[map]
@@ -21,7 +22,7 @@ static BIOS: HashMap<u64, Flight> = HashMap::with_max_entries(8192, 0);
 /// A bio is handed to a disk. For one that makes requests of it these are followed instead.
 #[inline(always)]
 pub fn queue<R: Reach>(bio: u64) {
-    let Some(disk) = disk::<R>(bio) else { return count(Fate::ReadFault) };
+    let Some(disk) = disk_of_bio::<R>(bio) else { return count(Fate::ReadFault) };
     let submits = R::follow(disk, &OFFSETS.fops).and_then(|fops| R::member::<u64>(fops, &OFFSETS.submit_bio));
     if submits.unwrap_or(0) == 0 {
         return;
@@ -88,21 +89,12 @@ pub fn complete_all<R: Reach>(first: u64, now: u64, status: i32) {
 /// A bio is too large for its disk: a part of it is cut off.
 #[inline(always)]
 pub fn split<R: Reach>(bio: u64) {
-    let Some(disk) = disk::<R>(bio) else { return };
+    let Some(disk) = disk_of_bio::<R>(bio) else { return };
     let Some((series, _)) = series::<R>(bio, disk) else { return };
     if let Some(totals) = totals(series, || Some(disk)) {
         // SAFETY: it points into a value of a map.
         unsafe { add(&raw mut (*totals).splits, 1) };
     }
-}
-
-#[inline(always)]
-fn disk<R: Reach>(bio: u64) -> Option<u64> {
-    let holder = match sysops_ebpf::memory::offset(&OFFSETS.bio_bdev) {
-        Some(_) => R::follow(bio, &OFFSETS.bio_bdev)?,
-        None => bio,
-    };
-    R::follow(holder, &OFFSETS.bio_disk)
 }
 
 /// Device and operation of a bio, and its bytes. A bio asks for a flush by an empty write.

@@ -4,14 +4,15 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::HashMap;
-use sysops_common::block_io::{Flight, OPERATIONS, Operation, Series, Totals};
+use sysops_common::block_io::{Flight, Operation, Series, Totals};
 use sysops_ebpf::clock_ns;
 use sysops_ebpf::counters::{Fate, count};
-use sysops_ebpf::memory::{add, copy_current_comm, offset};
+use sysops_ebpf::memory::{add, copy_current_comm};
 
 use crate::bios::complete_all;
 use crate::cgroups::charged;
 use crate::reach::Reach;
+use crate::shape::{disk_of_request, operation};
 use crate::totals::{Of, finish, has_lacked_room, see, totals};
 use crate::{OFFSETS, setting};
 
@@ -147,7 +148,7 @@ unsafe fn end<R: Reach>(request: u64, flight: *mut Flight, now: u64, error: i32,
         see(|seen| &raw mut seen.partial);
         // SAFETY: the caller's promise.
         let series = unsafe { (*flight).series };
-        if let Some(totals) = totals(series, || disk::<R>(request)) {
+        if let Some(totals) = totals(series, || disk_of_request::<R>(request)) {
             // SAFETY: it points into a value of a map.
             unsafe { add(&raw mut (*totals).partial, 1) };
         }
@@ -161,7 +162,7 @@ unsafe fn end<R: Reach>(request: u64, flight: *mut Flight, now: u64, error: i32,
         flight,
         now,
         error,
-        || disk::<R>(request),
+        || disk_of_request::<R>(request),
         || charged::<R>(R::follow(request, &OFFSETS.request_bio)?),
     );
     // SAFETY: the caller's promise.
@@ -220,7 +221,8 @@ unsafe fn is_failed<R: Reach>(request: u64, flight: *mut Flight, now: u64, error
 /// the flushes have ended.
 #[inline(always)]
 fn is_whole<R: Reach>(request: u64, bytes: u32) -> bool {
-    let (Some(disk), Some(to_do)) = (disk::<R>(request), R::member::<u32>(request, &OFFSETS.data_len)) else {
+    let (Some(disk), Some(to_do)) = (disk_of_request::<R>(request), R::member::<u32>(request, &OFFSETS.data_len))
+    else {
         return false;
     };
     let is_data = |flags| {
@@ -328,20 +330,13 @@ pub unsafe fn ask(flight: *mut Flight) {
     }
 }
 
-/// The whole disk of a request; `Some(0)` when it has none.
-#[inline(always)]
-fn disk<R: Reach>(request: u64) -> Option<u64> {
-    let holder = if offset(&OFFSETS.request_q).is_some() { R::follow(request, &OFFSETS.request_q)? } else { request };
-    R::member(holder, &OFFSETS.disk)
-}
-
 /// What a request is counted under, with its flags; `None`, and counted, when that cannot be read. Most commands to a controller
 /// have no disk.
 #[inline(always)]
 fn series<R: Reach>(request: u64) -> Option<(Series, u32)> {
     let found = number_and_operation::<R>(request);
     if found.is_none() {
-        match disk::<R>(request) {
+        match disk_of_request::<R>(request) {
             Some(0) => see(|seen| &raw mut seen.without_disk),
             _ => count(Fate::ReadFault),
         }
@@ -352,7 +347,7 @@ fn series<R: Reach>(request: u64) -> Option<(Series, u32)> {
 /// The same, and not counted.
 #[inline(always)]
 fn number_and_operation<R: Reach>(request: u64) -> Option<(Series, u32)> {
-    let disk = disk::<R>(request).filter(|&disk| disk != 0)?;
+    let disk = disk_of_request::<R>(request).filter(|&disk| disk != 0)?;
     let (dev, flags) = number::<R>(disk).zip(R::member::<u32>(request, &OFFSETS.cmd_flags))?;
     Some((Series { dev, operation: operation(flags) }, flags))
 }
@@ -361,7 +356,7 @@ fn number_and_operation<R: Reach>(request: u64) -> Option<(Series, u32)> {
 #[inline(always)]
 fn note<R: Reach>(request: u64, counter: impl FnOnce(*mut Totals) -> *mut u64) {
     let Some((series, _)) = number_and_operation::<R>(request) else { return };
-    if let Some(totals) = totals(series, || disk::<R>(request)) {
+    if let Some(totals) = totals(series, || disk_of_request::<R>(request)) {
         // SAFETY: it points into a value of a map.
         unsafe { add(counter(totals), 1) };
     }
@@ -372,15 +367,4 @@ fn note<R: Reach>(request: u64, counter: impl FnOnce(*mut Totals) -> *mut u64) {
 pub fn number<R: Reach>(disk: u64) -> Option<u32> {
     let (major, minor) = R::member::<u32>(disk, &OFFSETS.major).zip(R::member::<u32>(disk, &OFFSETS.first_minor))?;
     Some(major << 20 | minor)
-}
-
-/// What the flags of a request or a bio say that it does.
-#[inline(always)]
-pub fn operation(flags: u32) -> u32 {
-    let number = (flags & 0xff) as usize;
-    if number >= OPERATIONS {
-        return Operation::Other as u32;
-    }
-    // SAFETY: a reference is valid to read. Volatile, as the loader writes the value after compilation.
-    u32::from(unsafe { core::ptr::read_volatile(&OFFSETS.operations[number]) })
 }

@@ -1,6 +1,7 @@
 //! Requests of block devices: how long each waited and how long its device took, errors, and what became of them in
 //! between, as the programs count them in the kernel. They are read once a cycle; only slow ones are handed over.
 
+mod agreement;
 mod cgroups;
 mod flights;
 mod quantile;
@@ -16,6 +17,7 @@ use std::os::fd::BorrowedFd;
 use sysops_common::block_io::{DiskName, Format, Offsets, Seen, Slow};
 use sysops_common::counters::Counters;
 
+use self::agreement::{Comparison, Verdict};
 use self::cgroups::Cgroups;
 use self::flights::Flights;
 use self::series::{All, Tables};
@@ -89,6 +91,8 @@ struct BlockIo {
     all: All,
     unknown: Vec<u32>,
     suspicion: Suspicion,
+    /// Until requests and bios are known to agree.
+    comparison: Option<Comparison>,
     contradiction: Option<Refusal>,
     lacks: Vec<String>,
 }
@@ -134,6 +138,7 @@ fn new(host: &Host, facts: &Facts, values: &Values) -> BlockIo {
         all: All::default(),
         unknown: Vec::new(),
         suspicion: Suspicion::default(),
+        comparison: None,
         contradiction: None,
         lacks: Vec::new(),
     }
@@ -148,6 +153,7 @@ impl Probe for BlockIo {
         self.lacks.clear();
         self.all = All::default();
         self.suspicion = Suspicion::default();
+        self.comparison = None;
         // All disks are new to the programs, so that those without requests among them are looked for.
         self.disks = Disks::new(&host.files);
         // Without the file there is nothing to compare with; that is told when it is read for names.
@@ -241,6 +247,11 @@ impl Probe for BlockIo {
                 self.contradiction = self.suspicion.look(&sums);
             }
         }
+        match self.comparison.as_ref().map(Comparison::look) {
+            None | Some(Verdict::Open) => {}
+            Some(Verdict::Agreed) => self.comparison = None,
+            Some(Verdict::Contradicted(refusal)) => self.contradiction = Some(refusal),
+        }
         // A disk that is known by no name was taken away, or never was.
         if listed {
             for &dev in &self.unknown {
@@ -257,7 +268,7 @@ impl Probe for BlockIo {
 
     fn contradiction(&mut self) -> Option<Refusal> {
         let refusal = self.contradiction.take()?;
-        self.standing = None;
+        (self.standing, self.comparison) = (None, None);
         Some(refusal)
     }
 
@@ -299,6 +310,10 @@ impl BlockIo {
         for (what, tracepoint, _) in types::POINTS {
             let (program, point) = types::program(btf, rung, what, tracepoint, "request")?;
             object.attach(&program, point)?;
+        }
+        match bios.clone().and_then(|()| Comparison::begin(btf, rung, &offsets)) {
+            Ok(comparison) => self.comparison = Some(comparison),
+            Err(refusal) => self.lacks.push(format!("requests are not held against their bios: {}", refusal.reason)),
         }
         let stacked = bios.and_then(|()| Stacked::ready(btf, rung)).unwrap_or_else(Stacked::refused);
         if let Some(reason) = stacked.refusal() {
