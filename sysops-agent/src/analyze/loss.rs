@@ -18,7 +18,7 @@ static QUIET: Key<Duration> = Key::secs(
     0,
     86_400,
     "An alert says when a probe loses events, or the agent loses what a probe or the kernel's log told. It is over when nothing was \
-     lost for this long. 0: no such alerts.",
+     lost for this long. 0: no such alerts; `sysops-agent doctor` tells what was lost all the same.",
 );
 
 /// What every finding of this analyzer names as its rule.
@@ -178,16 +178,25 @@ impl Losses {
             known.rose = Some(now);
         }
         let lost = known.lost;
-        let is_over = known.rose.is_none_or(|rose| {
+        let has_been_quiet = known.rose.is_none_or(|rose| {
             // A wall clock that was set back begins the wait anew.
             let since = now.duration_since(rose);
             known.rose = known.rose.min(Some(now));
             since.is_ok_and(|since| since >= self.quiet)
         });
+        let is_over = has_been_quiet || self.quiet.is_zero();
         if is_over {
             (known.rose, known.lost) = (None, 0.0);
         }
-        Some((if is_over { Level::Clear } else { Level::Breach }, lost))
+        // Where it need not be quiet at all there is no alert, and what was lost is told all the same.
+        let level = if !is_over {
+            Level::Breach
+        } else if more > 0.0 {
+            Level::Between
+        } else {
+            Level::Clear
+        };
+        Some((level, lost))
     }
 }
 
@@ -197,9 +206,6 @@ impl Analyzer for Losses {
     }
 
     fn judge(&mut self, readings: &dyn Readings, each: &mut dyn FnMut(&Finding<'_>)) {
-        if self.quiet.is_zero() {
-            return;
-        }
         let now = readings.time();
         for counter in &COUNTERS {
             readings.visit_metric(counter.metric, &mut |series| {
@@ -357,9 +363,18 @@ mod tests {
     }
 
     #[test]
-    fn they_can_be_turned_off() {
+    fn alerts_can_be_turned_off_and_what_was_lost_is_told_all_the_same() {
         let mut values = Values::default();
         values.set(QUIET.spec(), Value::Int(0));
-        assert_eq!(look(&mut Losses::new(&values), 0, 5.0), []);
+        let mut losses = Losses::new(&values);
+        let lost = look(&mut losses, 10, 5.0);
+        assert_eq!((lost[0].0, lost[0].1), (Level::Between, 5.0), "neither begins an alert nor ends one");
+        assert!(lost[0].2.starts_with("Losses: probe oom_kill lost 5 events"), "{lost:?}");
+        assert_eq!(look(&mut losses, 9, 6.0)[0].0, Level::Between, "also when the clock is set back");
+
+        let mut losses = Losses::new(&Values::default());
+        assert_eq!(look(&mut losses, 10, 5.0)[0].0, Level::Breach);
+        losses.reload(&values);
+        assert_eq!(look(&mut losses, 20, 5.0)[0].0, Level::Clear, "an alert that fires ends");
     }
 }

@@ -14,7 +14,7 @@ pub(super) struct Losses {
 impl Losses {
     /// Takes a finding, if it is about a loss.
     pub(super) fn finding(&mut self, finding: &Finding<'_>, now: &Tick) {
-        if finding.rule != loss::RULE || finding.level != Level::Breach {
+        if finding.rule != loss::RULE || finding.level == Level::Clear {
             return;
         }
         let series = crate::alert::fingerprint(finding.rule, finding.metric.name, finding.labels());
