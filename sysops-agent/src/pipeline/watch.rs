@@ -1,6 +1,7 @@
 //! The thread that waits for kernel events: it polls the descriptors of all sources and hands on what comes. It does
 //! nothing else, so that a busy main loop does not make a ring buffer overflow.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::Timespec;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::host::{EventSource, Host};
@@ -19,7 +21,10 @@ use crate::model::{Batch, Event, Tick};
 /// Words that may wait for the main loop. A burst beyond it is dropped and counted: the agent must not grow with it.
 const INBOX: usize = 1024;
 
-/// How soon to look again whether what was handed on is on disk.
+/// Ends of hangs that wait for room in it, more than are ever followed: without its end an alert would fire for ever.
+const ENDS: usize = 1024;
+
+/// How soon to look again whether what was handed on is on disk, and whether there is room for what has to wait.
 const SETTLES_WITHIN: Duration = Duration::from_millis(250);
 
 /// What the thread says.
@@ -58,9 +63,7 @@ impl Watch {
             host: host.clone(),
             kernel,
             kmsg,
-            words,
-            handed_on: 0,
-            lost: Arc::clone(&lost),
+            out: Out { words, ends: VecDeque::new(), handed_on: 0, lost: Arc::clone(&lost) },
             settled: Arc::clone(&settled),
         };
         let end = Arc::clone(&stop);
@@ -101,10 +104,44 @@ struct Sources {
     host: Host,
     kernel: Kernel,
     kmsg: Option<Kmsg>,
+    out: Out,
+    settled: Arc<AtomicU64>,
+}
+
+/// The way to the main loop.
+struct Out {
     words: Sender<Word>,
+    /// Those for which there was no room.
+    ends: VecDeque<Box<Event>>,
     handed_on: u64,
     lost: Arc<AtomicU64>,
-    settled: Arc<AtomicU64>,
+}
+
+impl Out {
+    /// Hands on an event. When there is no room it is lost, and counted; the end of a hang waits.
+    fn event(&mut self, event: Box<Event>) {
+        match self.words.try_send(Word::Event(event)) {
+            Ok(()) => self.handed_on += 1,
+            Err(TrySendError::Full(Word::Event(event))) if event.is_end() && self.ends.len() < ENDS => {
+                self.ends.push_back(event);
+            }
+            Err(_) => _ = self.lost.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    /// Hands on what has waited.
+    fn again(&mut self) {
+        for _ in 0..self.ends.len() {
+            if let Some(event) = self.ends.pop_front() {
+                self.event(event);
+            }
+        }
+    }
+
+    /// Says a word that can be said again later, or not at all.
+    fn say(&self, word: Word) {
+        _ = self.words.try_send(word);
+    }
 }
 
 impl Sources {
@@ -118,7 +155,8 @@ impl Sources {
                 self.tell(now);
                 next = now.monotonic + interval;
             }
-            let unsettled = (!self.is_settled()).then(|| now.monotonic + SETTLES_WITHIN);
+            let is_waiting = !self.is_settled() || !self.out.ends.is_empty();
+            let unsettled = is_waiting.then(|| now.monotonic + SETTLES_WITHIN);
             let due = [self.kernel.next_deadline(), self.kmsg.as_ref().and_then(EventSource::next_deadline), unsettled];
             let deadline = due.into_iter().flatten().fold(next, Duration::min);
             if !self.wait(stop, deadline.saturating_sub(now.monotonic)) {
@@ -135,15 +173,16 @@ impl Sources {
 
     /// True when what became of all that was handed on is on disk.
     fn is_settled(&self) -> bool {
-        self.settled.load(Ordering::Relaxed) >= self.handed_on
+        self.settled.load(Ordering::Relaxed) >= self.out.handed_on
     }
 
     /// Hands on what is there. The log's position is saved when what became of it is on disk: what an agent that dies has not
     /// brought so far is read again.
     fn hand_on(&mut self, events: &mut Vec<Event>) {
         for event in self.kernel.take_told() {
-            _ = self.words.try_send(Word::Told(Box::new(event)));
+            self.out.say(Word::Told(Box::new(event)));
         }
+        self.out.again();
         self.kernel.drain(&self.host, events);
         if let Some(kmsg) = &mut self.kmsg {
             let from_log = events.len();
@@ -152,16 +191,10 @@ impl Sources {
                 self.kernel.follow(&self.host, event);
             }
             for event in kmsg.take_told(&self.host) {
-                _ = self.words.try_send(Word::Told(Box::new(event)));
+                self.out.say(Word::Told(Box::new(event)));
             }
         }
-        for event in events.drain(..) {
-            if self.words.try_send(Word::Event(Box::new(event))).is_ok() {
-                self.handed_on += 1;
-            } else {
-                self.lost.fetch_add(1, Ordering::Relaxed);
-            }
-        }
+        events.drain(..).for_each(|event| self.out.event(Box::new(event)));
         if self.is_settled()
             && let Some(kmsg) = &mut self.kmsg
         {
@@ -192,6 +225,49 @@ impl Sources {
         }
         let readings = Readings { batch, tick, standings: self.kernel.standings() };
         // Readings are only the newest state: when nobody takes them, the next ones will do.
-        _ = self.words.try_send(Word::Readings(Box::new(readings)));
+        self.out.say(Word::Readings(Box::new(readings)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::event::{HungTask, Phase};
+    use crate::model::{Detail, Source};
+
+    fn hang(phase: Phase) -> Box<Event> {
+        Box::new(Event {
+            schema: Event::SCHEMA,
+            time: String::new(),
+            source: vec![Source::TpBtf],
+            pid: Some(1),
+            tid: Some(1),
+            comm: None,
+            uid: None,
+            cgroup: None,
+            detail: Detail::HungTask(HungTask { phase, ..HungTask::default() }),
+            monotonic_ns: 0,
+        })
+    }
+
+    #[test]
+    fn the_end_of_a_hang_waits_for_room_and_what_else_does_not_fit_is_counted() {
+        let (words, mut inbox) = channel(1);
+        let mut out = Out { words, ends: VecDeque::new(), handed_on: 0, lost: Arc::default() };
+        for phase in [Phase::Began, Phase::Began, Phase::Ended, Phase::Ended] {
+            out.event(hang(phase));
+        }
+        assert_eq!((out.handed_on, out.lost.load(Ordering::Relaxed), out.ends.len()), (1, 1, 2));
+        for left in [1, 0] {
+            assert!(inbox.try_recv().is_ok());
+            out.again();
+            assert_eq!(out.ends.len(), left);
+        }
+        assert!(matches!(inbox.try_recv(), Ok(Word::Event(event)) if event.is_end()));
+        assert_eq!((out.handed_on, out.lost.load(Ordering::Relaxed)), (3, 1));
+        // Whoever has gone takes nothing any more.
+        drop(inbox);
+        out.event(hang(Phase::Ended));
+        assert_eq!((out.ends.len(), out.lost.load(Ordering::Relaxed)), (0, 2));
     }
 }
