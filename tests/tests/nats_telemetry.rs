@@ -262,11 +262,16 @@ fn a_slow_consumer_is_the_servers_trouble() {
         for number in 0..8000_u32 {
             feed.rows.borrow_mut().push((USAGE.desc(), String::new(), f64::from(number), vec![]));
         }
-        let more = [("nats.metrics_interval_secs", Value::Int(1)), ("nats.compression", Value::Bool(false))];
+        // Where the server itself is slow it may cut off others, too: they come back, and for the next heartbeat.
+        let more = [
+            ("nats.metrics_interval_secs", Value::Int(1)),
+            ("nats.heartbeat_interval_secs", Value::Int(1)),
+            ("nats.compression", Value::Bool(false)),
+        ];
         let exporter = publish(&feed, server.port, &more).expect("right settings");
         until("the server cuts the slow consumer off", 2 * LONG, || server.log().contains("Slow Consumer")).await;
         first(&inbox, "others get what they want", |got| got.subject.ends_with(".heartbeat")).await;
-        assert_eq!(reported(&*exporter, "nats_connected", &[]), Some(1.0));
+        until_connected(&*exporter).await;
         exporter.stop().await;
     });
 }

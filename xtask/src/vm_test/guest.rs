@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::kernels::{Kernel, Machine};
+use super::kernels::{self, Kernel, Machine};
 use crate::{apt, program};
 
 /// QEMU for guests of this architecture, and its package.
@@ -112,6 +112,7 @@ fn qemu(kernel: &Kernel, initramfs: &Path, memory_mib: u32, lines: [&PathBuf; 2]
 
 fn uml(kernel: &Kernel, initramfs: &Path, memory_mib: u32, console: &Path, said: &Path) -> Result<Command> {
     let mut command = Command::new(&kernel.image);
+    command.env("LD_PRELOAD", whole_state()?);
     command.arg(format!("mem={memory_mib}M")).arg(format!("initrd={}", initramfs.display()));
     command.args(["con0=null,fd:2", "con=null", "ssl0=null,fd:1", "quiet", "panic=1", "said=ttyS0", "end=poweroff"]);
     // Its memory is a file, larger than what a container gives to /dev/shm.
@@ -119,6 +120,15 @@ fn uml(kernel: &Kernel, initramfs: &Path, memory_mib: u32, console: &Path, said:
     command.stdout(File::create(said).with_context(|| said.display().to_string())?);
     command.stderr(File::create(console).with_context(|| console.display().to_string())?);
     Ok(command)
+}
+
+/// What has to be loaded into it where the processor has more registers than it knows.
+fn whole_state() -> Result<PathBuf> {
+    let (source, library) = (kernels::home().join("whole_state.c"), kernels::home().join("whole_state.so"));
+    std::fs::write(&source, include_str!("whole_state.c")).with_context(|| source.display().to_string())?;
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-O2", "-o"]).arg(&library).arg(&source).arg("-ldl");
+    program::capture(&mut compiler).map(|_| library)
 }
 
 /// A guest that does not outlive its test.
