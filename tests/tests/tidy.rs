@@ -6,7 +6,7 @@ use sysops_tests::source::{Source, files, listed, root, rust};
 
 const LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 100;
-const CODE: &[&str] = &["sysops-agent", "sysops-common", "sysops-ebpf", "xtask", "tests"];
+const CODE: &[&str] = &["sysops-agent", "sysops-btf", "sysops-common", "sysops-ebpf", "xtask", "tests"];
 const TEXT: &[&str] = &[".rs", ".toml", ".md", ".sh", ".service", ".conf", ".yml", ".yaml", ".json", "run"];
 
 /// Lists whose members are one file and one line: the folder with the list in `mod.rs`.

@@ -1,6 +1,6 @@
-//! Makes small BTF files for tests: a kernel that has just the types a test speaks of, with any layout.
+//! BTF for tests: small files, of a kernel that has just the types a test speaks of with any layout, and what real ones have.
 
-use super::btf::{Btf, TypeId};
+use sysops_btf::{Btf, TypeId};
 
 const INT: u32 = 1;
 const POINTER: u32 = 2;
@@ -9,6 +9,21 @@ const STRUCT: u32 = 4;
 const ENUM: u32 = 6;
 const TYPEDEF: u32 = 8;
 const PROTOTYPE: u32 = 13;
+
+/// Extracts of real kernels (tests/fixtures/extract-btf.py).
+pub(super) const KERNELS: [(&str, &[u8]); 5] = [
+    ("5.10", include_bytes!("../../../tests/fixtures/btf/5.10.btf")),
+    ("6.1", include_bytes!("../../../tests/fixtures/btf/6.1.btf")),
+    ("6.12", include_bytes!("../../../tests/fixtures/btf/6.12.btf")),
+    ("6.18", include_bytes!("../../../tests/fixtures/btf/6.18.btf")),
+    ("7.2", include_bytes!("../../../tests/fixtures/btf/7.2.btf")),
+];
+
+/// One of them.
+pub(super) fn kernel(name: &str) -> Btf {
+    let found = KERNELS.iter().find(|(kernel, _)| *kernel == name).expect("a fixture");
+    Btf::parse(found.1.to_vec()).expect("a kernel's BTF")
+}
 
 /// Types and names so far.
 pub(super) struct Builder {

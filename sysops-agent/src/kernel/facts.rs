@@ -3,7 +3,8 @@
 
 use std::path::PathBuf;
 
-use super::btf::Btf;
+use sysops_btf::Btf;
+
 use super::ladder::Refusal;
 use super::{loader, tracefs};
 use crate::host::Host;

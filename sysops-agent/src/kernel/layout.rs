@@ -1,10 +1,10 @@
 //! Finds in BTF what the programs need to know of a task, and holds each member against the size that the program
 //! will read: a member of another size is a missing fact, never a guess.
 
+use sysops_btf::{Argument, Btf, TypeId};
 use sysops_common::offset::Offset;
 use sysops_common::task::{COMM_LEN, TaskOffsets};
 
-use super::btf::{Argument, Btf, TypeId};
 use super::ladder::Refusal;
 
 /// The offset of `path` in `struct name`, which must have `size` bytes.

@@ -3,7 +3,6 @@
 
 mod attach;
 mod block_io;
-mod btf;
 #[cfg(test)]
 mod btf_builder;
 mod check;

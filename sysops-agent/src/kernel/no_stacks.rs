@@ -4,9 +4,9 @@ use std::convert::Infallible;
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 
+use sysops_btf::Btf;
 use sysops_common::stack::StackOffsets;
 
-use super::btf::Btf;
 use super::ladder::Refusal;
 use super::loader::{self, Object};
 use super::lost_stacks::Lost;

@@ -4,6 +4,7 @@
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use sysops_btf::Btf;
 use sysops_common::check::Check;
 use sysops_common::counters::Counters;
 use sysops_common::offset::Offset;
@@ -11,7 +12,6 @@ use sysops_common::sigkill::{Format, Offsets, Record};
 use sysops_common::task::known;
 
 use super::attach::Tracepoint;
-use super::btf::Btf;
 use super::check::{self, Own};
 use super::facts::Facts;
 use super::ladder::{Ground, Refusal, Step, WORDS};
@@ -227,7 +227,7 @@ fn compare_kinship(read: &Record, host: &Host, own: &Own) -> Result<(), Refusal>
 
 #[cfg(test)]
 mod tests {
-    use super::super::btf::tests::kernel;
+    use super::super::btf_builder::kernel;
     use super::super::record::tests::task;
     use super::*;
     use crate::model::Source;

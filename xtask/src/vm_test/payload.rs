@@ -23,10 +23,6 @@ const TESTS: &str = "/t/deps";
 const TOOLS: &[&str] =
     &["blkdiscard", "dd", "fsfreeze", "losetup", "mkfs.ext4", "mount", "setpriv", "truncate", "umount", "unshare"];
 
-/// The kernel's types are megabytes, and they are read anew by almost every test: without optimisation a guest without KVM
-/// takes half an hour for that alone. Names of packages, whose dev build is optimised for the guests.
-const OPTIMISED: &[&str] = &["sysops-agent", "aya", "aya-obj", "object"];
-
 /// Every feature here is known to all kernels that are booted, whatever the machine's own mkfs would choose.
 const MKE2FS: &str = "[defaults]\nbase_features = sparse_super,filetype,resize_inode,dir_index,ext_attr\nblocksize = 4096\n\
                       [fs_types]\next4 = {\nfeatures = has_journal,extent,huge_file,flex_bg,dir_nlink,extra_isize\n}\n";
@@ -162,26 +158,15 @@ pub(crate) fn agent(dev: bool) -> Result<PathBuf> {
         return Ok(workspace::agent());
     }
     build_ebpf::objects(setup::ensure())?;
-    program::step("dev agent", || {
-        program::show(optimised(&mut cargo()).args(["--bin", "sysops-agent", "--test", suites::OF_ALL]))
-    })?;
+    program::step("dev agent", || program::show(cargo().args(["--bin", "sysops-agent", "--test", suites::OF_ALL])))?;
     Ok(workspace::target().join("debug/sysops-agent"))
 }
 
-/// Agent and tests are asked for in the same words, or else cargo would choose other features of what they depend on, and
-/// build everything twice.
+/// Agent and tests are asked for in the same words as by `cargo xtask test`, or else cargo would choose other features of what they
+/// depend on, and build everything twice.
 fn cargo() -> Command {
     let mut cargo = workspace::cargo();
-    cargo.args(["build", "--locked", "--package", "sysops-agent", "--package", "sysops-tests"]);
-    cargo
-}
-
-fn optimised(cargo: &mut Command) -> &mut Command {
-    for package in OPTIMISED {
-        for setting in ["opt-level=2", "debug-assertions=false", "overflow-checks=true"] {
-            cargo.arg("--config").arg(format!("profile.dev.package.{package}.{setting}"));
-        }
-    }
+    cargo.args(["build", "--locked", "--workspace"]);
     cargo
 }
 
@@ -192,11 +177,7 @@ fn built(suites: &[Suite]) -> Result<Vec<(Suite, PathBuf)>> {
     for suite in suites {
         cargo.args(["--test", &suite.name]);
     }
-    let output = optimised(&mut cargo)
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cargo cannot be started")?;
+    let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("cargo cannot be started")?;
     if !output.status.success() {
         bail!("cargo build of the tests: {}", output.status);
     }

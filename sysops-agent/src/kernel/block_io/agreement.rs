@@ -1,10 +1,10 @@
 //! Holds the first requests against their bios, which tell the same facts at other offsets, by a program of its own that is
 //! taken out when they agree. What becomes of the probe when they do not is left to the ladder.
 
+use sysops_btf::Btf;
 use sysops_common::block_io::{Agreement, Offsets};
 
 use super::super::Rung;
-use super::super::btf::Btf;
 use super::super::ladder::Refusal;
 use super::super::layout;
 use super::super::loader::{Object, Slots};

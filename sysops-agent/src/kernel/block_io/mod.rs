@@ -14,6 +14,7 @@ mod types;
 
 use std::os::fd::BorrowedFd;
 
+use sysops_btf::Btf;
 use sysops_common::block_io::{DiskName, Format, Offsets, Seen, Slow};
 use sysops_common::counters::Counters;
 
@@ -25,7 +26,6 @@ use self::slow::Limit;
 use self::stacked::Stacked;
 use self::suspicion::{Sums, Suspicion};
 use super::attach::Point;
-use super::btf::Btf;
 use super::disks::{Disks, Found};
 use super::facts::Facts;
 use super::ladder::{Ground, Refusal, Step, WORDS};

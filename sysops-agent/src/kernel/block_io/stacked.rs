@@ -1,9 +1,10 @@
 //! Disks that make no requests: dm, md, the head of NVMe multipath, zram. Their bios are followed by two programs more, which
 //! are attached when there is such a disk, as they run for every bio of every disk.
 
+use sysops_btf::{Btf, TypeId};
+
 use super::super::Rung;
 use super::super::attach::Point;
-use super::super::btf::{Btf, TypeId};
 use super::super::disks::Disks;
 use super::super::ladder::Refusal;
 use super::super::loader::Object;

@@ -1,12 +1,12 @@
 //! Where the programs find what they read: members of structures in BTF, fields of records in tracefs. Nothing is
 //! attached here.
 
+use sysops_btf::{Argument, Btf};
 use sysops_common::block_io::{Format, OPERATIONS, Offsets, Operation};
 use sysops_common::offset::Offset;
 
 use super::super::Rung;
 use super::super::attach::Point;
-use super::super::btf::{Argument, Btf};
 use super::super::ladder::Refusal;
 use super::super::{layout, tracefs};
 

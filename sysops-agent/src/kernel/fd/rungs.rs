@@ -5,13 +5,13 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
 use rustix::fs::fstat;
+use sysops_btf::{Argument, Btf, TypeId};
 use sysops_common::fd::{Counts, Descriptor, Held, Offsets};
 use sysops_common::offset::Offset;
 
 use crate::host::files::open_file;
 use crate::host::{Host, os};
 use crate::kernel::attach::Point;
-use crate::kernel::btf::{Argument, Btf, TypeId};
 use crate::kernel::facts::Facts;
 use crate::kernel::ladder::{Refusal, Step};
 use crate::kernel::loader::{self, Object, Table};

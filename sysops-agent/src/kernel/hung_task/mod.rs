@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use sysops_btf::Btf;
 use sysops_common::check::Check;
 use sysops_common::counters::Counters;
 use sysops_common::hung_task::{Offsets, Record, known};
@@ -25,7 +26,6 @@ use self::sleepers::Means;
 use self::stack::Names;
 use self::telling::{Verdict, complete, early_event, end_event, is_in};
 use super::attach::Tracepoint;
-use super::btf::Btf;
 use super::check::{self, Own};
 use super::facts::Facts;
 use super::ladder::{Ground, Refusal, Step, WORDS};

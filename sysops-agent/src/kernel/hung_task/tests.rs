@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::super::btf::tests::KERNELS;
+use super::super::btf_builder::KERNELS;
 use super::super::record::tests::task;
 use super::hangs::{TOLD_MAX, Told};
 use super::*;

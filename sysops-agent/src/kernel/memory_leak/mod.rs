@@ -11,6 +11,7 @@ mod target;
 
 use std::os::fd::BorrowedFd;
 
+use sysops_btf::Btf;
 use sysops_common::counters::Counters;
 use sysops_common::memory_leak::{Offsets, WATCHED_MAX};
 use sysops_common::offset::Offset;
@@ -18,7 +19,6 @@ use sysops_common::offset::Offset;
 use self::armed::Armed;
 use self::growth::Growth;
 use super::attach::Point;
-use super::btf::Btf;
 use super::facts::Facts;
 use super::ladder::{Refusal, Step, WORDS};
 use super::loader::{self, Object};

@@ -1,9 +1,9 @@
 //! What the program must know of the running kernel, and whether what it read with that is true.
 
+use sysops_btf::{Argument, Btf};
 use sysops_common::offset::Offset;
 use sysops_common::oom_kill::{Format, Offsets, Record, SignalFormat, known};
 
-use super::super::btf::{Argument, Btf};
 use super::super::check::{self, Own};
 use super::super::ladder::Refusal;
 use super::super::{layout, tracefs};
@@ -161,7 +161,7 @@ pub(super) fn no_limit_bytes() -> u64 {
 mod tests {
     use sysops_common::task::TaskOffsets;
 
-    use super::super::super::btf::tests::kernel;
+    use super::super::super::btf_builder::kernel;
     use super::super::tests::record;
     use super::*;
 

@@ -1,9 +1,9 @@
 //! Finds in BTF what the programs need to know to tell where a user program stands when it is in the kernel. The size of
 //! kernel stacks is in no type: the program tries those that there are.
 
+use sysops_btf::Btf;
 use sysops_common::stack::{CANDIDATES, StackOffsets};
 
-use crate::kernel::btf::Btf;
 use crate::kernel::ladder::Refusal;
 use crate::kernel::layout::{self, contradiction};
 

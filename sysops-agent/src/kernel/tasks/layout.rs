@@ -1,11 +1,11 @@
 //! Finds in BTF what the task iterator's program must know. The verifier holds each load against the kernel's own types
 //! once more.
 
+use sysops_btf::Btf;
 use sysops_common::offset::Offset;
 use sysops_common::task::COMM_LEN;
 use sysops_common::tasks::{IO_MEMBERS, Offsets};
 
-use super::super::btf::Btf;
 use super::super::ladder::Refusal;
 use super::super::layout::{contradiction, element, offset, resident_pages};
 

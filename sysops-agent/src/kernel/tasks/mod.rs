@@ -9,11 +9,11 @@ mod table;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use sysops_btf::TypeId;
 use sysops_common::counters::Counters;
 use sysops_common::tasks::Offsets;
 
 use self::table::Table;
-use super::btf::TypeId;
 use super::facts::Facts;
 use super::ladder::{Refusal, Step, WORDS};
 use super::loader::{self, Object};

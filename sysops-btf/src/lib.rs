@@ -6,7 +6,7 @@ const MAX_STEPS: usize = 32;
 
 /// The types of a kernel. The file is kept as it is; beside it stands only where each type begins, and a table of their
 /// names: there are a hundred thousand of them, and the probes ask for a hundred.
-pub(super) struct Btf {
+pub struct Btf {
     data: Vec<u8>,
     strings: (usize, usize),
     types: Vec<u32>,
@@ -17,11 +17,11 @@ pub(super) struct Btf {
 }
 
 /// A number of a type; 0 is `void`.
-pub(super) type TypeId = u32;
+pub type TypeId = u32;
 
 /// A member that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Member {
+pub struct Member {
     /// Bytes from the start of the outermost structure.
     pub offset: u32,
     /// Its type.
@@ -30,7 +30,7 @@ pub(super) struct Member {
 
 /// What a tracepoint hands to a program.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Argument {
+pub enum Argument {
     /// A pointer to a structure of this name.
     Pointer(String),
     /// A number, or a pointer to something that is no structure.
@@ -39,7 +39,7 @@ pub(super) enum Argument {
 
 /// Why the file or a name in it cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum BtfError {
+pub enum BtfError {
     /// The file is not what it should be.
     #[error("malformed BTF: {0}")]
     Malformed(&'static str),
@@ -117,7 +117,7 @@ impl Btf {
     ///
     /// # Errors
     /// When they are no BTF of this machine's byte order, or end too early.
-    pub(super) fn parse(data: Vec<u8>) -> Result<Self, BtfError> {
+    pub fn parse(data: Vec<u8>) -> Result<Self, BtfError> {
         let word = |at: usize| u32_at(&data, at).ok_or(BtfError::Malformed("the header is cut off"));
         if word(0)? & 0x00ff_ffff != 0x0001_eb9f {
             return Err(BtfError::Malformed("no BTF of version 1 in this byte order"));
@@ -165,7 +165,7 @@ impl Btf {
     ///
     /// # Errors
     /// [`BtfError::Missing`] names the structure and the member.
-    pub(super) fn member(&self, name: &str, path: &str) -> Result<Member, BtfError> {
+    pub fn member(&self, name: &str, path: &str) -> Result<Member, BtfError> {
         let missing = || BtfError::Missing(format!("{name}.{path}"));
         let mut found = Member {
             offset: 0,
@@ -181,7 +181,7 @@ impl Btf {
 
     /// Bytes of a type; `None` for what has no size or more than a structure can have.
     #[must_use]
-    pub(super) fn size(&self, id: TypeId) -> Option<u32> {
+    pub fn size(&self, id: TypeId) -> Option<u32> {
         let mut factor = 1_u32;
         let mut id = id;
         for _ in 0..MAX_STEPS {
@@ -200,35 +200,34 @@ impl Btf {
     }
 
     /// Bytes of `struct name`.
-    #[cfg(feature = "ebpf")]
     #[must_use]
-    pub(super) fn structure_size(&self, name: &str) -> Option<u32> {
+    pub fn structure_size(&self, name: &str) -> Option<u32> {
         self.size(self.structure(name)?)
     }
 
     /// Type of the elements of an array.
     #[must_use]
-    pub(super) fn element(&self, id: TypeId) -> Option<TypeId> {
+    pub fn element(&self, id: TypeId) -> Option<TypeId> {
         let found = self.get(self.resolve(id)?)?;
         if found.kind == ARRAY { u32_at(&self.data, found.tail) } else { None }
     }
 
     /// Name of the structure or union that a type is, without `const` and type definitions.
     #[must_use]
-    pub(super) fn structure_name(&self, id: TypeId) -> Option<&str> {
+    pub fn structure_name(&self, id: TypeId) -> Option<&str> {
         let found = self.get(self.resolve(id)?)?;
         if matches!(found.kind, STRUCT | UNION) { self.text(found.name) } else { None }
     }
 
     /// Offset of `member` in the structure of this type.
     #[must_use]
-    pub(super) fn member_in(&self, id: TypeId, member: &str) -> Option<Member> {
+    pub fn member_in(&self, id: TypeId, member: &str) -> Option<Member> {
         self.member_of(id, member, 0)
     }
 
     /// What an enumerator is worth, in whichever enumeration it stands.
     #[must_use]
-    pub(super) fn enumerator(&self, name: &str) -> Option<u32> {
+    pub fn enumerator(&self, name: &str) -> Option<u32> {
         let wanted = self.string(name)?;
         self.types.iter().skip(1).find_map(|&at| {
             let found = self.type_at(at as usize)?;
@@ -245,7 +244,7 @@ impl Btf {
 
     /// Number of the type by which a program attaches to the tracepoint `name` (`btf_trace_<name>`).
     #[must_use]
-    pub(super) fn tracepoint(&self, name: &str) -> Option<TypeId> {
+    pub fn tracepoint(&self, name: &str) -> Option<TypeId> {
         self.find(&format!("btf_trace_{name}"), TYPEDEF)
     }
 
@@ -253,7 +252,7 @@ impl Btf {
     ///
     /// # Errors
     /// [`BtfError::Missing`] when this kernel has no such tracepoint.
-    pub(super) fn arguments(&self, name: &str) -> Result<Vec<Argument>, BtfError> {
+    pub fn arguments(&self, name: &str) -> Result<Vec<Argument>, BtfError> {
         let missing = || BtfError::Missing(format!("tracepoint {name}"));
         let pointer = self.get(self.resolve(self.tracepoint(name).ok_or_else(missing)?).ok_or_else(missing)?);
         let prototype = pointer.and_then(|pointer| self.get(self.resolve(pointer.size_or_type)?));
@@ -263,7 +262,7 @@ impl Btf {
 
     /// Number of the kernel function `name`, by which a program attaches to its entry.
     #[must_use]
-    pub(super) fn function(&self, name: &str) -> Option<TypeId> {
+    pub fn function(&self, name: &str) -> Option<TypeId> {
         self.find(name, FUNC)
     }
 
@@ -271,7 +270,7 @@ impl Btf {
     ///
     /// # Errors
     /// [`BtfError::Missing`] when this kernel has no such function, or has inlined it everywhere.
-    pub(super) fn function_arguments(&self, name: &str) -> Result<Vec<Argument>, BtfError> {
+    pub fn function_arguments(&self, name: &str) -> Result<Vec<Argument>, BtfError> {
         let missing = || BtfError::Missing(format!("function {name}"));
         let function = self.function(name).and_then(|id| self.get(id));
         self.parameters(function.and_then(|function| self.get(function.size_or_type)), 0, missing)
@@ -398,21 +397,21 @@ fn u32_at(data: &[u8], at: usize) -> Option<u32> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
     /// Extracts of real kernels (tests/fixtures/extract-btf.py).
-    pub(in crate::kernel) const KERNELS: [(&str, &[u8]); 5] = [
-        ("5.10", include_bytes!("../../../tests/fixtures/btf/5.10.btf")),
-        ("6.1", include_bytes!("../../../tests/fixtures/btf/6.1.btf")),
-        ("6.12", include_bytes!("../../../tests/fixtures/btf/6.12.btf")),
-        ("6.18", include_bytes!("../../../tests/fixtures/btf/6.18.btf")),
-        ("7.2", include_bytes!("../../../tests/fixtures/btf/7.2.btf")),
+    const KERNELS: [(&str, &[u8]); 5] = [
+        ("5.10", include_bytes!("../../tests/fixtures/btf/5.10.btf")),
+        ("6.1", include_bytes!("../../tests/fixtures/btf/6.1.btf")),
+        ("6.12", include_bytes!("../../tests/fixtures/btf/6.12.btf")),
+        ("6.18", include_bytes!("../../tests/fixtures/btf/6.18.btf")),
+        ("7.2", include_bytes!("../../tests/fixtures/btf/7.2.btf")),
     ];
 
-    pub(in crate::kernel) fn kernel(name: &str) -> Btf {
+    fn kernel(name: &str) -> Btf {
         let found = KERNELS.iter().find(|(kernel, _)| *kernel == name).expect("a fixture");
         Btf::parse(found.1.to_vec()).expect("a kernel's BTF")
     }
