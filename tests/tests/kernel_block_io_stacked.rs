@@ -53,7 +53,7 @@ fn a_mapped_disk_is_measured_by_its_bios() {
 
 /// What a cgroup writes to a disk that is mapped onto another one is counted once, by the requests of the disk below.
 #[test]
-#[ignore = "not every machine has the device mapper; run by vm-test"]
+#[ignore = "not every machine has the device mapper; run by vm-test without --quick"]
 fn what_a_cgroup_writes_through_a_mapped_disk_counts_once() {
     const BLOCK: u64 = 65536;
     if !require(StackedDisk::mapping_missing().or_else(UnifiedCgroup::missing).or_else(LoopDevice::missing)) {
@@ -116,7 +116,7 @@ fn a_request_that_was_given_back_and_freed_leaves_no_start() {
 
 /// The same of arrays.
 #[test]
-#[ignore = "arrays are no business of a machine that is worked on; run by vm-test"]
+#[ignore = "arrays are no business of a machine that is worked on; run by vm-test without --quick"]
 fn an_array_of_copies_is_measured_by_its_bios() {
     if require(StackedDisk::arrays_missing()) {
         by_bios(|| Some(array("raid1")));
@@ -125,7 +125,7 @@ fn an_array_of_copies_is_measured_by_its_bios() {
 
 /// raid0 of 5.10 hands the bio itself to a disk below, and then no tracepoint tells when it is complete.
 #[test]
-#[ignore = "arrays are no business of a machine that is worked on; run by vm-test"]
+#[ignore = "arrays are no business of a machine that is worked on; run by vm-test without --quick"]
 fn an_array_of_parts_is_measured_by_its_bios() {
     if !require(StackedDisk::arrays_missing()) {
         return;
@@ -169,7 +169,7 @@ fn by_bios(disk: impl Fn() -> Option<StackedDisk>) {
 /// The head of NVMe multipath hands its bios to one of its paths. The paths are hidden: they have a name and on some kernels no
 /// number in /proc/diskstats.
 #[test]
-#[ignore = "it takes the driver away; run by vm-test"]
+#[ignore = "it takes the driver away; run by vm-test without --quick"]
 fn the_head_of_two_paths_is_measured_by_its_bios_and_each_path_by_its_requests() {
     if require(Multipath::missing()) {
         for rung in ["tp_btf", "raw_tracepoint"] {

@@ -28,7 +28,7 @@ const LOOK_MAX: u64 = 4096;
 const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
 
 #[test]
-#[ignore = "not every machine allows a million descriptors; run by vm-test"]
+#[ignore = "not every machine allows a million descriptors; run by vm-test without --quick"]
 fn a_process_with_a_million_descriptors_costs_no_more_than_others() {
     let mut program = Program::start();
     if following(program.pid()).is_none() {

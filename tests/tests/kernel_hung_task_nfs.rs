@@ -18,7 +18,7 @@ use sysops_tests::one_probe::key;
 use sysops_tests::require::{self, require};
 
 #[test]
-#[ignore = "it mounts for all who are there; run by vm-test"]
+#[ignore = "it mounts for all who are there; run by vm-test without --quick"]
 fn who_reads_from_a_server_that_is_stopped_is_told_and_its_end() {
     let files = ["/sys/kernel/btf/vmlinux", "/proc/sys/kernel/hung_task_timeout_secs"];
     if !require(NfsMount::missing().or_else(|| require::files(&files))) {

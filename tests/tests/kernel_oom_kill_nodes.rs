@@ -24,7 +24,7 @@ const LONG: Duration = Duration::from_secs(60);
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
 #[test]
-#[ignore = "needs two nodes of memory; run by vm-test"]
+#[ignore = "needs two nodes of memory; run by vm-test without --quick"]
 fn who_is_bound_by_a_cpuset_is_told() {
     if !require(missing().or_else(|| require::programs(&["sh", "dd"]))) {
         return;
@@ -39,7 +39,7 @@ fn who_is_bound_by_a_cpuset_is_told() {
 }
 
 #[test]
-#[ignore = "needs two nodes of memory; run by vm-test"]
+#[ignore = "needs two nodes of memory; run by vm-test without --quick"]
 fn who_is_bound_by_a_policy_is_told() {
     if require(missing().or_else(|| require::programs(&["sh", "dd", "numactl"]))) {
         is_told(&format!("exec numactl --membind=1 {GREEDY}"), "CONSTRAINT_MEMORY_POLICY", None);

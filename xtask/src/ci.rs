@@ -1,9 +1,13 @@
 //! `cargo xtask ci`: format and lints on both sides of the kernel boundary, the feature sets, generated documents, tests, and
-//! the kernel tests in guests with the oldest and the newest kernel.
+//! the kernel tests in guests with the oldest and the newest kernel. `cargo xtask lints` is the part of it that checks without
+//! building: it runs beside the builds, as most of either is one crate, which takes one processor.
 
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::toolchain::{self, Route};
 use crate::{apt, build_ebpf, docs, no_args, program, setup, test, vm_test, workspace};
@@ -15,26 +19,71 @@ const OPENSSL: &[&str] = &["libssl-dev", "pkg-config"];
 pub(crate) fn main(args: &[String]) -> Result<()> {
     no_args("ci", args)?;
     let mut times = Vec::new();
-    let mut step = |name: &str, work: &dyn Fn() -> Result<()>| {
+    let mut step = |name: &str, work: &mut dyn FnMut() -> Result<()>| {
         let start = Instant::now();
         program::step(name, work)?;
         times.push(format!("   {name:<24} {:>9}", program::seconds(start)));
         anyhow::Ok(())
     };
-    step("format", &format)?;
+    step("format", &mut format)?;
     // Objects come first: the agent's build script embeds them, and a later change would build it twice.
     let route = setup::ensure();
-    step("kernel side: build", &|| build_ebpf::objects(route).map(|_| ()))?;
-    step("kernel side: lints", &|| route.map_or_else(without_toolchain, kernel_lints))?;
-    step("lints", &|| clippy(&["--workspace", "--all-targets"]))?;
-    step("feature sets", &feature_sets)?;
-    step("generated documents", &|| docs::check())?;
-    step("tests without features", &tests_without_features)?;
-    step("tests", &|| test::all(&[]))?;
-    step("guests", &vm_test::usual)?;
+    step("kernel side: build", &mut || build_ebpf::objects(route).map(|_| ()))?;
+    step("kernel side: lints", &mut || route.map_or_else(without_toolchain, kernel_lints))?;
+    // Two at once would wait for each other's lock.
+    let _ = apt::ensure(OPENSSL);
+    let mut lints = Beside::start()?;
+    step("generated documents", &mut docs::check)?;
+    step("tests without features", &mut tests_without_features)?;
+    step("agent and tests: build", &mut test::build)?;
+    step("lints, feature sets", &mut || lints.end())?;
+    step("tests", &mut || test::run(&[]))?;
+    step("guests", &mut vm_test::usual)?;
     program::say("ci: all passed");
     eprintln!("{}", times.join("\n"));
     Ok(())
+}
+
+/// `cargo xtask lints`.
+pub(crate) fn lints(args: &[String]) -> Result<()> {
+    no_args("lints", args)?;
+    program::step("lints", || clippy(&["--workspace", "--all-targets"]))?;
+    program::step("feature sets", feature_sets)
+}
+
+/// The lints, in a target folder of their own and with their output in a file.
+struct Beside(Child);
+
+impl Beside {
+    fn start() -> Result<Self> {
+        let log = File::create(Self::log()).with_context(|| Self::log().display().to_string())?;
+        let mut lints = Command::new(std::env::current_exe()?);
+        lints.arg("lints").env("CARGO_TARGET_DIR", workspace::target().join("lints"));
+        let started = lints.stdout(log.try_clone()?).stderr(log).spawn();
+        started.map(Self).context("cargo xtask lints: cannot be started")
+    }
+
+    fn log() -> PathBuf {
+        workspace::target().join("lints.log")
+    }
+
+    /// Waits for their end and shows what they said.
+    fn end(&mut self) -> Result<()> {
+        let status = self.0.wait()?;
+        eprint!("{}", std::fs::read_to_string(Self::log())?);
+        if !status.success() {
+            bail!("cargo xtask lints: {status}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // It has ended, unless something else failed before.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn format() -> Result<()> {

@@ -41,6 +41,7 @@ static COMMANDS: &[Command] = &[
         about: "format, lint, feature sets, generated documents, tests, guests",
         run: ci::main,
     },
+    Command { name: "lints", args: "", about: "clippy on the workspace and on each feature set", run: ci::lints },
     Command {
         name: "setup",
         args: "",

@@ -47,29 +47,34 @@ const LIBRARIES: &[(&str, &str)] = &[
 /// The command.
 pub(crate) fn main(args: &[String]) -> Result<()> {
     build_ebpf::objects(setup::ensure())?;
-    all(after_dashes(args))
+    program::step("agent and tests: build", build)?;
+    program::step("tests", || run(after_dashes(args)))
 }
 
-/// Runs every test; the objects are built already.
+/// Gets what the tests need and builds them; the objects are built already. What could not be installed is said, and the tests that
+/// need it say what they miss.
 ///
 /// # Errors
-/// When a test fails. What could not be installed is said, and the tests that need it say what they miss.
-pub(crate) fn all(args: &[String]) -> Result<()> {
+/// When something does not build.
+pub(crate) fn build() -> Result<()> {
     get_tools();
     // Some tests run the agent as an operator does; cargo builds a binary for the tests of its own package only. It is built
     // with the tests: alone it and what it depends on would have other features, and all of it be built twice.
-    program::step("agent and tests: build", || {
-        program::show(workspace::cargo().args(["build", "--locked", "--workspace", "--tests", "--bin", "sysops-agent"]))
-    })?;
-    program::step("tests", || {
-        if has_nextest() {
-            let nextest = ["nextest", "run", "--locked", "--workspace"];
-            return program::show(workspace::cargo().args(nextest).args(args).env("PATH", path()));
-        }
-        program::say("cargo-nextest is not installed: the same tests by cargo test, one after another");
-        let test = ["test", "--locked", "--workspace", "--"];
-        program::show(workspace::cargo().args(test).args(args).arg("--test-threads=1").env("PATH", path()))
-    })
+    program::show(workspace::cargo().args(["build", "--locked", "--workspace", "--tests", "--bin", "sysops-agent"]))
+}
+
+/// Runs every test that was built.
+///
+/// # Errors
+/// When one fails.
+pub(crate) fn run(args: &[String]) -> Result<()> {
+    if has_nextest() {
+        let nextest = ["nextest", "run", "--locked", "--workspace"];
+        return program::show(workspace::cargo().args(nextest).args(args).env("PATH", path()));
+    }
+    program::say("cargo-nextest is not installed: the same tests by cargo test, one after another");
+    let test = ["test", "--locked", "--workspace", "--"];
+    program::show(workspace::cargo().args(test).args(args).arg("--test-threads=1").env("PATH", path()))
 }
 
 /// True when cargo knows nextest.
