@@ -64,7 +64,7 @@ fn stacks_are_told_on_kprobe() {
 /// Where the kernel lets others run before a program is through, and passes over it for them, kprobes take its place; what
 /// was seen before is not forgotten.
 #[test]
-#[ignore = "not every kernel takes programs at its functions; run by vm-test"]
+#[ignore = "not every kernel takes programs at its functions; run by vm-test without --quick"]
 fn programs_that_are_passed_over_give_way_to_kprobes() {
     let mut child = Program::start();
     let busy: Vec<Program> = (0..3).map(|_| Program::start()).collect();

@@ -22,18 +22,15 @@ pub(super) fn types_up_to(name: BtfName<'_>, id: u32) -> Result<Btf, Refusal> {
         BtfName::Tracepoint(name) => (format!("btf_trace_{name}"), 8 << 24),
     };
     let strings = format!("\0{text}\0");
-    let words = |info: u32, name: u32| [name, info, 0].into_iter().flat_map(u32::to_ne_bytes);
-    let pointer = 2 << 24;
+    let words = |words: &[u32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
+    let pointer_to_nothing = words(&[0, 2 << 24, 0]);
     let types_len = id.checked_mul(12).ok_or_else(|| no_such("type", &text))?;
     let strings_len = u32::try_from(strings.len()).map_err(|error| refused("BTF", &error))?;
     let mut data = Vec::with_capacity(24 + types_len as usize + strings.len());
-    for word in [0x0001_eb9f, 24, 0, types_len, types_len, strings_len] {
-        data.extend(u32::to_ne_bytes(word));
-    }
-    for _ in 1..id {
-        data.extend(words(pointer, 0));
-    }
-    data.extend(words(kind, 1));
+    data.extend(words(&[0x0001_eb9f, 24, 0, types_len, types_len, strings_len]));
+    // There are a hundred thousand of them, at each program that is attached.
+    data.extend(pointer_to_nothing.repeat(id.saturating_sub(1) as usize));
+    data.extend(words(&[1, kind, 0]));
     data.extend(strings.as_bytes());
     Btf::parse(&data, Endianness::default()).map_err(|error| refused("BTF", &error))
 }
