@@ -502,7 +502,7 @@ fn events_are_what_the_schema_says() {
 fn put_off(line: &str, micros: u64) -> String {
     let mut fields: Vec<_> = line.splitn(4, ',').map(str::to_owned).collect();
     fields[2] = (fields[2].parse::<u64>().unwrap() + micros).to_string();
-    fields.join(",") + "\n"
+    fields.join(",")
 }
 
 /// The lines of one group, each `pause` later than it was.
@@ -512,7 +512,8 @@ fn group_of_pauses(pause: u64, before: &str) -> Vec<Event> {
     let mut slow = String::from(before);
     for line in log.lines() {
         late += if line.contains("Killed process") { pause } else { 0 };
-        slow += &if line.starts_with(' ') { format!("{line}\n") } else { put_off(line, late) };
+        slow.push_str(&if line.starts_with(' ') { line.to_owned() } else { put_off(line, late) });
+        slow.push('\n');
     }
     Machine::new(&format!("pauses-{pause}-{}", before.len()), slow.as_bytes()).live()
 }
