@@ -91,8 +91,6 @@ struct BlockIo {
     all: All,
     unknown: Vec<u32>,
     suspicion: Suspicion,
-    /// Until requests and bios are known to agree.
-    comparison: Option<Comparison>,
     contradiction: Option<Refusal>,
     lacks: Vec<String>,
 }
@@ -104,6 +102,8 @@ struct Attached {
     flights: Flights,
     cgroups: Option<Cgroups>,
     stacked: Stacked,
+    /// Until requests and bios are known to agree.
+    comparison: Option<Comparison>,
     seen: Slots<Seen>,
     limit: Limit,
     /// What /proc/diskstats said before.
@@ -138,7 +138,6 @@ fn new(host: &Host, facts: &Facts, values: &Values) -> BlockIo {
         all: All::default(),
         unknown: Vec::new(),
         suspicion: Suspicion::default(),
-        comparison: None,
         contradiction: None,
         lacks: Vec::new(),
     }
@@ -153,13 +152,12 @@ impl Probe for BlockIo {
         self.lacks.clear();
         self.all = All::default();
         self.suspicion = Suspicion::default();
-        self.comparison = None;
         // All disks are new to the programs, so that those without requests among them are looked for.
         self.disks = Disks::new(&host.files);
         // Without the file there is nothing to compare with; that is told when it is read for names.
         let _ = self.disks.refresh_names(&host.files);
         let completed_before = self.disks.completed();
-        let (mut object, stacked) = match rung {
+        let (mut object, stacked, comparison) = match rung {
             Rung::Tracepoint => self.attach_plain()?,
             Rung::TpBtf | Rung::RawTracepoint => self.attach_typed(rung, facts.btf.as_ref().map_err(Clone::clone)?)?,
             _ => return Err(Refusal::new("nothing to attach on this rung", "")),
@@ -173,6 +171,7 @@ impl Probe for BlockIo {
             limit: Limit::of(&mut object)?,
             object,
             stacked,
+            comparison,
             completed_before,
         });
         Ok(())
@@ -247,9 +246,9 @@ impl Probe for BlockIo {
                 self.contradiction = self.suspicion.look(&sums);
             }
         }
-        match self.comparison.as_ref().map(Comparison::look) {
+        match attached.comparison.as_ref().map(Comparison::look) {
             None | Some(Verdict::Open) => {}
-            Some(Verdict::Agreed) => self.comparison = None,
+            Some(Verdict::Agreed) => attached.comparison = None,
             Some(Verdict::Contradicted(refusal)) => self.contradiction = Some(refusal),
         }
         // A disk that is known by no name was taken away, or never was.
@@ -268,7 +267,7 @@ impl Probe for BlockIo {
 
     fn contradiction(&mut self) -> Option<Refusal> {
         let refusal = self.contradiction.take()?;
-        (self.standing, self.comparison) = (None, None);
+        self.standing = None;
         Some(refusal)
     }
 
@@ -290,7 +289,7 @@ impl Probe for BlockIo {
 
 impl BlockIo {
     /// Loads the programs that read by types, and attaches what must be there; what cannot be had of the rest is told.
-    fn attach_typed(&mut self, rung: Rung, btf: &Btf) -> Result<(Object, Stacked), Refusal> {
+    fn attach_typed(&mut self, rung: Rung, btf: &Btf) -> Result<(Object, Stacked, Option<Comparison>), Refusal> {
         let mut offsets = self.types;
         let bios = types::bios(btf, &mut offsets);
         // Without it the tasks of the kernel are counted for the root.
@@ -311,19 +310,19 @@ impl BlockIo {
             let (program, point) = types::program(btf, rung, what, tracepoint, "request")?;
             object.attach(&program, point)?;
         }
-        match bios.clone().and_then(|()| Comparison::begin(btf, rung, &offsets)) {
-            Ok(comparison) => self.comparison = Some(comparison),
-            Err(refusal) => self.lacks.push(format!("requests are not held against their bios: {}", refusal.reason)),
+        let comparison = bios.clone().and_then(|()| Comparison::begin(btf, rung, &offsets));
+        if let Err(refusal) = &comparison {
+            self.lacks.push(format!("requests are not held against their bios: {}", refusal.reason));
         }
         let stacked = bios.and_then(|()| Stacked::ready(btf, rung)).unwrap_or_else(Stacked::refused);
         if let Some(reason) = stacked.refusal() {
             self.lacks.push(format!("without disks made of others: {reason}"));
         }
-        Ok((object, stacked))
+        Ok((object, stacked, comparison.ok()))
     }
 
     /// The same by the records of plain tracepoints.
-    fn attach_plain(&mut self) -> Result<(Object, Stacked), Refusal> {
+    fn attach_plain(&mut self) -> Result<(Object, Stacked, Option<Comparison>), Refusal> {
         let sizes = [("IN_FLIGHT", 1), ("PASSING", 1), ("BIOS", 1), ("PLACES", self.requests_max.saturating_mul(2))];
         let mut object = Object::load_sized("block_io", &self.formats, &sizes)?;
         for (what, tracepoint, _) in types::POINTS {
@@ -339,7 +338,7 @@ impl BlockIo {
             self.lacks.push(format!("without merges: {}", refusal.reason));
         }
         let refusal = Refusal::new("records of plain tracepoints do not tell bios apart", "");
-        Ok((object, Stacked::refused(refusal)))
+        Ok((object, Stacked::refused(refusal), None))
     }
 }
 
