@@ -79,8 +79,18 @@ pub struct Offsets {
     pub request_bio: Offset,
     /// `request.start_time_ns`: CLOCK_MONOTONIC when it was made, or zero where the kernel does not take that.
     pub start_time_ns: Offset,
+    /// `task_struct.comm`, where a program can have the running task with its type; else absent, with what follows.
+    pub task_comm: Offset,
+    /// `task_struct.pid`: what user space calls the thread id.
+    pub task_pid: Offset,
+    /// `task_struct.tgid`.
+    pub task_tgid: Offset,
+    /// `task_struct.cgroups`.
+    pub task_cgroups: Offset,
+    /// `css_set.dfl_cgrp`: the cgroup in the unified hierarchy.
+    pub css_set_dfl_cgrp: Offset,
     /// Keeps the size a multiple of eight bytes.
-    pub reserved: [Offset; 2],
+    pub reserved: Offset,
     /// `bio.bi_bdev`, or absent where the bio itself has the disk.
     pub bio_bdev: Offset,
     /// `block_device.bd_disk`, or `bio.bi_disk` up to 5.11.
@@ -326,6 +336,8 @@ pub struct Agreement {
     pub disk: u64,
     /// The request was made in the future, or too long ago.
     pub made: u64,
+    /// Who asks is not the task that the helpers tell.
+    pub asker: u64,
 }
 
 plain!(
@@ -360,7 +372,12 @@ impl Offsets {
         sector: Offset::ABSENT,
         request_bio: Offset::ABSENT,
         start_time_ns: Offset::ABSENT,
-        reserved: [Offset::ABSENT; 2],
+        task_comm: Offset::ABSENT,
+        task_pid: Offset::ABSENT,
+        task_tgid: Offset::ABSENT,
+        task_cgroups: Offset::ABSENT,
+        css_set_dfl_cgrp: Offset::ABSENT,
+        reserved: Offset::ABSENT,
         bio_bdev: Offset::ABSENT,
         bio_disk: Offset::ABSENT,
         fops: Offset::ABSENT,
@@ -501,7 +518,7 @@ pub const fn operation_of_letters(first: u8, second: u8) -> Operation {
     }
 }
 
-const _: () = assert!(size_of::<Offsets>() == 24 + 56 + 80 + OPERATIONS && size_of::<Flight>() == 72);
+const _: () = assert!(size_of::<Offsets>() == 24 + 64 + 80 + OPERATIONS && size_of::<Flight>() == 72);
 const _: () = assert!(size_of::<Totals>() == 8 * (4 * BUCKETS + 8) && size_of::<Slow>() == 88);
 
 #[cfg(test)]

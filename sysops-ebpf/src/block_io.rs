@@ -4,6 +4,8 @@
 #![no_std]
 #![no_main]
 
+#[path = "block_io/asker.rs"]
+mod asker;
 #[path = "block_io/bios.rs"]
 mod bios;
 #[path = "block_io/cgroups.rs"]

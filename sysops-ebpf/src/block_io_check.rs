@@ -4,6 +4,8 @@
 #![no_std]
 #![no_main]
 
+#[path = "block_io/asker.rs"]
+mod asker;
 #[path = "block_io/reach.rs"]
 mod reach;
 #[path = "block_io/shape.rs"]
@@ -17,6 +19,7 @@ use sysops_ebpf::clock_ns;
 use sysops_ebpf::counters::{Fate, count};
 use sysops_ebpf::memory::{add, offset};
 
+use crate::asker::{Asker, asker, told};
 use crate::reach::{Copied, Reach, Typed};
 use crate::shape::{disk_of_bio, disk_of_request, operation};
 
@@ -74,6 +77,7 @@ fn compare<R: Reach>(request: u64) -> Option<()> {
     let is_alone = R::member::<u64>(bio, &OFFSETS.bio_next)? == 0;
     let made_ns =
         if offset(&OFFSETS.start_time_ns).is_some() { R::member(request, &OFFSETS.start_time_ns)? } else { 0 };
+    let is_asker = !R::KNOWS_TYPES || is_same(&asker::<R>()?, &told()?);
     let agreement = AGREEMENT.get_ptr_mut(0)?;
     // SAFETY: all point into the map's one value.
     unsafe {
@@ -89,8 +93,21 @@ fn compare<R: Reach>(request: u64) -> Option<()> {
         add_if(disk != goes_to, &raw mut (*agreement).disk);
         // A time after now wraps and is too long, too.
         add_if(made_ns != 0 && clock_ns().wrapping_sub(made_ns) > LATENCY_NS_MAX, &raw mut (*agreement).made);
+        add_if(!is_asker, &raw mut (*agreement).asker);
     }
     Some(())
+}
+
+/// They are one task. Behind the NUL of a name the kernel may have anything.
+#[inline(always)]
+fn is_same(one: &Asker, other: &Asker) -> bool {
+    let mut ends = false;
+    let names = one.comm.iter().zip(&other.comm).all(|(byte, its)| {
+        let is_same = ends || byte == its;
+        ends |= *its == 0;
+        is_same
+    });
+    names && one.tid == other.tid && one.tgid == other.tgid && one.cgroup == other.cgroup
 }
 
 /// # Safety

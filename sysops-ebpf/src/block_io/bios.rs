@@ -36,7 +36,7 @@ pub fn queue<R: Reach>(bio: u64) {
     }
     let mut flight = Flight { sector, bytes, series, ..Flight::IDLE };
     // SAFETY: it is a variable of ours.
-    unsafe { ask(&raw mut flight) };
+    unsafe { ask::<R>(&raw mut flight) };
     flight.issue_ns = clock_ns();
     if BIOS.insert(bio, flight, u64::from(BPF_NOEXIST)).is_err() {
         overwrite(bio, &raw const flight);

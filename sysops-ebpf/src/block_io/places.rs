@@ -10,6 +10,7 @@ use sysops_ebpf::counters::{Fate, count};
 use sysops_ebpf::memory::{add, member};
 
 use crate::OFFSETS;
+use crate::reach::Copied;
 use crate::requests::ask;
 use crate::totals::{Of, finish, has_lacked_room, see, totals};
 
@@ -34,7 +35,7 @@ pub fn insert(base: u64) -> Option<()> {
     }
     let mut flight = Flight { insert_ns: clock_ns(), series, ..Flight::IDLE };
     // SAFETY: it is a variable of ours.
-    unsafe { ask(&raw mut flight) };
+    unsafe { ask::<Copied>(&raw mut flight) };
     // For what has no room now there may be some when it is issued.
     let _ = PLACES.insert(place, flight, 0);
     Some(())
@@ -56,7 +57,7 @@ pub fn issue(base: u64) -> Option<()> {
     flight.bytes = sectors.saturating_mul(SECTOR);
     if waited.is_none() && series.operation != Operation::Flush as u32 {
         // SAFETY: it is a variable of ours.
-        unsafe { ask(&raw mut flight) };
+        unsafe { ask::<Copied>(&raw mut flight) };
     }
     flight.issue_ns = clock_ns();
     if series.dev != 0 {

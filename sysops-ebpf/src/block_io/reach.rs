@@ -5,6 +5,9 @@ use sysops_ebpf::memory::{self, offset};
 
 /// Reads at addresses in the kernel.
 pub trait Reach {
+    /// The verifier knows types here.
+    const KNOWS_TYPES: bool;
+
     /// The value at `address`.
     fn read<T: Copy>(address: u64) -> Option<T>;
 
@@ -32,6 +35,8 @@ pub enum Typed {}
 pub enum Copied {}
 
 impl Reach for Typed {
+    const KNOWS_TYPES: bool = true;
+
     #[inline(always)]
     fn read<T: Copy>(address: u64) -> Option<T> {
         // SAFETY: the verifier has proved that the address is that of a member of this size.
@@ -40,6 +45,8 @@ impl Reach for Typed {
 }
 
 impl Reach for Copied {
+    const KNOWS_TYPES: bool = false;
+
     #[inline(always)]
     fn read<T: Copy>(address: u64) -> Option<T> {
         memory::read(address)

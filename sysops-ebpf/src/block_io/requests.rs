@@ -1,14 +1,14 @@
 //! Follows a request by its address from who asks for it through its queue to its driver and its completion. What came of it is left to `totals`.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::HashMap;
 use sysops_common::block_io::{Flight, Operation, Series, Totals};
 use sysops_ebpf::clock_ns;
 use sysops_ebpf::counters::{Fate, count};
-use sysops_ebpf::memory::{add, copy_current_comm};
+use sysops_ebpf::memory::add;
 
+use crate::asker::{Asker, asker};
 use crate::bios::complete_all;
 use crate::cgroups::charged;
 use crate::reach::Reach;
@@ -47,7 +47,7 @@ pub fn insert<R: Reach>(request: u64) {
             (*flight).insert_ns = clock_ns();
         }
         if (*flight).cgroup == 0 {
-            ask(flight);
+            ask::<R>(flight);
         }
     }
 }
@@ -75,7 +75,7 @@ pub fn issue<R: Reach>(request: u64) {
         (*flight).bytes = bytes;
         // What never waited is issued by who wants it. The kernel's own flush is issued by whom it meets.
         if (*flight).cgroup == 0 && (*flight).insert_ns == 0 && series.operation != Operation::Flush as u32 {
-            ask(flight);
+            ask::<R>(flight);
         }
         (*flight).issue_ns = clock_ns();
     }
@@ -314,19 +314,19 @@ fn forget(request: u64) {
     unsafe { lay_down(flight) };
 }
 
-/// Notes who asks: the running task and its cgroup.
+/// Notes who asks.
 ///
 /// # Safety
 /// `flight` points to a value of a map, or is the caller's own.
 #[inline(always)]
-pub unsafe fn ask(flight: *mut Flight) {
-    let id = bpf_get_current_pid_tgid();
-    // SAFETY: the caller's promise; the helper takes nothing.
+pub unsafe fn ask<R: Reach>(flight: *mut Flight) {
+    let Some(Asker { tgid, tid, cgroup, comm }) = asker::<R>() else { return };
+    // SAFETY: the caller's promise.
     unsafe {
-        (*flight).tgid = (id >> 32) as u32;
-        (*flight).cgroup = generated::bpf_get_current_cgroup_id();
-        let is_named = copy_current_comm(&mut (*flight).comm).is_some();
-        (*flight).tid = if is_named { id as u32 } else { 0 };
+        (*flight).tgid = tgid;
+        (*flight).tid = tid;
+        (*flight).cgroup = cgroup;
+        (*flight).comm = comm;
     }
 }
 

@@ -56,7 +56,7 @@ const NOT_READS: u64 = 16;
 const MOST: u64 = 4096;
 
 fn judge(agreement: &Agreement) -> Verdict {
-    let Agreement { compared, not_reads, alone, operation, sector, bytes, disk, made } = *agreement;
+    let Agreement { compared, not_reads, alone, operation, sector, bytes, disk, made, asker } = *agreement;
     if compared < ENOUGH {
         return Verdict::Open;
     }
@@ -74,6 +74,13 @@ fn judge(agreement: &Agreement) -> Verdict {
         (nearly_all(bytes, alone), bytes, alone, "are not as long as their bios", "request.__data_len, bio.bi_iter"),
         (nearly_all(disk, compared), disk, compared, "go not where their bios go", "request.q, bio.bi_bdev"),
         (nearly_all(made, compared), made, compared, "were made at no time that can be", "request.start_time_ns"),
+        (
+            nearly_all(asker, compared),
+            asker,
+            compared,
+            "are not of who asks for them",
+            "task_struct.pid, tgid, comm or cgroups, css_set.dfl_cgrp, cgroup.kn, kernfs_node.id",
+        ),
     ]
     .into_iter()
     .find(|&(is_so, ..)| is_so);
@@ -90,8 +97,17 @@ fn judge(agreement: &Agreement) -> Verdict {
 mod tests {
     use super::*;
 
-    const GOOD: Agreement =
-        Agreement { compared: 64, not_reads: 16, alone: 64, operation: 0, sector: 0, bytes: 0, disk: 0, made: 0 };
+    const GOOD: Agreement = Agreement {
+        compared: 64,
+        not_reads: 16,
+        alone: 64,
+        operation: 0,
+        sector: 0,
+        bytes: 0,
+        disk: 0,
+        made: 0,
+        asker: 0,
+    };
 
     fn reason(agreement: Agreement) -> String {
         match judge(&agreement) {
@@ -118,6 +134,7 @@ mod tests {
         assert!(reason(Agreement { alone: 20, bytes: 20, ..GOOD }).contains("20 of 20 requests are not as long"));
         assert!(reason(Agreement { disk: 64, ..GOOD }).contains("bio.bi_bdev"));
         assert!(reason(Agreement { made: 64, ..GOOD }).contains("start_time_ns"));
+        assert!(reason(Agreement { asker: 64, ..GOOD }).contains("task_struct.pid"));
         assert_eq!(judge(&Agreement { disk: 32, ..GOOD }), Verdict::Agreed, "each path of a multipath disk");
         assert_eq!(judge(&Agreement { alone: 2, bytes: 2, ..GOOD }), Verdict::Agreed, "two are not enough");
     }

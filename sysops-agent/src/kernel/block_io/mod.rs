@@ -294,6 +294,7 @@ impl BlockIo {
         let bios = types::bios(btf, &mut offsets);
         // Without it the tasks of the kernel are counted for the root.
         let _ = types::charges(btf, &mut offsets);
+        let _ = types::askers(btf, &mut offsets);
         let most = self.requests_max;
         let sizes = [("IN_FLIGHT", most), ("PASSING", most), ("BIOS", most), ("PLACES", 1)];
         let mut object = Object::load_sized("block_io", &offsets, &sizes)?;

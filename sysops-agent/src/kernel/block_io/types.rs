@@ -130,6 +130,28 @@ pub(super) fn charges(btf: &Btf, offsets: &mut Offsets) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// The same to tell who asks without a call for each fact; without it the programs call the helpers.
+///
+/// # Errors
+/// Names the first that is missing or not as expected; then nothing is set.
+pub(super) fn askers(btf: &Btf, offsets: &mut Offsets) -> Result<(), Refusal> {
+    // Since 5.11.
+    const HELPER: &str = "BPF_FUNC_get_current_task_btf";
+    btf.enumerator(HELPER).ok_or_else(|| layout::contradiction(format!("no {HELPER} in BTF")))?;
+    let comm_len = u32::try_from(sysops_common::task::COMM_LEN).unwrap_or(0);
+    *offsets = Offsets {
+        task_comm: layout::offset(btf, "task_struct", "comm", comm_len)?,
+        task_pid: layout::offset(btf, "task_struct", "pid", 4)?,
+        task_tgid: layout::offset(btf, "task_struct", "tgid", 4)?,
+        task_cgroups: layout::offset(btf, "task_struct", "cgroups", 8)?,
+        css_set_dfl_cgrp: layout::offset(btf, "css_set", "dfl_cgrp", 8)?,
+        cgroup_kn: layout::offset(btf, "cgroup", "kn", 8)?,
+        kn_id: layout::offset(btf, "kernfs_node", "id", 8)?,
+        ..*offsets
+    };
+    Ok(())
+}
+
 /// Which argument of the tracepoint points to a `structure`. By the prototype, never by the version: stable kernels have
 /// changed it.
 ///
