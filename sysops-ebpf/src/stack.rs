@@ -14,7 +14,7 @@ use sysops_common::stack::{
 
 use crate::clock_ns;
 use crate::counters::{Fate, count};
-use crate::memory::{follow, member, offset};
+use crate::memory::{follow, masked, member, offset};
 
 // Room for 240 stacks that are not known yet.
 #[map]
@@ -51,7 +51,19 @@ struct Scratch {
     silent: u32,
     reserved: u32,
     ips: [u64; FRAMES_MAX],
+    /// What [`word`] found.
+    word: u64,
+    /// Where the piece of the user program's stack begins that is in `window`: to copy all of it costs what one word does.
+    window_at: u64,
+    window: [u64; WINDOW],
 }
+
+/// Words of a piece, a power of two: some five frames.
+const WINDOW: usize = 64;
+/// Where a piece begins below the word that is wanted first: the registers that a function saves lie below the address to which it returns.
+const BELOW: u64 = 7 * 8;
+/// Where no piece is.
+const NO_WINDOW: u64 = u64::MAX;
 
 /// Where a user program stands.
 #[repr(C)]
@@ -109,6 +121,7 @@ fn begin(at: &'static StackOffsets) -> Option<u32> {
         (*scratch).frames = 0;
         (*scratch).first = 1;
         (*scratch).silent = silent;
+        (*scratch).window_at = NO_WINDOW;
     }
     Some(epoch)
 }
@@ -174,7 +187,7 @@ extern "C" fn walk(epoch: u32) -> u64 {
             complete = true;
             break;
         }
-        let Some(caller) = step(&rule, &place, address_bits) else { break };
+        let Some(caller) = step(&rule, &place, address_bits, scratch) else { break };
         frames = index as u32 + 1;
         // A stack that does not grow outwards, or ends in nothing.
         if caller.ip == 0 || caller.sp <= place.sp {
@@ -194,25 +207,52 @@ extern "C" fn walk(epoch: u32) -> u64 {
 }
 
 #[inline(always)]
-fn step(rule: &Rule, place: &Place, address_bits: u32) -> Option<Place> {
+fn step(rule: &Rule, place: &Place, address_bits: u32, scratch: *const Scratch) -> Option<Place> {
     let has = |bit: u32| rule.ways & bit != 0;
+    // SAFETY: this CPU's one value.
+    let read_stack = |address: u64| if word(address) == 0 { None } else { Some(unsafe { (*scratch).word }) };
     let plus = |register: u64, by: i32| register.wrapping_add(i64::from(by) as u64);
     let mut sp = plus(if has(way::SP_FROM_BP) { place.bp } else { place.sp }, rule.sp);
     if has(way::SP_IN_MEMORY) {
-        sp = read_user(sp)?;
+        sp = read_stack(sp)?;
     }
     let ip = if has(way::RA_IN_REGISTER) {
         place.lr
     } else {
-        read_user(plus(if has(way::RA_FROM_SP) { place.sp } else { sp }, rule.ra))?
+        read_stack(plus(if has(way::RA_FROM_SP) { place.sp } else { sp }, rule.ra))?
     };
     let bp = if has(way::BP_SAME) {
         place.bp
     } else {
         let from = if has(way::BP_FROM_SP) { place.sp } else { sp };
-        read_user(plus(if has(way::BP_FROM_BP) { place.bp } else { from }, rule.bp))?
+        read_stack(plus(if has(way::BP_FROM_BP) { place.bp } else { from }, rule.bp))?
     };
     Some(Place { ip: stack::place(ip, address_bits), sp, bp, lr: 0 })
+}
+
+/// Finds the word at `address` of the user program's stack, in the piece that was copied last or in a new one; 0 when it cannot be
+/// read. A function of its own like [`walk`].
+#[inline(never)]
+extern "C" fn word(address: u64) -> u64 {
+    let Some(scratch) = STACK_SCRATCH.get_ptr_mut(0) else { return 0 };
+    // SAFETY: all points into this CPU's one value, as the mask keeps the index within the piece; the helpers check addresses.
+    unsafe {
+        let mut distance = address.wrapping_sub((*scratch).window_at);
+        if distance >= (WINDOW * 8) as u64 || distance & 7 != 0 {
+            let begin = address.wrapping_sub(BELOW);
+            let piece = (&raw mut (*scratch).window).cast();
+            if generated::bpf_probe_read_user(piece, (WINDOW * 8) as u32, begin as *const _) != 0 {
+                // The piece goes beyond the end of the stack; the word may not.
+                (*scratch).window_at = NO_WINDOW;
+                let word = (&raw mut (*scratch).word).cast();
+                return u64::from(generated::bpf_probe_read_user(word, 8, address as *const _) == 0);
+            }
+            (*scratch).window_at = begin;
+            distance = BELOW;
+        }
+        (*scratch).word = (*scratch).window[masked(distance >> 3, WINDOW as u64 - 1) as usize];
+    }
+    1
 }
 
 /// The stack pointer of the running task's user program; 0 when it is not known.
