@@ -85,16 +85,23 @@ pub(super) fn signal_arguments(btf: &Btf) -> Result<(), Refusal> {
     }
 }
 
+/// Where the name of a task is.
+///
+/// # Errors
+/// When it is missing, or of another length than a program copies.
+pub(super) fn comm(btf: &Btf) -> Result<Offset, Refusal> {
+    offset(btf, "task_struct", "comm", u32::try_from(COMM_LEN).expect("it is sixteen"))
+}
+
 /// Where the members are that name a process.
 ///
 /// # Errors
 /// Names the first that is missing or not as expected.
 pub(super) fn task(btf: &Btf) -> Result<TaskOffsets, Refusal> {
-    let comm = u32::try_from(COMM_LEN).unwrap_or(0);
     let mut offsets = TaskOffsets {
         tgid: offset(btf, "task_struct", "tgid", 4)?,
         pid: offset(btf, "task_struct", "pid", 4)?,
-        comm: offset(btf, "task_struct", "comm", comm)?,
+        comm: comm(btf)?,
         start_boottime: offset_if_any(btf, "task_struct", "start_boottime", 8)?,
         real_cred: offset(btf, "task_struct", "real_cred", 8)?,
         cred_uid: offset(btf, "cred", "uid", 4)?,

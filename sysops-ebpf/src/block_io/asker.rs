@@ -33,7 +33,7 @@ pub fn told() -> Option<Asker> {
 /// The same as it stands in the task: `None` where the kernel does not give the task with its type (before 5.11), or that
 /// lacks a member.
 #[inline(always)]
-pub fn read() -> Option<Asker> {
+fn read() -> Option<Asker> {
     let comm = offset(&OFFSETS.task_comm)?;
     // SAFETY: the helper takes nothing and cannot fail.
     let task = unsafe { generated::bpf_get_current_task_btf() } as u64;

@@ -294,6 +294,7 @@ impl BlockIo {
         let bios = types::bios(btf, &mut offsets);
         // Without it the tasks of the kernel are counted for the root.
         let _ = types::charges(btf, &mut offsets);
+        // Without it the programs call helpers, which tell the same.
         let _ = types::askers(btf, &mut offsets);
         let most = self.requests_max;
         let sizes = [("IN_FLIGHT", most), ("PASSING", most), ("BIOS", most), ("PLACES", 1)];

@@ -138,9 +138,8 @@ pub(super) fn askers(btf: &Btf, offsets: &mut Offsets) -> Result<(), Refusal> {
     // Since 5.11.
     const HELPER: &str = "BPF_FUNC_get_current_task_btf";
     btf.enumerator(HELPER).ok_or_else(|| layout::contradiction(format!("no {HELPER} in BTF")))?;
-    let comm_len = u32::try_from(sysops_common::task::COMM_LEN).unwrap_or(0);
     *offsets = Offsets {
-        task_comm: layout::offset(btf, "task_struct", "comm", comm_len)?,
+        task_comm: layout::comm(btf)?,
         task_pid: layout::offset(btf, "task_struct", "pid", 4)?,
         task_tgid: layout::offset(btf, "task_struct", "tgid", 4)?,
         task_cgroups: layout::offset(btf, "task_struct", "cgroups", 8)?,

@@ -3,11 +3,10 @@
 
 use sysops_btf::Btf;
 use sysops_common::offset::Offset;
-use sysops_common::task::COMM_LEN;
 use sysops_common::tasks::{IO_MEMBERS, Offsets};
 
 use super::super::ladder::Refusal;
-use super::super::layout::{contradiction, element, offset, resident_pages};
+use super::super::layout::{comm, contradiction, element, offset, resident_pages};
 
 /// `RLIMIT_NOFILE` (include/uapi/asm-generic/resource.h), the same but on alpha, mips and sparc.
 const RLIMIT_NOFILE: u32 = 7;
@@ -23,11 +22,10 @@ const IO: [&str; IO_MEMBERS] =
 pub(super) fn offsets(btf: &Btf) -> Result<Offsets, Refusal> {
     let task = |path: &str, size: u32| offset(btf, "task_struct", path, size);
     let signal = |path: &str, size: u32| offset(btf, "signal_struct", path, size);
-    let comm = u32::try_from(COMM_LEN).unwrap_or(0);
     let mut offsets = Offsets {
         tgid: task("tgid", 4)?,
         pid: task("pid", 4)?,
-        comm: task("comm", comm)?,
+        comm: comm(btf)?,
         // `state`, a long, before 5.14.
         state: task("__state", 4).or_else(|_| task("state", 8))?,
         exit_state: task("exit_state", 4)?,
