@@ -247,6 +247,38 @@ fn this_process_is_in_the_table_on_iter() {
     assert!(own.cpu_ns > 0 && own.threads >= 1, "{own:?}");
 }
 
+/// Set in the process of this test that has the last ids of all.
+const LAST: &str = "SYSOPS_TEST_LAST_IDS";
+/// Where the kernel goes on to give ids.
+const NS_LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
+
+/// Ids begin anew at their end, so that threads can have lower ones than their process.
+#[test]
+#[ignore = "it sets where the kernel goes on to give process ids; run by vm-test"]
+fn a_process_whose_threads_have_lower_ids_is_told_whole() {
+    if !require(require::root().or_else(|| require::files(&[BTF, NS_LAST_PID]))) {
+        return;
+    }
+    if std::env::var(LAST).is_err() {
+        let max: u64 =
+            fs::read_to_string("/proc/sys/kernel/pid_max").expect("procfs").trim().parse().expect("a number");
+        fs::write(NS_LAST_PID, (max - 2).to_string()).expect("root may");
+        let name = "a_process_whose_threads_have_lower_ids_is_told_whole";
+        let mut test = Command::new(std::env::current_exe().expect("a test has a path"));
+        test.args(["--exact", name, "--ignored", "--nocapture"]).env(LAST, "1");
+        assert!(test.status().expect("it runs").success());
+        return;
+    }
+    let own = std::process::id();
+    let threads =
+        fs::read_dir("/proc/self/task").expect("procfs").filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    assert!(threads.filter_map(|id| id.parse().ok()).any(|id: u32| id < own), "no thread of {own} has a lower id");
+    let host = live();
+    let Some(_probe) = iterator(&host) else { return };
+    let row = read_if_whole(&mut TaskWalk::new(&host)).and_then(|table| table.rows.get(&own).copied());
+    assert!(row.is_some_and(|row| row.threads >= 2), "{row:?}");
+}
+
 /// Reads /proc, the table and /proc again until every process was the same in some turn, or has ended.
 fn compare(walk: &mut TaskWalk) -> Table {
     let mounts = Mounts::read();
@@ -398,6 +430,30 @@ fn the_table_is_whole_while_processes_and_threads_come_and_go() {
         assert!(used > 0);
     });
     assert_eq!(probe.standing().dropped, 0);
+}
+
+/// The self-check is of this process: its threads come and go at every look.
+#[test]
+fn a_busy_start_is_no_contradiction() {
+    let host = live();
+    if iterator(&host).is_none() {
+        return;
+    }
+    let end = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _ends = Ends(&end);
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !end.load(Ordering::Relaxed) {
+                    std::thread::spawn(|| burn(Duration::from_micros(50))).join().expect("it ends");
+                }
+            });
+        }
+        for _ in 0..20 {
+            let probe = OneProbe::start(&host, "tasks", "auto", Values::default());
+            assert_eq!(probe.standing().rung, Rung::Iter, "{:?}", probe.standing());
+        }
+    });
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The self-check of the table: a few processes are read from /proc before and after it, and each field must lie
 //! between. A field that does not is named, and /proc goes on being read.
 
+use std::time::Duration;
+
 use sysops_common::tasks::Process;
 
 use super::super::check::{contradiction, equal};
@@ -13,6 +15,9 @@ use crate::host::{Host, Processes};
 
 /// What moves between two looks at /proc is not held against it: one turn of these must be quiet.
 const TURNS: u32 = 16;
+
+/// Between two of them, times their number: all together take a tenth of a second.
+const WAIT: Duration = Duration::from_millis(1);
 
 /// A thread that looks so often at its own time sees that some has passed.
 const LOOKS: u32 = 1000;
@@ -65,7 +70,9 @@ fn hidden(host: &Host, table: &mut Table, read: &mut TaskTable) -> Result<Vec<u3
 
 fn check_process(host: &Host, table: &mut Table, name: &str, read: &mut TaskTable) -> Result<(), Refusal> {
     let mut last = Ok(());
-    for _ in 0..TURNS {
+    for turn in 0..TURNS {
+        // What holds another CPU up, as the host of a virtual machine may, is over in a moment.
+        std::thread::sleep(turn * WAIT);
         // hidepid, or a kernel without such a process.
         let Some(before) = Truth::read(host, name) else { return Ok(()) };
         if table.hidden.contains(&before.pid) {
@@ -77,6 +84,7 @@ fn check_process(host: &Host, table: &mut Table, name: &str, read: &mut TaskTabl
         let Some(after) = Truth::read(host, name) else { return Ok(()) };
         last = match (read.row(before.pid), &table.seen) {
             (Some(row), Some(raw)) => compare(row, raw, &before, &after),
+            (None, Some(raw)) => compare_threads(raw.threads, &before, &after).and(Err(torn(before.pid))),
             _ => Err(contradiction("pid", "nothing", before.pid)),
         };
         if last.is_ok() {
@@ -85,6 +93,14 @@ fn check_process(host: &Host, table: &mut Table, name: &str, read: &mut TaskTabl
     }
     table.watched = 0;
     last
+}
+
+/// Either `task_struct.pid` lies, so that threads are taken for processes, or the kernel does not show one of them.
+fn torn(pid: u32) -> Refusal {
+    Refusal::new(
+        format!("self-check: in {TURNS} readings the task iterator did not tell just the threads of process {pid}"),
+        "restart the agent; if it says so again, report it with /proc/version",
+    )
 }
 
 /// What /proc says of a process.
@@ -141,14 +157,19 @@ fn number_after(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
 }
 
+fn between(name: &str, read: u64, before: u64, after: u64) -> Result<(), Refusal> {
+    if (before.min(after)..=before.max(after)).contains(&read) {
+        Ok(())
+    } else {
+        Err(contradiction(name, read, before))
+    }
+}
+
+fn compare_threads(read: u32, before: &Truth, after: &Truth) -> Result<(), Refusal> {
+    between("signal.nr_threads", u64::from(read), before.threads, after.threads)
+}
+
 fn compare(row: &TaskRow, raw: &Process, before: &Truth, after: &Truth) -> Result<(), Refusal> {
-    let between = |name: &str, read: u64, before: u64, after: u64| {
-        if (before.min(after)..=before.max(after)).contains(&read) {
-            Ok(())
-        } else {
-            Err(contradiction(name, read, before))
-        }
-    };
     let name = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     if !before.comm.starts_with(row.comm()) || (!row.is_kernel && before.comm != row.comm()) {
         return Err(contradiction("comm", name(row.comm()), name(&before.comm)));
@@ -161,7 +182,7 @@ fn compare(row: &TaskRow, raw: &Process, before: &Truth, after: &Truth) -> Resul
     if let Some(uid) = before.uid {
         equal("real_cred.uid", u64::from(row.uid), uid)?;
     }
-    between("signal.nr_threads", u64::from(row.threads), before.threads, after.threads)?;
+    compare_threads(row.threads, before, after)?;
     between("mm.rss_stat", row.rss_pages, before.rss_pages, after.rss_pages)?;
     if let Some(limit) = before.files_limit {
         equal("signal.rlim", row.open_files_max, limit)?;

@@ -18,7 +18,7 @@ pub(super) struct Known {
 #[derive(Default)]
 pub(super) struct Records {
     count: u64,
-    /// Processes that have further threads, in the order of their ids.
+    /// Processes that have further threads, and those of which only threads were told yet, in the order of their ids.
     several: Vec<Several>,
     /// The one that the last thread belonged to: the next mostly does, too.
     last: usize,
@@ -26,14 +26,22 @@ pub(super) struct Records {
 
 /// A process whose threads are being added up.
 struct Several {
-    row: usize,
     tgid: u32,
-    missing: u32,
+    /// Further threads that were told.
+    told_threads: u32,
     ended_runtime: u64,
+    /// A thread ended between two of the records: it is in neither sum, or in both.
     is_torn: bool,
     times: Times,
-    told: Times,
     io: Io,
+    process: Option<Leader>,
+}
+
+/// What the record of the process itself says. It comes after those of threads whose ids the kernel has begun to give anew.
+struct Leader {
+    row: usize,
+    further_threads: u32,
+    told: Times,
 }
 
 impl Records {
@@ -55,37 +63,40 @@ impl Records {
         }
         let times = sum(read.own, read.ended);
         let told = Times { user: read.told_utime, system: read.told_stime, runtime: 0 };
-        if read.threads > 1 {
-            self.several.push(Several {
-                row: table.rows.len(),
-                tgid: read.tgid,
-                missing: read.threads - 1,
-                ended_runtime: read.ended.runtime,
-                is_torn: false,
-                times,
-                told,
-                io: read.io,
-            });
+        let process = Leader { row: table.rows.len(), further_threads: read.threads.saturating_sub(1), told };
+        match self.several.binary_search_by_key(&read.tgid, |several| several.tgid) {
+            Ok(place) => {
+                let several = &mut self.several[place];
+                several.add(times, &read.io, read.ended.runtime);
+                // Threads that are told as processes are no process.
+                several.is_torn |= several.process.is_some();
+                several.process = Some(process);
+            }
+            Err(_) if process.further_threads == 0 => {}
+            Err(place) => {
+                let process = Some(process);
+                self.several
+                    .insert(place, Several { process, ..Several::new(read.tgid, times, read.io, read.ended.runtime) });
+            }
         }
         table.rows.push(row(read, times, told, known));
         Ok(())
     }
 
-    /// Takes a further thread. One that comes before its process, as its id was given anew, is missing then.
+    /// Takes a further thread.
     pub(super) fn thread(&mut self, read: &Thread) {
         self.count += 1;
         if self.several.get(self.last).is_none_or(|several| several.tgid != read.tgid) {
-            let Ok(place) = self.several.binary_search_by_key(&read.tgid, |several| several.tgid) else { return };
-            self.last = place;
+            let place = self.several.binary_search_by_key(&read.tgid, |several| several.tgid);
+            self.last = place.unwrap_or_else(|place| {
+                let none = Several::new(read.tgid, Times::default(), Io::default(), read.ended_runtime);
+                self.several.insert(place, none);
+                place
+            });
         }
         let several = &mut self.several[self.last];
-        several.times = sum(several.times, read.own);
-        for (sum, own) in several.io.iter_mut().zip(read.io) {
-            *sum = sum.wrapping_add(own);
-        }
-        // A thread that ended after its process was read is in neither sum.
-        several.is_torn |= several.missing == 0 || several.ended_runtime != read.ended_runtime;
-        several.missing = several.missing.saturating_sub(1);
+        several.add(read.own, &read.io, read.ended_runtime);
+        several.told_threads += 1;
     }
 
     /// Takes a process that is for /proc to tell.
@@ -117,20 +128,36 @@ impl Records {
         }
         let mut is_torn = false;
         for several in &self.several {
-            let Some(row) = table.rows.get_mut(several.row) else { continue };
-            if several.missing > 0 || several.is_torn {
+            // One that ended meanwhile has threads alone.
+            let Some(process) = &several.process else { continue };
+            let Some(row) = table.rows.get_mut(process.row) else { continue };
+            if several.is_torn || several.told_threads != process.further_threads {
                 table.elsewhere.push(several.tgid);
                 row.pid = TORN;
                 is_torn = true;
                 continue;
             }
-            (row.cpu, row.cpu_ns) = cpu(several.times, several.told, known);
+            (row.cpu, row.cpu_ns) = cpu(several.times, process.told, known);
             row.io = known.io.then(|| io(several.io));
         }
         if is_torn {
             table.rows.retain(|row| row.pid != TORN);
         }
         Ok(())
+    }
+}
+
+impl Several {
+    fn new(tgid: u32, times: Times, io: Io, ended_runtime: u64) -> Self {
+        Self { tgid, told_threads: 0, ended_runtime, is_torn: false, times, io, process: None }
+    }
+
+    fn add(&mut self, times: Times, io: &Io, ended_runtime: u64) {
+        self.times = sum(self.times, times);
+        for (sum, more) in self.io.iter_mut().zip(io) {
+            *sum = sum.wrapping_add(*more);
+        }
+        self.is_torn |= self.ended_runtime != ended_runtime;
     }
 }
 
@@ -310,8 +337,32 @@ pub(super) mod tests {
             let pids: Vec<u32> = table.rows.iter().map(|row| row.pid).collect();
             assert_eq!((pids, table.elsewhere), (vec![8, 10], vec![9]), "{} threads", threads.len());
         }
-        // A thread whose process is not known ended with it, or came before it.
+        // A thread whose process is not known ended with it.
         assert_eq!(rows(&[process(9, 1)], &[thread(700)]).len(), 1);
+    }
+
+    #[test]
+    fn threads_with_ids_that_were_given_anew_come_before_their_process() {
+        let early = |threads: &[Thread], leader: Process| {
+            let (mut records, mut table) = (Records::default(), TaskTable::default());
+            records.start();
+            records.process(&process(7, 2), &KNOWN, &mut table).expect("there is room");
+            threads.iter().for_each(|read| records.thread(read));
+            records.thread(&thread(7));
+            records.process(&leader, &KNOWN, &mut table).expect("there is room");
+            records.thread(&thread(leader.tgid));
+            records.finish(Some(4 + threads.len() as u64), 0, &KNOWN, &mut table).expect("all told");
+            table
+        };
+        let table = early(&[thread(9), thread(9)], process(9, 4));
+        assert_eq!(table.rows[0].cpu, CpuTicks { user: 5, system: 3 });
+        assert_eq!(table.rows[1].cpu, CpuTicks { user: 9, system: 7 });
+        assert_eq!(table.rows[1].io.map(|io| (io.rchar, io.wchar)), Some((31, 32)));
+        let ended = Process { ended: times(1, 1, 2), ..process(9, 3) };
+        for (threads, leader) in [(&[thread(9)][..], process(9, 4)), (&[thread(9), thread(9)], ended)] {
+            let table = early(threads, leader);
+            assert_eq!((table.rows.len(), table.elsewhere), (1, vec![9]));
+        }
     }
 
     #[test]
