@@ -308,8 +308,6 @@ fn observing_with(rung: &str, pids: &[u32], seconds: u64, mut values: Values) ->
 
 fn report(host: &Host, kernel: &mut Kernel, pid: u32) -> LeakReport {
     let mut batch = Batch::default();
-    // Each takes what half a second allows, and others may have left more than that.
-    (0..20).for_each(|_| kernel.drain(host, &mut Vec::new()));
     kernel.collect(host, &mut batch);
     let reports = kernel.leaks(host);
     let mut report = reports.into_iter().find(|report| report.pid == pid).expect("it is followed");

@@ -11,6 +11,8 @@ pub(super) struct Lost {
     pub full: u64,
     /// They lead through a file that cannot be had. The same stack counts once.
     pub unread: u64,
+    /// Others may lead to one, but are not taken yet: they came faster.
+    pub is_behind: bool,
 }
 
 impl Lost {
@@ -18,7 +20,7 @@ impl Lost {
     /// processes, since the programs run.
     #[must_use]
     pub(super) fn why(self) -> String {
-        let reasons: Vec<String> = [
+        let mut reasons: Vec<String> = [
             (self.cut, "were cut off"),
             (self.gone, "of processes that had gone"),
             (self.full, "more than there is room for"),
@@ -28,6 +30,9 @@ impl Lost {
         .filter(|(count, _)| *count > 0)
         .map(|(count, why)| format!("{count} {why}"))
         .collect();
+        if self.is_behind {
+            reasons.insert(0, "some are still to be taken".to_owned());
+        }
         if reasons.is_empty() { String::new() } else { format!(" (of all captures {})", reasons.join(", ")) }
     }
 }

@@ -87,6 +87,11 @@ impl Stacks {
     }
 
     /// There are no stacks.
+    pub(super) fn drain_all(&mut self, _host: &Host) {
+        match self.0 {}
+    }
+
+    /// There are no stacks.
     #[must_use]
     pub(super) fn resolve(&self, _reference: u64) -> Option<StackId> {
         match self.0 {}

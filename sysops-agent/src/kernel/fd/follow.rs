@@ -355,13 +355,12 @@ impl Followed {
     /// Adds what each process holds, by stack. All descriptors are held against what they were when they were taken.
     pub(super) fn report(&mut self, around: &mut Around<'_>, stackless: Option<&Refusal>, out: &mut Vec<LeakReport>) {
         let Around { host, rung, descriptors, counter, targets } = around;
-        self.stacks.drain(host);
+        self.stacks.drain_all(host);
         let now = host.clock.now().monotonic;
         // What the kernel does not count, before 5.12, is not spoken of.
         let skipped = self.armed.runs().skipped.unwrap_or(0);
         self.fill_remembered();
         for one in &mut self.processes {
-            let Some(target) = targets.iter().find(|target| target.pid == one.pid) else { continue };
             let mut look =
                 Look { descriptors, held: &mut self.armed.held, stacks: &self.stacks, listed: &mut self.listed };
             one.open.look_at_all(&mut look, now, REPORT_MAX);
@@ -369,6 +368,13 @@ impl Followed {
             for key in self.remembered.iter().filter(|key| is_part && key.tgid == one.pid) {
                 one.open.see(&mut look, key.fd, true);
             }
+        }
+        self.remembered.clear();
+        // They went on meanwhile.
+        self.stacks.drain(host);
+        for one in &mut self.processes {
+            let Some(target) = targets.iter().find(|target| target.pid == one.pid) else { continue };
+            one.open.resolve(&self.stacks);
             one.groups.update(now, self.measures.window, one.open.known());
             // Without the number of all there is no coverage, and so no report: the process has mostly ended.
             if !one.count(counter, descriptors) {
@@ -378,7 +384,6 @@ impl Followed {
             let about = About { now, rung: *rung, stackless, skipped, full };
             out.push(report_of(one, &target.comm, &self.stacks, &about));
         }
-        self.remembered.clear();
     }
 }
 
@@ -479,6 +484,11 @@ mod tests {
         let said = of(Tally { stackless: 1, ..Tally::default() }, Some(&no_types), 3);
         assert_eq!(said, "1 without a stack (no BTF)");
         assert_eq!(of(Tally { attributed: 1, ..Tally::default() }, None, 3), "");
+        let behind = Lost { is_behind: true, cut: 2, ..Lost::default() };
+        assert_eq!(
+            unattributed(Tally { stackless: 6, ..Tally::default() }, 6, 0, 0, None, behind),
+            "6 without a stack that could be unwound (of all captures some are still to be taken, 2 were cut off)"
+        );
         assert_eq!(
             of(Tally { unseen: 1, ..Tally::default() }, None, 3),
             "1 came by a way that this rung does not see, or while the kernel passed over the programs (3 times in all)"

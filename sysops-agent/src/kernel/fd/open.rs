@@ -89,6 +89,13 @@ impl Known {
         (!self.taken.is_zero()).then_some(self.taken)
     }
 
+    /// Its stack may have been unwound by now.
+    fn resolve(&mut self, stacks: &Stacks) {
+        if self.owner == Owner::Stackless && self.reference != 0 {
+            self.owner = stacks.resolve(self.reference).map_or(Owner::Stackless, Owner::Stack);
+        }
+    }
+
     /// The reference to its stack that is still needed.
     #[must_use]
     pub(super) fn reference(&self) -> Option<u64> {
@@ -163,6 +170,11 @@ impl Open {
         self.cursor = 0;
     }
 
+    /// Attributes those of which the stack was not known yet when they were looked at.
+    pub(super) fn resolve(&mut self, stacks: &Stacks) {
+        self.known.values_mut().for_each(|known| known.resolve(stacks));
+    }
+
     /// Forgets descriptors between `from` and `end` that are not open any more.
     fn drop_closed(&mut self, look: &mut Look<'_>, from: u32, end: u32, listed: &[u32]) {
         let pid = self.pid;
@@ -191,10 +203,7 @@ impl Open {
         match self.known.get_mut(&fd) {
             // Nothing has changed.
             Some(known) if known.taken == taken => {
-                if known.owner == Owner::Stackless && known.reference != 0 {
-                    // The stack may have been unwound by now.
-                    known.owner = look.stacks.resolve(known.reference).map_or(Owner::Stackless, Owner::Stack);
-                }
+                known.resolve(look.stacks);
                 let is_attributed = matches!(known.owner, Owner::Stack(_));
                 if !is_attributed || (known.link.has_path() && !thorough) {
                     return;

@@ -41,6 +41,8 @@ const PROCESSES_MAX: usize = 512;
 /// Records that are taken at once, and for how long: a process can make them faster than they are taken.
 const RECORDS_MAX: usize = 1000;
 const DRAIN_MAX: Duration = Duration::from_millis(500);
+/// For how long they are taken for a report.
+const DRAIN_ALL_MAX: Duration = Duration::from_secs(5);
 /// How often between two refreshes a process is looked at for code that is not known: each look reads all its mappings.
 const LOOKS_MAX: u32 = 4;
 /// Bits of a return address, as [`offsets`] has them.
@@ -131,7 +133,10 @@ impl Stacks {
         let now = || host.clock.now().monotonic;
         let end = now() + DRAIN_MAX;
         for _ in 0..RECORDS_MAX {
-            let Some(record) = self.ring.next(Record::read) else { return };
+            let Some(record) = self.ring.next(Record::read) else {
+                self.lost.is_behind = false;
+                return;
+            };
             match record {
                 Some(Record::Copied(copied)) => self.follow(host, &copied),
                 Some(Record::Walk(walk)) => {
@@ -140,8 +145,18 @@ impl Stacks {
                 None => {}
             }
             if now() >= end {
-                return;
+                break;
             }
+        }
+        self.lost.is_behind = true;
+    }
+
+    /// Takes all that are not known yet, but for no longer than somebody waits for an answer: they may come faster.
+    pub(super) fn drain_all(&mut self, host: &Host) {
+        let end = host.clock.now().monotonic + DRAIN_ALL_MAX;
+        self.drain(host);
+        while self.lost.is_behind && host.clock.now().monotonic < end {
+            self.drain(host);
         }
     }
 
