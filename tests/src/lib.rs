@@ -22,6 +22,7 @@ pub mod leak_corpus;
 pub mod log;
 pub mod loop_device;
 pub mod mail_reader;
+pub mod managed_oom;
 pub mod measured;
 pub mod memory_cgroup;
 pub mod multipath;

@@ -33,6 +33,7 @@ const SERVERS: &[(&str, &str)] = &[
     ("saslpasswd2", "sasl2-bin"),
     ("rsyslogd", "rsyslog"),
     ("earlyoom", "earlyoom"),
+    ("systemd-oomd", "systemd-oomd"),
 ];
 
 /// Libraries and plug-ins of these servers, below `usr/lib`; what stands before `-linux-gnu` is the machine's.
@@ -119,8 +120,8 @@ fn tools() -> PathBuf {
     workspace::root().join("target/tools")
 }
 
-fn tool_dirs() -> [PathBuf; 2] {
-    [tools().join("usr/bin"), tools().join("usr/sbin")]
+fn tool_dirs() -> [PathBuf; 4] {
+    ["usr/bin", "usr/sbin", "lib/systemd", "usr/lib/systemd"].map(|dir| tools().join(dir))
 }
 
 /// PATH as the tests get it: with the unpacked servers, and with root's folders, which a user's PATH lacks.

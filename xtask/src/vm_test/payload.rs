@@ -47,7 +47,7 @@ impl Payload {
         // Names and rungs of the probes are the agent's own words, so it is there first.
         let agent = agent(dev)?;
         let probes = probes(&agent)?;
-        let (suites, asked) = suites::find(&probes, choice.only)?;
+        let (suites, mut asked) = suites::find(&probes, choice.only)?;
         let tests = program::step("tests for the guests", || built(&suites))?;
         let is_whole = choice.only.is_none();
         let mut payload = Self { files: Vec::new(), tests: Vec::new(), probes, is_whole };
@@ -56,9 +56,12 @@ impl Payload {
             if !suite.asked_for.is_empty() {
                 payload.files.extend(made_by(&file)?);
             }
-            for name in names(&suite, &file, choice)? {
-                payload.tests.push((suite.name.clone(), name));
+            let names = names(&suite, &file, choice)?;
+            if names.is_empty() && suite.asked_for.is_empty() {
+                continue;
             }
+            payload.tests.extend(names.into_iter().map(|name| (suite.name.clone(), name)));
+            asked.extend(suite.programs);
             wanted.push((file, format!("{TESTS}/{}", suite.name)));
         }
         if let Some(words) = choice.only.filter(|_| payload.tests.is_empty()) {

@@ -33,9 +33,11 @@ pub(crate) struct Suite {
     pub(crate) asked_for: Vec<String>,
     /// All others of it run too.
     pub(crate) whole: bool,
+    /// Programs that its tests ask for.
+    pub(crate) programs: Vec<String>,
 }
 
-/// The suites that belong into guests, and the programs that tests ask for.
+/// The suites that belong into guests, and the programs that what they share asks for.
 ///
 /// # Errors
 /// When the sources cannot be read.
@@ -50,8 +52,7 @@ pub(crate) fn find(probes: &[(String, Vec<String>)], only: Option<&str>) -> Resu
         asked_for.retain(|test| only.is_some_and(|only| is_meant(only, &name, test)));
         let whole = name == OF_ALL || probe_of(&name, probes).is_some();
         if whole || !only_here.is_empty() || !asked_for.is_empty() {
-            tools.extend(programs(&text));
-            suites.push(Suite { name, only_here, long, asked_for, whole });
+            suites.push(Suite { name, only_here, long, asked_for, whole, programs: programs(&text) });
         }
     }
     for (_, text) in sources(&tests.join("src"))? {
