@@ -49,14 +49,30 @@ struct Scratch {
     first: u32,
     /// 1 when what cannot be walked is not handed over.
     silent: u32,
-    reserved: u32,
+    /// 1 while a program is at it: where the kernel preempts programs, another may come in between.
+    busy: u32,
     ips: [u64; FRAMES_MAX],
     /// What [`word`] found.
     word: u64,
     /// Where the piece of the user program's stack begins that is in `window`: to copy all of it costs what one word does.
     window_at: u64,
     window: [u64; WINDOW],
+    /// Rules that this CPU has looked up, each where the key leads: most stacks lead through the same few places. They stay right: a rule
+    /// does not change, and no epoch comes twice.
+    rules: [Known; KNOWN],
 }
+
+/// A rule with what it is for.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Known {
+    key: RuleKey,
+    rule: Rule,
+}
+
+/// As many as there are rules at hand, a power of two.
+const KNOWN: usize = 1 << KNOWN_BITS;
+const KNOWN_BITS: u32 = 7;
 
 /// Words of a piece, a power of two: some five frames.
 const WINDOW: usize = 64;
@@ -78,7 +94,20 @@ struct Place {
 /// A reference to the stack of the running task's user program; 0 when it has none, or none that can be told.
 #[inline(always)]
 pub fn capture(at: &'static StackOffsets) -> u64 {
-    let Some(epoch) = begin(at) else { return 0 };
+    let Some(scratch) = STACK_SCRATCH.get_ptr_mut(0) else { return 0 };
+    // SAFETY: this CPU's one value; only what runs on this CPU writes this member.
+    if unsafe { core::mem::replace(&mut (*scratch).busy, 1) } != 0 {
+        return 0;
+    }
+    let reference = capture_alone(at, scratch);
+    // SAFETY: as above.
+    unsafe { (*scratch).busy = 0 };
+    reference
+}
+
+#[inline(always)]
+fn capture_alone(at: &'static StackOffsets, scratch: *mut Scratch) -> u64 {
+    let Some(epoch) = begin(at, scratch) else { return 0 };
     let reference = if epoch == 0 { 0 } else { walk(epoch) };
     if reference != 0 {
         // SAFETY: the value is not read.
@@ -92,7 +121,7 @@ pub fn capture(at: &'static StackOffsets) -> u64 {
 /// Finds where the program stands, and by whose rules it is walked; 0 when there are none. Kernel threads and workers of
 /// io_uring have no program to tell of; 32-bit programs are not unwound.
 #[inline(always)]
-fn begin(at: &'static StackOffsets) -> Option<u32> {
+fn begin(at: &'static StackOffsets, scratch: *mut Scratch) -> Option<u32> {
     // SAFETY: the helper takes nothing and cannot fail.
     let task = unsafe { bpf_get_current_task() };
     let tgid_tid = bpf_get_current_pid_tgid();
@@ -110,7 +139,6 @@ fn begin(at: &'static StackOffsets) -> Option<u32> {
         Some(process) if process.identity == identity => (process.epoch, process.silent),
         _ => (0, 0),
     };
-    let scratch = STACK_SCRATCH.get_ptr_mut(0)?;
     // SAFETY: this CPU's one value; the read as the loader writes the value after compilation.
     unsafe {
         (*scratch).tgid_tid = tgid_tid;
@@ -169,10 +197,12 @@ extern "C" fn walk(epoch: u32) -> u64 {
     let mut frames = 0;
     let mut complete = false;
     for index in 0..FRAMES_MAX {
-        let key = RuleKey { epoch, first, ip: place.ip };
-        // SAFETY: the agent does not change a rule.
-        let Some(rule) = (unsafe { STACK_RULES.get(key) }) else { break };
-        let rule = *rule;
+        let known = rule(epoch, first, place.ip);
+        if known == 0 {
+            break;
+        }
+        // SAFETY: the mask keeps the index within the map's one value.
+        let rule = unsafe { (*scratch).rules[masked(known - 1, KNOWN as u64 - 1) as usize].rule };
         if rule.ways & way::NOWHERE != 0 {
             complete = true;
             break;
@@ -204,6 +234,24 @@ extern "C" fn walk(epoch: u32) -> u64 {
         (*scratch).first = first;
     }
     if complete { hash.reference() } else { 0 }
+}
+
+/// Finds the rule of a place; gives the number behind its index among those at hand, 0 when there is none. A function of its own like
+/// [`walk`].
+#[inline(never)]
+extern "C" fn rule(epoch: u32, first: u32, ip: u64) -> u64 {
+    let Some(scratch) = STACK_SCRATCH.get_ptr_mut(0) else { return 0 };
+    let key = RuleKey { epoch, first, ip };
+    // Fibonacci hashing: the upper bits of the product depend on all of the factor's.
+    let index = (ip ^ u64::from(first)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - KNOWN_BITS);
+    // SAFETY: the mask keeps the index within the map's one value.
+    let known = unsafe { &mut (*scratch).rules[masked(index, KNOWN as u64 - 1) as usize] };
+    if known.key != key {
+        // SAFETY: the agent does not change a rule.
+        let Some(rule) = (unsafe { STACK_RULES.get(key) }) else { return 0 };
+        *known = Known { key, rule: *rule };
+    }
+    index + 1
 }
 
 #[inline(always)]
