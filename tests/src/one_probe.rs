@@ -84,7 +84,7 @@ impl OneProbe {
     /// When there are some and the kernel is older than 7.0: it lets every program come to an end.
     #[must_use]
     pub fn passed_over(&self) -> u64 {
-        let runs = self.number("kernel_probe_dropped_total", &[self.name, "recursion"]).unwrap_or_default();
+        let runs = passed_over(&self.batch, self.name);
         let preempts = os::kernel_version().is_some_and(|version| version >= (7, 0));
         assert!(runs == 0 || preempts, "{runs} runs passed over: {:?}", self.standing());
         runs
@@ -103,6 +103,17 @@ impl OneProbe {
         let key: String = labels.iter().flat_map(|label| [label, "\0"]).collect();
         let mut found = self.batch.iter().filter(|(entry, labels)| entry.metric.name == metric && **labels == *key);
         found.next().map(|(entry, _)| entry.reading)
+    }
+}
+
+/// Runs of the programs of `probe` that the kernel passed over, as `batch` has them. What found no room was run, and is not among them.
+#[must_use]
+pub fn passed_over(batch: &Batch, probe: &str) -> u64 {
+    let key = format!("{probe}\0recursion\0");
+    let mut readings = batch.iter().filter(|(entry, _)| entry.metric.name == "kernel_probe_dropped_total");
+    match readings.find(|(_, labels)| **labels == *key).map(|(entry, _)| entry.reading) {
+        Some(Reading::Counter(runs)) => runs as u64,
+        _ => 0,
     }
 }
 
