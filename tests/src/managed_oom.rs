@@ -11,8 +11,7 @@ use serde_json::json;
 
 use crate::require;
 
-/// Where systemd-oomd asks the manager of the system (`VARLINK_ADDR_PATH_MANAGED_OOM_SYSTEM`, src/shared/varlink-io.systemd.ManagedOOM.h
-/// and before that src/basic/constants.h).
+/// Where systemd-oomd asks the manager of the system (`VARLINK_PATH_MANAGED_OOM_SYSTEM` in its src/oom/oomd-manager.c).
 const MANAGER: &str = "/run/systemd/io.system.ManagedOOM";
 /// Its own folder, in which it listens to those of users.
 const OWN: &str = "/run/systemd/oom";
@@ -67,7 +66,7 @@ impl Drop for ManagedOom {
 }
 
 /// Answers `SubscribeManagedOOMCGroups` (varlink.org: JSON that ends with a zero byte), and leaves the subscription open until the
-/// other side ends it.
+/// other side ends it. What a reply may say is in `process_managed_oom_message` of the same file.
 fn answer(asks: UnixStream, path: &str) {
     let mut asks = BufReader::new(asks);
     let mut call = Vec::new();
