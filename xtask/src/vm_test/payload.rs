@@ -69,9 +69,10 @@ impl Payload {
         }
         test::get_tools();
         for tool in TOOLS.iter().copied().chain(asked.iter().map(String::as_str)).collect::<BTreeSet<_>>() {
-            match test::server(tool) {
-                Some(file) => wanted.push((file, format!("/usr/bin/{tool}"))),
-                None => program::say(format!("{tool}: not on this machine; tests that need it will not run")),
+            let found = test::server(tool).context("not on this machine");
+            match found.and_then(|file| libraries(&file).map(|_| file)) {
+                Ok(file) => wanted.push((file, format!("/usr/bin/{tool}"))),
+                Err(error) => program::say(format!("{tool}: {error:#}; tests that need it will not run")),
             }
         }
         let wanted: Vec<(&Path, &str)> = wanted.iter().map(|(file, path)| (file.as_path(), path.as_str())).collect();
