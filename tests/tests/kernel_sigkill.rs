@@ -34,7 +34,7 @@ fn kills_from_outside_are_seen_on_tracepoint() {
     }
 }
 
-/// What kills a cgroup at once is a write to its cgroup.kill (since 5.14), as systemd-oomd does it.
+/// What kills a cgroup at once is a write to its cgroup.kill (since 5.14).
 #[test]
 fn a_cgroup_that_is_killed_is_an_event_for_each_of_its_processes() {
     let missing = || require::programs(&["sh"]);
